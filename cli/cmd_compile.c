@@ -1,0 +1,99 @@
+/* moec compile MODEL -o NAME.plan: model description in, plan out. */
+#include "cli/commands.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/driver.h"
+#include "base/str.h"
+
+static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
+    moe_driver_defaults(d);
+    d->model = o->positionals[0];
+    d->target = moe_opt(o, OPT_TARGET);
+    d->tokenizer = moe_opt(o, OPT_TOKENIZER);
+    d->want_text = strcmp(moe_opt(o, OPT_EMIT), "llvm") == 0;
+    d->quiet = moe_opt_b(o, OPT_QUIET);
+    MoeFrontendOptions *f = &d->frontend;
+    f->batch = moe_opt_i(o, OPT_BATCH);
+    f->seq = moe_opt_i(o, OPT_SEQ);
+    if (moe_opt_i(o, OPT_VIRTUAL_SHARDS) > 1 << 20 || moe_opt_i(o, OPT_MICRO_BATCHES) > 1 << 20)
+        return moe_error(MOE_E_MISUSE, "--virtual-shards and --micro-batches: too large");
+    f->virtual_shards = (int)moe_opt_i(o, OPT_VIRTUAL_SHARDS);
+    f->micro_batches = (int)moe_opt_i(o, OPT_MICRO_BATCHES);
+    const char *dtype = moe_opt(o, OPT_DTYPE), *aux = moe_opt(o, OPT_AUX_LOSS);
+    f->mixed_from_config = strcmp(dtype, "config") == 0;
+    f->mixed_bf16 = strcmp(dtype, "bf16") == 0;
+    f->aux = strcmp(aux, "on") == 0 ? MOE_AUX_ON : strcmp(aux, "off") == 0 ? MOE_AUX_OFF : MOE_AUX_FROM_CONFIG;
+    d->pass.recompute = moe_recompute_from_name(moe_opt(o, OPT_RECOMPUTE));
+    d->pass.memory_limit = moe_opt_i(o, OPT_MEMORY_LIMIT);
+    MoePipelineOptions *p = &d->pipeline;
+    p->print_after = *moe_opt(o, OPT_PRINT_AFTER) ? moe_opt(o, OPT_PRINT_AFTER) : NULL;
+    p->stop_after = *moe_opt(o, OPT_STOP_AFTER) ? moe_opt(o, OPT_STOP_AFTER) : NULL;
+    p->verify_each = moe_opt_b(o, OPT_VERIFY_EACH);
+    p->eval_each = moe_opt_b(o, OPT_EVAL_EACH);
+    p->time_passes = moe_opt_b(o, OPT_TIME_PASSES);
+    return NULL;
+}
+
+static double n_params(const MoeCompiled *c, double *out_active) {
+    double n = 0, active = 0;
+    const MoeGraph *g = moe_module_find(c->module, "train");
+    for (size_t i = 0; g && i < g->n_ops; i++)
+        if (g->ops[i]->opcode == MOE_OP_PARAM) {
+            const MoeType *t = &g->ops[i]->results[0]->type;
+            double k = (double)moe_type_elements(t);
+            n += k;
+            active += moe_attr_i_or(g->ops[i], "stacked", 0) ? k / (double)t->dims[0].size * c->info.experts_per_token : k;
+        }
+    *out_active = active;
+    return n;
+}
+
+static void summary(const MoeCompiled *c, const char *path) {
+    char params[32], slab[32], bound[32];
+    double active, n = n_params(c, &active);
+    const MoePassOptions *o = &c->cx.options;
+    printf("%s: %.2f M parameters (%.2f M active a token), batch %lld x %lld tokens, %s\n", path, n / 1e6, active / 1e6, (long long)o->batch,
+           (long long)o->seq, o->mixed_bf16 ? "bf16 mixed precision" : "f32");
+    moe_format_bytes(n * 12, params);
+    for (size_t i = 0; i < c->module->n_graphs; i++) {
+        const MoeProgram *p = &c->cx.programs[i];
+        if (strcmp(p->graph->name, "train") != 0)
+            continue;
+        moe_format_bytes((double)p->memory.slab_bytes, slab);
+        moe_format_bytes((double)p->memory.lower_bound, bound);
+        double seconds = 0;
+        for (size_t s = 0; s < p->n_steps; s++)
+            seconds += p->steps[s].seconds * (p->steps[s].phase <= MOE_PHASE_BACKWARD ? o->micro_batches : 1);
+        printf("  memory: %s of parameters and optimiser state + %s of activations and gradients (lower bound %s, ratio %.3f)\n", params, slab,
+               bound, p->memory.lower_bound ? (double)p->memory.slab_bytes / (double)p->memory.lower_bound : 1.0);
+        printf("  predicted: %.3g s a step, %.0f tokens/s\n", seconds, (double)(o->batch * o->seq) / seconds);
+    }
+    printf("  target %s, compiled in %.2f s; 'moec explain %s' says more\n", c->target->name, c->seconds, path);
+}
+
+MoeStatus moe_cmd_compile(const MoeOptions *o) {
+    MOE_TRY(moe_options_expect(o, 1));
+    const char *out = moe_opt(o, OPT_OUTPUT);
+    MoeDriverOptions d;
+    MOE_TRY(options_of(o, &d));
+    if (!*out && !d.pipeline.stop_after)
+        return moe_error(MOE_E_MISUSE, "moec compile: -o NAME.plan says where the plan goes");
+    MoeStr line = {0};
+    moe_str_printf(&line, "moec compile %s", o->positionals[0]);
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (moe_opt_given(o, (MoeOption)i) && strncmp(o->source[i], "--", 2) == 0)
+            moe_str_printf(&line, " %s=%s", o->source[i], o->values[i]);
+    d.compile_line = moe_str_c(&line);
+    MoeCompiled c;
+    MoeStatus st = moe_driver_compile(&d, &c);
+    if (!st && !d.pipeline.stop_after) {
+        st = moe_plan_write(&c.cx, &c.info, out);
+        if (!st && !d.quiet)
+            summary(&c, out);
+    }
+    moe_driver_free(&c);
+    moe_str_free(&line);
+    return st;
+}

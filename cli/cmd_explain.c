@@ -1,0 +1,306 @@
+/* moec explain PLAN: where the time and memory of a plan are predicted to go, op by op; with --against RUN beside what a run of it and a
+ * profiled step on this machine measured. */
+#include "cli/commands.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/io.h"
+#include "base/pool.h"
+#include "base/rng.h"
+#include "cli/driver.h"
+#include "runtime/exec.h"
+#include "runtime/init.h"
+
+/* Steps of one name and phase, added up over layers (name without its layer number). */
+typedef struct {
+    char name[96], kind[24];
+    MoePlanPhase phase;
+    int n;
+    double flops, bytes, predicted, measured;
+} Line;
+
+typedef struct {
+    const MoePlan *plan;
+    const MoePlanProgram *program;
+    Line *lines;
+    size_t n_lines;
+    double predicted, measured; /* seconds of a whole step (all micro-batches) */
+    bool has_measured;
+    double log_seconds, log_memory; /* from the run's log: median step, last memory; NAN = none */
+    double *profile;
+} Report;
+
+static const char *const phase_names[] = {"forward", "backward", "reduce", "update"};
+
+/* "layers.3.q_proj" -> "layers.*.q_proj" */
+static void without_layer(const char *name, char *out, size_t n) {
+    const char *p = strstr(name, "layers.");
+    if (!p) {
+        snprintf(out, n, "%s", name);
+        return;
+    }
+    const char *rest = p + 7 + strspn(p + 7, "0123456789");
+    snprintf(out, n, "%.*slayers.*%s", (int)(p - name), name, rest);
+}
+
+static void collect(Report *r) {
+    const MoePlanProgram *p = r->program;
+    r->lines = calloc(p->n_steps ? p->n_steps : 1, sizeof *r->lines);
+    for (size_t i = 0; i < p->n_steps; i++) {
+        const MoePlanStep *s = &p->steps[i];
+        char name[96];
+        without_layer(s->name, name, sizeof name);
+        Line *line = NULL;
+        for (size_t k = 0; k < r->n_lines && !line; k++)
+            if (r->lines[k].phase == s->phase && strcmp(r->lines[k].name, name) == 0 && strcmp(r->lines[k].kind, s->kind) == 0)
+                line = &r->lines[k];
+        if (!line) {
+            line = &r->lines[r->n_lines++];
+            snprintf(line->name, sizeof line->name, "%s", name);
+            snprintf(line->kind, sizeof line->kind, "%s", s->kind);
+            line->phase = s->phase;
+        }
+        double times = s->phase <= MOE_PHASE_BWD ? r->plan->micro_batches : 1;
+        line->n++;
+        line->flops += times * s->flops;
+        line->bytes += times * s->bytes;
+        line->predicted += times * s->seconds;
+        line->measured += r->profile ? times * r->profile[i] : 0;
+        r->predicted += times * s->seconds;
+        r->measured += r->profile ? times * r->profile[i] : 0;
+    }
+}
+
+/* The steps of the program on random tokens, profiled: the best of three for each launch. */
+static MoeStatus measure(Report *r, int threads, const char *program) {
+    MoeExec *x = NULL;
+    const MoePlan *plan = r->plan;
+    int64_t seqs = strcmp(program, "logits") == 0 ? 1 : plan->batch, n = seqs * plan->seq;
+    int32_t *ids = malloc(sizeof *ids * (size_t)(n + 1));
+    MoeStatus st = NULL;
+    MOE_TRY_GOTO(st, moe_exec_create(plan, threads, &x), done);
+    MOE_TRY_GOTO(st, moe_init_params(plan, x, 1), done);
+    for (int64_t i = 0; i <= n; i++)
+        ids[i] = (int32_t)moe_rng_below(1, 2, (uint64_t)i, (uint64_t)plan->vocab_size);
+    moe_exec_profile(x, true);
+    MoeBatch b = {ids, ids + 1, seqs};
+    MoeHyper h = {1e-4, 0.9, 0.95, 1e-8, 0.1, 1.0, 1};
+    for (int turn = 0; turn < 3; turn++) {
+        MoeStepResult result;
+        double nll;
+        int64_t tokens;
+        const float *logits;
+        h.step = turn + 1;
+        if (strcmp(program, "train") == 0)
+            st = moe_exec_train_step(x, &b, &h, &result);
+        else
+            st = strcmp(program, "eval") == 0 ? moe_exec_eval(x, &b, &nll, &tokens) : moe_exec_logits(x, &b, &logits);
+        if (st)
+            goto done;
+        const double *seconds = moe_exec_profile_seconds(x, program);
+        if (!seconds)
+            continue;
+        if (!r->profile) {
+            r->profile = malloc(sizeof(double) * (r->program->n_steps + 1));
+            for (size_t i = 0; i < r->program->n_steps; i++)
+                r->profile[i] = INFINITY;
+        }
+        for (size_t i = 0; i < r->program->n_steps; i++)
+            r->profile[i] = fmin(r->profile[i], seconds[i]);
+    }
+    r->has_measured = r->profile != NULL;
+done:
+    free(ids);
+    if (x)
+        moe_exec_destroy(x);
+    return st;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static MoeStatus read_log(Report *r, const char *run) {
+    char *path = moe_path_join(run, "log.jsonl"), *text = NULL;
+    size_t n = 0, count = 0, cap = 0;
+    double *seconds = NULL;
+    MoeStatus st = moe_file_read(path, (size_t)1 << 32, &text, &n);
+    for (char *line = text; !st && line && *line;) {
+        char *end = strchr(line, '\n');
+        size_t len = end ? (size_t)(end - line) : strlen(line);
+        json_t *json = json_loadb(line, len, 0, NULL);
+        const json_t *s = json_object_get(json, "seconds");
+        if (json_is_number(s)) {
+            if (count == cap)
+                seconds = realloc(seconds, sizeof *seconds * (cap = cap ? cap * 2 : 256));
+            seconds[count++] = json_number_value(s);
+        }
+        if (json_is_number(json_object_get(json, "memory_bytes")))
+            r->log_memory = json_number_value(json_object_get(json, "memory_bytes"));
+        json_decref(json);
+        line = end ? end + 1 : NULL;
+    }
+    if (!st && !count)
+        st = moe_error(MOE_E_INPUT, "%s: no steps in it", path);
+    if (!st) {
+        qsort(seconds, count, sizeof *seconds, compare_doubles);
+        r->log_seconds = seconds[count / 2];
+    }
+    free(seconds);
+    free(text);
+    free(path);
+    return st;
+}
+
+static double shared_bytes(const MoePlan *p, bool states) {
+    double n = 0;
+    for (size_t i = 0; i < p->n_params; i++) {
+        if (!states)
+            n += (double)p->buffers[p->params[i].buffer].bytes;
+        for (size_t s = 0; states && s < p->params[i].n_states; s++)
+            n += (double)p->buffers[p->params[i].states[s].buffer].bytes;
+    }
+    return n;
+}
+
+static void print_memory_md(const Report *r) {
+    const MoePlanProgram *p = r->program;
+    struct {
+        const char *what;
+        double bytes;
+    } rows[] = {{"parameters (f32 masters)", shared_bytes(r->plan, false)}, {"optimiser state", shared_bytes(r->plan, true)},
+                {"gradients", (double)p->mem_gradients},                    {"activations", (double)p->mem_activations},
+                {"workspace", (double)p->mem_workspace},                    {"other", (double)p->mem_other}};
+    char text[32];
+    printf("\n| memory at the peak | bytes |\n|---|---:|\n");
+    double total = 0;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        printf("| %s | %s |\n", rows[i].what, moe_format_bytes(rows[i].bytes, text));
+        total += rows[i].bytes;
+    }
+    printf("| **total** | %s |\n", moe_format_bytes(total, text));
+    printf("\nslab %s, ", moe_format_bytes((double)p->slab_bytes, text));
+    printf("lower bound %s, ratio %.3f", moe_format_bytes((double)p->slab_lower_bound, text),
+           p->slab_lower_bound ? (double)p->slab_bytes / (double)p->slab_lower_bound : 1.0);
+    if (!isnan(r->log_memory))
+        printf("; the run reports %s in all", moe_format_bytes(r->log_memory, text));
+    printf("\n");
+}
+
+static void print_md(const Report *r) {
+    const MoePlan *p = r->plan;
+    printf("# %s: program %s for %s\n\nbatch %lld x %lld tokens, %s, %d virtual shards, %d micro-batch%s\n\n", p->dir ? p->dir : "plan", r->program->name,
+           p->target, (long long)p->batch, (long long)p->seq, p->dtype, p->virtual_shards, p->micro_batches, p->micro_batches == 1 ? "" : "es");
+    printf("| op | phase | kind | launches | GFLOP | MB | predicted ms |%s\n|---|---|---|---:|---:|---:|---:|%s\n",
+           r->has_measured ? " measured ms | GFLOP/s | GB/s |" : "", r->has_measured ? "---:|---:|---:|" : "");
+    for (size_t i = 0; i < r->n_lines; i++) {
+        const Line *l = &r->lines[i];
+        printf("| %s | %s | %s | %d | %.3f | %.2f | %.3f |", l->name, phase_names[l->phase], l->kind, l->n, l->flops / 1e9, l->bytes / 1e6, l->predicted * 1e3);
+        if (r->has_measured)
+            printf(" %.3f | %.1f | %.1f |", l->measured * 1e3, l->flops / l->measured / 1e9, l->bytes / l->measured / 1e9);
+        printf("\n");
+    }
+    printf("| **step** | | | | | | %.3f |", r->predicted * 1e3);
+    if (r->has_measured)
+        printf(" %.3f | | |", r->measured * 1e3);
+    printf("\n\npredicted %.0f tokens/s", (double)(p->batch * p->seq) / r->predicted);
+    if (r->has_measured)
+        printf("; measured here %.0f tokens/s, %.2f of the predicted time", (double)(p->batch * p->seq) / r->measured, r->measured / r->predicted);
+    if (!isnan(r->log_seconds))
+        printf("; the run's median step %.3f ms (%.0f tokens/s)", r->log_seconds * 1e3, (double)(p->batch * p->seq) / r->log_seconds);
+    printf("\n");
+    print_memory_md(r);
+}
+
+static void print_csv(const Report *r) {
+    printf("op,phase,kind,launches,flops,bytes,predicted_seconds,measured_seconds\n");
+    for (size_t i = 0; i < r->n_lines; i++) {
+        const Line *l = &r->lines[i];
+        printf("%s,%s,%s,%d,%.17g,%.17g,%.17g,", l->name, phase_names[l->phase], l->kind, l->n, l->flops, l->bytes, l->predicted);
+        if (r->has_measured)
+            printf("%.17g", l->measured);
+        printf("\n");
+    }
+}
+
+static void print_json(const Report *r) {
+    const MoePlanProgram *p = r->program;
+    json_t *ops = json_array();
+    for (size_t i = 0; i < r->n_lines; i++) {
+        const Line *l = &r->lines[i];
+        json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:f}", "op", l->name, "phase", phase_names[l->phase], "kind", l->kind, "launches", l->n,
+                              "flops", l->flops, "bytes", l->bytes, "predicted_seconds", l->predicted);
+        if (r->has_measured)
+            json_object_set_new(o, "measured_seconds", json_real(l->measured));
+        json_array_append_new(ops, o);
+    }
+    json_t *root = json_pack("{s:s, s:s, s:o, s:f}", "program", p->name, "target", r->plan->target, "ops", ops, "predicted_seconds", r->predicted);
+    if (r->has_measured)
+        json_object_set_new(root, "measured_seconds", json_real(r->measured));
+    if (!isnan(r->log_seconds))
+        json_object_set_new(root, "run_step_seconds", json_real(r->log_seconds));
+    if (!isnan(r->log_memory))
+        json_object_set_new(root, "run_memory_bytes", json_real(r->log_memory));
+    json_object_set_new(root, "memory",
+                        json_pack("{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I}", "parameters", shared_bytes(r->plan, false), "states", shared_bytes(r->plan, true),
+                                  "gradients", (json_int_t)p->mem_gradients, "activations", (json_int_t)p->mem_activations, "workspace",
+                                  (json_int_t)p->mem_workspace, "other", (json_int_t)p->mem_other, "slab", (json_int_t)p->slab_bytes, "slab_lower_bound",
+                                  (json_int_t)p->slab_lower_bound));
+    MoeStr text = {0};
+    moe_json_dump(root, &text);
+    fputs(moe_str_c(&text), stdout);
+    moe_str_free(&text);
+    json_decref(root);
+}
+
+MoeStatus moe_cmd_explain(const MoeOptions *o) {
+    MOE_TRY(moe_options_expect(o, 1));
+    const char *run = moe_opt(o, OPT_AGAINST), *program = moe_opt(o, OPT_PROGRAM), *format = moe_opt(o, OPT_REPORT);
+    MoePlan *plan = NULL;
+    Report r = {.log_seconds = NAN, .log_memory = NAN};
+    MoeStatus st = NULL;
+    if (*run)
+        st = moe_driver_open_plan(o->positionals[0], &plan);
+    else { /* nothing will run: the object code need not fit this machine */
+        char *path = moe_path_join(o->positionals[0], "plan.json"), *text = NULL;
+        size_t n = 0;
+        if (!moe_path_exists(path))
+            st = moe_error(MOE_E_INPUT, "%s: no plan here (no plan.json)", o->positionals[0]);
+        if (!st)
+            st = moe_file_read(path, (size_t)1 << 30, &text, &n);
+        if (!st)
+            st = moe_plan_load_memory(text, n, path, NULL, 0, &plan);
+        free(text);
+        free(path);
+    }
+    if (st)
+        goto done;
+    r.plan = plan;
+    r.program = moe_plan_program(plan, program);
+    if (!r.program) {
+        st = moe_error(MOE_E_MISUSE, "--program %s: the plan has train, eval and logits", program);
+        goto done;
+    }
+    if (*run) {
+        int64_t threads = moe_opt_i(o, OPT_THREADS);
+        MOE_TRY_GOTO(st, read_log(&r, run), done);
+        MOE_TRY_GOTO(st, measure(&r, threads > 0 ? (int)threads : moe_cpu_count(), program), done);
+    }
+    collect(&r);
+    if (strcmp(format, "csv") == 0)
+        print_csv(&r);
+    else if (strcmp(format, "json") == 0)
+        print_json(&r);
+    else
+        print_md(&r);
+done:
+    free(r.lines);
+    free(r.profile);
+    if (plan)
+        moe_plan_free(plan);
+    return st;
+}

@@ -1,0 +1,143 @@
+/* moec run PLAN --data FILE: trains, then says what came out: held-out bits per byte, expert load, where everything lies. */
+#include "cli/commands.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/io.h"
+#include "cli/driver.h"
+#include "runtime/train.h"
+
+/* runs/NAME for NAME.plan. */
+static void default_out(const char *plan, char *out, size_t n) {
+    size_t len = strlen(plan);
+    while (len > 1 && plan[len - 1] == '/')
+        len--;
+    size_t from = len;
+    while (from > 0 && plan[from - 1] != '/')
+        from--;
+    if (len - from > 5 && strncmp(plan + len - 5, ".plan", 5) == 0)
+        len -= 5;
+    snprintf(out, n, "runs/%.*s", (int)(len - from), plan + from);
+}
+
+static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *out_dir, json_t *resolved, MoeTrainOptions *t) {
+    moe_train_options_default(t);
+    t->plan_dir = plan;
+    t->data_path = moe_opt(o, OPT_DATA);
+    MOE_ASSERT(moe_data_format_from_name(moe_opt(o, OPT_FORMAT), &t->data_format), "format %s", moe_opt(o, OPT_FORMAT));
+    t->eval_fraction = moe_opt_f(o, OPT_EVAL_FRACTION);
+    t->steps = moe_opt_i(o, OPT_STEPS);
+    t->lr = moe_opt_f(o, OPT_LR);
+    t->min_lr = moe_opt_f(o, OPT_MIN_LR);
+    t->warmup = moe_opt_i(o, OPT_WARMUP);
+    t->beta1 = moe_opt_f(o, OPT_BETA1);
+    t->beta2 = moe_opt_f(o, OPT_BETA2);
+    t->eps = moe_opt_f(o, OPT_EPS);
+    t->weight_decay = moe_opt_f(o, OPT_WEIGHT_DECAY);
+    t->max_grad_norm = moe_opt_f(o, OPT_CLIP);
+    t->seed = (uint64_t)moe_opt_i(o, OPT_SEED);
+    t->eval_every = moe_opt_i(o, OPT_EVAL_EVERY);
+    t->eval_batches = moe_opt_i(o, OPT_EVAL_BATCHES);
+    t->checkpoint_every = moe_opt_i(o, OPT_CHECKPOINT_EVERY);
+    t->max_seconds = moe_opt_f(o, OPT_MAX_SECONDS);
+    t->out_dir = out_dir;
+    t->init_from = *moe_opt(o, OPT_INIT_FROM) ? moe_opt(o, OPT_INIT_FROM) : NULL;
+    t->quiet = moe_opt_b(o, OPT_QUIET);
+    t->resolved = resolved;
+    const char *resume = moe_opt(o, OPT_RESUME);
+    t->resume = strcmp(resume, "auto") == 0 ? MOE_RESUME_AUTO : strcmp(resume, "never") == 0 ? MOE_RESUME_NEVER : MOE_RESUME_DIR;
+    t->resume_dir = t->resume == MOE_RESUME_DIR ? resume : NULL;
+    int64_t keep = moe_opt_i(o, OPT_KEEP), threads = moe_opt_i(o, OPT_THREADS);
+    if (keep < 1 || keep > 1 << 20)
+        return moe_error(MOE_E_MISUSE, "--keep %lld: expected at least 1", (long long)keep);
+    if (threads < 0 || threads > 4096)
+        return moe_error(MOE_E_MISUSE, "--threads %lld: expected 0 (one a core) to 4096", (long long)threads);
+    t->keep = (int)keep;
+    t->threads = (int)threads;
+    return moe_train_options_check(t);
+}
+
+/* Share of the tokens each expert got, layer by layer, with the busiest over the mean. */
+static void print_load(const MoePlan *plan, const MoeTrainReport *r) {
+    if (!r->n_layers || !r->load)
+        return;
+    printf("\nexpert load (%% of each layer's routed tokens; even would be %.1f):\n  layer", 100.0 / (double)r->n_experts);
+    size_t shown = r->n_experts < 16 ? r->n_experts : 16;
+    for (size_t e = 0; e < shown; e++)
+        printf("  %5s%zu", "e", e);
+    printf("%s  max/mean\n", shown < r->n_experts ? "  ..." : "");
+    for (size_t l = 0; l < r->n_layers; l++) {
+        const int64_t *row = r->load + l * r->n_experts;
+        double sum = 0, most = 0;
+        for (size_t e = 0; e < r->n_experts; e++) {
+            sum += (double)row[e];
+            most = fmax(most, (double)row[e]);
+        }
+        printf("  %5d", plan->moe_layers[l]);
+        for (size_t e = 0; e < shown; e++)
+            printf("  %*.1f", e < 10 ? 6 : 7, sum > 0 ? 100.0 * (double)row[e] / sum : 0.0);
+        printf("%s  %8.2f\n", shown < r->n_experts ? "  ..." : "", sum > 0 ? most * (double)r->n_experts / sum : 0.0);
+    }
+}
+
+static void print_report(const MoePlan *plan, const MoeTrainOptions *t, const MoeTrainReport *r) {
+    char took[32], memory[32];
+    moe_format_duration(r->seconds, took);
+    moe_format_bytes((double)r->memory_bytes, memory);
+    const char *why = r->reason == MOE_STOP_SIGNAL ? "stopped by a signal" : r->reason == MOE_STOP_TIME ? "stopped by --max-seconds" : "finished";
+    printf("%s after step %lld of %lld (%s here, %.0f tokens/s", why, (long long)r->state.step, (long long)t->steps, took, r->tokens_per_second);
+    if (!isnan(r->mfu))
+        printf(", MFU %.1f%%", 100 * r->mfu);
+    printf(", %s)\n", memory);
+    if (r->state.step >= r->first_step)
+        printf("  last training loss %.4f\n", r->loss);
+    if (r->state.skipped)
+        printf("  %lld steps were skipped: loss or gradient norm was not finite\n", (long long)r->state.skipped);
+    if (r->has_eval) {
+        printf("  held-out loss %.4f nats a token", r->eval_loss);
+        if (!isnan(r->eval_bits_per_byte))
+            printf(", %.4f bits per byte", r->eval_bits_per_byte);
+        printf("\n");
+    }
+    print_load(plan, r);
+    printf("\n  run         %s\n  log         %s/log.jsonl\n", t->out_dir, t->out_dir);
+    if (r->n_layers && t->trace)
+        printf("  load trace  %s/trace.csv\n", t->out_dir);
+    if (r->checkpoint)
+        printf("  checkpoint  %s\n", r->checkpoint);
+}
+
+MoeStatus moe_cmd_run(const MoeOptions *o) {
+    MOE_TRY(moe_options_expect(o, 1));
+    if (!*moe_opt(o, OPT_DATA))
+        return moe_error(MOE_E_MISUSE, "moec run: --data FILE says what to train on");
+    const char *plan_dir = o->positionals[0];
+    char out_dir[4096];
+    if (*moe_opt(o, OPT_RUN_OUT))
+        snprintf(out_dir, sizeof out_dir, "%s", moe_opt(o, OPT_RUN_OUT));
+    else
+        default_out(plan_dir, out_dir, sizeof out_dir);
+    json_t *resolved = moe_options_json(o);
+    MoeTrainOptions t;
+    MoePlan *plan = NULL;
+    MoeTrainReport r = {0};
+    MoeStatus st = options_of(o, plan_dir, out_dir, resolved, &t);
+    if (!st)
+        st = moe_driver_open_plan(plan_dir, &plan);
+    if (!st)
+        st = moe_train_run(plan, &t, &r);
+    if (!st) {
+        print_report(plan, &t, &r);
+        if (r.checkpoint_failed)
+            st = moe_error(MOE_E_IO, "the last checkpoint could not be written (see above); the newest good one is %s", r.checkpoint ? r.checkpoint : "none");
+    }
+    moe_train_report_free(&r);
+    if (plan)
+        moe_plan_free(plan);
+    json_decref(resolved);
+    return st;
+}

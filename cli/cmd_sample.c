@@ -1,0 +1,59 @@
+/* moec sample RUN: text from a run's newest checkpoint. */
+#include "cli/commands.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/pool.h"
+#include "cli/driver.h"
+#include "runtime/checkpoint.h"
+#include "runtime/run_config.h"
+#include "runtime/sample.h"
+
+static bool print_piece(void *ctx, const unsigned char *bytes, size_t n) {
+    (void)ctx;
+    return fwrite(bytes, 1, n, stdout) == n && fflush(stdout) == 0;
+}
+
+MoeStatus moe_cmd_sample(const MoeOptions *o) {
+    MOE_TRY(moe_options_expect(o, 1));
+    const char *run = o->positionals[0];
+    MoeSampleOptions s;
+    moe_sample_options_default(&s);
+    s.prompt = moe_opt(o, OPT_PROMPT);
+    s.prompt_bytes = strlen(s.prompt);
+    s.n_tokens = moe_opt_i(o, OPT_TOKENS);
+    s.temperature = moe_opt_f(o, OPT_TEMPERATURE);
+    s.top_k = moe_opt_i(o, OPT_TOP_K);
+    s.seed = (uint64_t)moe_opt_i(o, OPT_SEED);
+    if (s.n_tokens < 0 || s.temperature < 0 || s.top_k < 0)
+        return moe_error(MOE_E_MISUSE, "moec sample: --tokens, --temperature and --top-k must not be negative");
+    int64_t threads = moe_opt_i(o, OPT_THREADS);
+    MoeRunConfig config = {0};
+    MoePlan *plan = NULL;
+    MoeExec *x = NULL;
+    bool found = false;
+    MoeStatus st = NULL;
+    MOE_TRY_GOTO(st, moe_run_config_read(run, &config), done);
+    if (!config.plan_dir) {
+        st = moe_error(MOE_E_INPUT, "%s/config.json does not name the plan", run);
+        goto done;
+    }
+    MOE_TRY_GOTO(st, moe_driver_open_plan(config.plan_dir, &plan), done);
+    MOE_TRY_GOTO(st, moe_exec_create(plan, threads > 0 ? (int)threads : moe_cpu_count(), &x), done);
+    MOE_TRY_GOTO(st, moe_checkpoint_load_newest(plan, x, run, false, NULL, &found), done);
+    if (!found) {
+        st = moe_error(MOE_E_INPUT, "%s has no checkpoint yet", run);
+        goto done;
+    }
+    fputs(s.prompt, stdout);
+    st = moe_sample_run(plan, x, &s, print_piece, NULL);
+    putchar('\n');
+done:
+    if (x)
+        moe_exec_destroy(x);
+    if (plan)
+        moe_plan_free(plan);
+    moe_run_config_free(&config);
+    return st;
+}

@@ -1,0 +1,47 @@
+/* The compiler as one call: model file -> frontend -> passes -> target -> plan (a directory, or loaded in memory).
+ * Commands, tests and benchmarks all compile through here. */
+#ifndef MOE_CLI_DRIVER_H
+#define MOE_CLI_DRIVER_H
+
+#include "frontends/frontend.h"
+#include "passes/pipeline.h"
+#include "passes/plan_write.h"
+#include "runtime/plan.h"
+
+typedef struct {
+    const char *model;  /* config.json, a directory that holds one, or a .moe file */
+    const char *target; /* "cpu", ... */
+    MoeFrontendOptions frontend;
+    MoePassOptions pass; /* batch, seq, shards, micro-batches and dtype are taken from `frontend` */
+    MoePipelineOptions pipeline;
+    const char *tokenizer;
+    const char *compile_line;
+    bool want_text;
+    bool quiet;
+} MoeDriverOptions;
+
+typedef struct {
+    MoeModule *module;
+    MoeTarget *target;
+    MoePassContext cx;
+    MoeArena *arena;
+    json_t *model;
+    MoeHfConfig config; /* zero for .moe models */
+    MoePlanInfo info;
+    MoeStr logical_text;
+    double seconds;
+} MoeCompiled;
+
+/* "auto" "none" "cheap" "layer" (checked by the option table). */
+MoeRecompute moe_recompute_from_name(const char *name);
+
+void moe_driver_defaults(MoeDriverOptions *o);
+/* Reads the model and runs the passes. *out must be freed with moe_driver_free, also after an error. */
+MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *out);
+/* The compiled plan, linked, without a file. */
+MoeStatus moe_driver_load(MoeCompiled *c, MoePlan **out);
+void moe_driver_free(MoeCompiled *c);
+/* Loads a plan directory; one made for another CPU is compiled again from its model.moe for this machine, with a note. */
+MoeStatus moe_driver_open_plan(const char *dir, MoePlan **out);
+
+#endif

@@ -1,0 +1,295 @@
+/* The CPU target: MoeTarget over the table of kinds (cpu.h).
+ *
+ * In: groups of ops. Out: launches of kernels, then one object file. A group's kind is that of its anchor; a row of
+ * MOE_CPU_KINDS lowers it. Kernels are shared by key (emit.c). */
+#include "codegen/cpu/cpu.h"
+
+#include <llvm-c/Analysis.h>
+#include <llvm-c/Error.h>
+#include <llvm-c/Target.h>
+#include <llvm-c/Transforms/PassBuilder.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/assert.h"
+#include "codegen/cpu/kernel_table.h"
+#include "codegen/cpu/kind_row.h"
+
+typedef enum {
+#define X(name) CPU_##name,
+    MOE_CPU_KINDS(X)
+#undef X
+        N_CPU_KINDS
+} CpuKind;
+
+typedef struct {
+    int64_t (*workspace)(MoeCpuTarget *t, const MoeGroup *g);
+    MoeStatus (*lower)(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out);
+} CpuKindRow;
+
+static const CpuKindRow rows[N_CPU_KINDS] = {
+#define X(name) [CPU_##name] = {moe_cpu_##name##_workspace, moe_cpu_##name##_lower},
+    MOE_CPU_KINDS(X)
+#undef X
+};
+
+/* ---- groups ---- */
+
+/* The kind of a group that this op alone decides; N_CPU_KINDS: it does not (it joins others, or needs no kernel). */
+static CpuKind anchor_kind(MoeKind k) {
+    switch (k) {
+    case MOE_KIND_GEMM: return CPU_gemm;
+    case MOE_KIND_WGRAD: return CPU_wgrad;
+    case MOE_KIND_ROUTE: return CPU_route;
+    case MOE_KIND_EMBED: return CPU_embed;
+    case MOE_KIND_EMBED_GRAD: return CPU_embed;
+    case MOE_KIND_ROPE: return CPU_rope;
+    case MOE_KIND_ATTN: return CPU_attn;
+    case MOE_KIND_ATTN_GRAD: return CPU_attn_grad;
+    case MOE_KIND_XENT: return CPU_xent;
+    case MOE_KIND_DECL:
+    case MOE_KIND_EW:
+    case MOE_KIND_ROW:
+    case MOE_KIND_REDUCE:
+    case MOE_KIND_SYNC:
+    case MOE_KIND_MOVE:
+    case MOE_KIND_COMPOSITE:
+    case MOE_N_KINDS: break;
+    }
+    return N_CPU_KINDS;
+}
+
+static MoeKind kind_of(const MoeOp *op) { return moe_op_info(op->opcode)->kind; }
+
+/* N_CPU_KINDS: nothing to run (declarations; accumulate and batch_sum, which the runtime does). */
+static CpuKind group_kind(MoeOp *const *ops, size_t n_ops) {
+    bool has_row = false, has_reduce = false, has_move = false;
+    for (size_t i = 0; i < n_ops; i++) {
+        MoeKind k = kind_of(ops[i]);
+        if (anchor_kind(k) != N_CPU_KINDS)
+            return anchor_kind(k);
+        MOE_ASSERT(k != MOE_KIND_COMPOSITE, "composite op %s reached the CPU target",
+                   moe_op_info(ops[i]->opcode)->name);
+        has_row |= k == MOE_KIND_EW || k == MOE_KIND_ROW;
+        has_reduce |= k == MOE_KIND_REDUCE;
+        has_move |= k == MOE_KIND_MOVE;
+    }
+    if (has_row)
+        return CPU_row;
+    return has_reduce ? CPU_reduce : has_move ? CPU_move : N_CPU_KINDS;
+}
+
+static bool target_implements(const MoeTarget *t, MoeOpcode op) {
+    (void)t;
+    return moe_op_info(op)->kind != MOE_KIND_COMPOSITE;
+}
+
+static bool target_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
+    (void)t;
+    if (n_ops == 0)
+        return true;
+    CpuKind kind = group_kind(ops, n_ops);
+    if (kind == CPU_gemm || op->opcode == MOE_OP_MATMUL)
+        return moe_cpu_gemm_joins(ops, n_ops, op);
+    if (kind == CPU_wgrad || op->opcode == MOE_OP_WEIGHT_GRAD)
+        return moe_cpu_wgrad_joins(ops, n_ops, op);
+    if (ops[0]->opcode == MOE_OP_DISPATCH || op->opcode == MOE_OP_DISPATCH)
+        return moe_cpu_gemm_joins(ops, n_ops, op) || moe_cpu_wgrad_joins(ops, n_ops, op);
+    return kind == CPU_row && moe_cpu_row_can_join(ops, n_ops, op);
+}
+
+static bool target_can_alias(const MoeTarget *t, const MoeGroup *group, const MoeValue *input,
+                             const MoeValue *output) {
+    MoeCpuTarget *cpu = (MoeCpuTarget *)(uintptr_t)t;
+    CpuKind kind = group_kind(group->ops, group->n_ops);
+    if (kind == CPU_row)
+        return moe_cpu_row_can_alias(cpu, group, input, output);
+    return kind == CPU_gemm && moe_cpu_gemm_can_alias(group, input, output);
+}
+
+static int64_t target_workspace(MoeTarget *t, const MoeGroup *group) {
+    CpuKind kind = group_kind(group->ops, group->n_ops);
+    return kind == N_CPU_KINDS ? 0 : rows[kind].workspace((MoeCpuTarget *)t, group);
+}
+
+static MoeStatus target_lower(MoeTarget *t, const MoeGroup *group, MoeLowered *out) {
+    CpuKind kind = group_kind(group->ops, group->n_ops);
+    return kind == N_CPU_KINDS ? NULL : rows[kind].lower((MoeCpuTarget *)t, group, out);
+}
+
+/* ---- object code ---- */
+
+/* Kernels arrive with their vectors and loops laid out, so a light pipeline does; no pass that makes calls to
+ * libc (loop idioms) or that vectorizes again. The two spellings of instcombine: LLVM 18 and newer, LLVM 16 and 17. */
+static const char *const pipelines[] = {
+    "function(sroa,early-cse,instcombine<no-verify-fixpoint>,simplifycfg,loop(loop-rotate),"
+    "loop-mssa(licm),early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg),globaldce",
+    "function(sroa,early-cse,instcombine,simplifycfg,loop(loop-rotate),loop-mssa(licm),"
+    "early-cse<memssa>,instcombine,simplifycfg),globaldce",
+};
+
+static MoeStatus optimize(MoeCpuTarget *t) {
+    LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
+    LLVMErrorRef err = NULL;
+    for (size_t i = 0; i < sizeof pipelines / sizeof pipelines[0]; i++) {
+        if (err)
+            LLVMConsumeError(err);
+        err = LLVMRunPasses(t->module, pipelines[i], t->machine, options);
+        if (!err)
+            break;
+    }
+    LLVMDisposePassBuilderOptions(options);
+    if (!err)
+        return NULL;
+    char *text = LLVMGetErrorMessage(err);
+    MoeStatus st = moe_error(MOE_E_INTERNAL, "LLVM's passes failed: %s", text);
+    LLVMDisposeErrorMessage(text);
+    return st;
+}
+
+static MoeStatus target_finish(MoeTarget *base, bool want_text, void **out_object, size_t *out_n,
+                               char **out_text) {
+    MoeCpuTarget *t = (MoeCpuTarget *)base;
+    char *message = NULL;
+    *out_object = NULL;
+    *out_text = NULL;
+    if (LLVMVerifyModule(t->module, LLVMReturnStatusAction, &message)) {
+        MoeStatus st = moe_error(MOE_E_INTERNAL, "the emitted module is invalid: %s", message);
+        LLVMDisposeMessage(message);
+        return st;
+    }
+    LLVMDisposeMessage(message);
+    MOE_TRY(optimize(t));
+    if (want_text) {
+        char *text = LLVMPrintModuleToString(t->module);
+        *out_text = strdup(text);
+        LLVMDisposeMessage(text);
+        if (!*out_text)
+            return moe_error(MOE_E_NOMEM, "no memory for the kernels' text");
+    }
+    LLVMMemoryBufferRef object = NULL;
+    message = NULL;
+    if (LLVMTargetMachineEmitToMemoryBuffer(t->machine, t->module, LLVMObjectFile, &message, &object)) {
+        MoeStatus st = moe_error(MOE_E_INTERNAL, "LLVM could not emit object code: %s", message);
+        LLVMDisposeMessage(message);
+        free(*out_text);
+        *out_text = NULL;
+        return st;
+    }
+    *out_n = LLVMGetBufferSize(object);
+    *out_object = malloc(*out_n ? *out_n : 1);
+    if (*out_object)
+        memcpy(*out_object, LLVMGetBufferStart(object), *out_n);
+    LLVMDisposeMemoryBuffer(object);
+    if (!*out_object) {
+        free(*out_text);
+        *out_text = NULL;
+        return moe_error(MOE_E_NOMEM, "no memory for %zu bytes of object code", *out_n);
+    }
+    return NULL;
+}
+
+static void target_destroy(MoeTarget *base) {
+    MoeCpuTarget *t = (MoeCpuTarget *)base;
+    if (t->module)
+        LLVMDisposeModule(t->module);
+    if (t->machine)
+        LLVMDisposeTargetMachine(t->machine);
+    if (t->context)
+        LLVMContextDispose(t->context);
+    moe_arena_destroy(t->arena);
+    moe_isa_free(&t->isa);
+    free(t);
+}
+
+/* ---- creation ---- */
+
+static void init_llvm(const MoeIsa *isa) {
+    if (strncmp(isa->triple, "aarch64", 7) == 0 || strncmp(isa->triple, "arm64", 5) == 0) {
+        LLVMInitializeAArch64TargetInfo();
+        LLVMInitializeAArch64Target();
+        LLVMInitializeAArch64TargetMC();
+        LLVMInitializeAArch64AsmPrinter();
+    } else {
+        LLVMInitializeX86TargetInfo();
+        LLVMInitializeX86Target();
+        LLVMInitializeX86TargetMC();
+        LLVMInitializeX86AsmPrinter();
+    }
+}
+
+/* Rough rates for the cost model: full vectors, two FMA pipes (one on Zen 4 at 512 bits), 3.5 GHz. */
+static void set_rates(MoeCpuTarget *t) {
+    double pipes = strcmp(t->isa.cpu, "znver4") == 0 ? 1 : 2;
+    t->base.peak_flops_f32 = 2.0 * t->isa.lanes * pipes * 3.5e9;
+    t->base.peak_flops_bf16 = t->base.peak_flops_f32 * (t->isa.bf16_dot ? 2 : 1);
+    t->base.memory_bandwidth = 40e9;
+}
+
+MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out) {
+    *out = NULL;
+    MoeCpuTarget *t = calloc(1, sizeof *t);
+    if (!t)
+        return moe_error(MOE_E_NOMEM, "no memory for the target");
+    MoeStatus st = moe_isa_get(cpu, &t->isa);
+    if (st) {
+        free(t);
+        return st;
+    }
+    t->arena = moe_arena_create();
+    snprintf(t->base.name, sizeof t->base.name, "cpu:%.58s", t->isa.cpu);
+    t->base.fuse = (MoeFuseRules){.row = true, .gather_matmul = true, .matmul_epilogue = true};
+    t->base.implements = target_implements;
+    t->base.can_join = target_can_join;
+    t->base.workspace_bytes = target_workspace;
+    t->base.can_alias = target_can_alias;
+    t->base.lower = target_lower;
+    t->base.finish = target_finish;
+    t->base.destroy = target_destroy;
+    set_rates(t);
+
+    init_llvm(&t->isa);
+    LLVMTargetRef llvm_target = NULL;
+    char *message = NULL;
+    if (LLVMGetTargetFromTriple(t->isa.triple, &llvm_target, &message)) {
+        st = moe_error(MOE_E_INPUT, "this LLVM has no target for '%s': %s", t->isa.triple, message);
+        LLVMDisposeMessage(message);
+        target_destroy(&t->base);
+        return st;
+    }
+    t->machine = LLVMCreateTargetMachine(llvm_target, t->isa.triple, t->isa.cpu, t->isa.features,
+                                         LLVMCodeGenLevelAggressive, LLVMRelocPIC,
+                                         LLVMCodeModelSmall);
+    t->context = LLVMContextCreate();
+    t->module = LLVMModuleCreateWithNameInContext("kernels", t->context);
+    LLVMSetTarget(t->module, t->isa.triple);
+    LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(t->machine);
+    char *layout_text = LLVMCopyStringRepOfTargetData(layout);
+    LLVMSetDataLayout(t->module, layout_text);
+    LLVMDisposeMessage(layout_text);
+    LLVMDisposeTargetData(layout);
+    *out = &t->base;
+    return NULL;
+}
+
+/* ---- launches ---- */
+
+MoeBufRef moe_ref(const MoeValue *v) { return (MoeBufRef){.value = v, .offset = 0}; }
+
+MoeBufRef moe_ref_work(int64_t offset) { return (MoeBufRef){.value = NULL, .offset = offset}; }
+
+void moe_cpu_launch(MoeLowered *out, const char *kernel, const MoeBufRef *refs, size_t n) {
+    MoeLaunch launch = {.kernel = moe_arena_strdup(out->arena, kernel),
+                        .bufs = moe_arena_copy(out->arena, refs, n * sizeof *refs),
+                        .n_bufs = n};
+    MOE_PUSH(out->arena, out->launches, out->n_launches, out->cap_launches, launch);
+}
+
+void moe_cpu_need_scratch(MoeLowered *out, int64_t n_bytes) {
+    if (n_bytes > out->scratch_bytes)
+        out->scratch_bytes = n_bytes;
+}
+
+const MoeValue *moe_rows_seg(const MoeType *t) {
+    return t->kind == MOE_TYPE_TENSOR ? t->dims[0].seg : NULL;
+}

@@ -1,0 +1,29 @@
+/* Kernels of one op whose tasks are blocks of live rows: what route, move, embed and rope share. */
+#ifndef MOE_CODEGEN_CPU_LIVE_H
+#define MOE_CODEGEN_CPU_LIVE_H
+
+#include "codegen/cpu/emit.h"
+
+/* The buffers of a one-op kernel, in the order they are added; equal values share one. */
+typedef struct {
+    MoeBufRef refs[16];
+    int n;
+} MoeBufs;
+int moe_bufs_add(MoeBufs *b, const MoeValue *v);
+/* The segs value of t's rows; -1 for static rows. */
+int moe_bufs_add_seg(MoeBufs *b, const MoeType *t);
+int moe_bufs_add_work(MoeBufs *b, int64_t offset);
+/* Result i of the group's one op if it is read outside the group, else -1. */
+int moe_bufs_add_output(MoeBufs *b, const MoeGroup *g, int i);
+
+/* Live rows of a tensor type; seg_buf: its segs table, or -1. */
+MoeVal moe_live_rows(MoeEmit *e, const MoeType *t, int seg_buf);
+/* Tasks of `per_task` rows; then the loop over this task's rows. */
+void moe_live_tasks(MoeEmit *e, MoeVal live, int64_t per_task);
+void moe_live_loop(MoeEmit *e, MoeLoop *l, MoeVal live, int64_t per_task);
+/* Rows of `cols` elements that make up a task of about 16K elements. */
+int64_t moe_live_block(int64_t cols);
+/* Appends dims of a type to a kernel key: ragged rows as "r<G>x<V>". */
+void moe_live_key(MoeStr *key, const MoeType *t);
+
+#endif

@@ -1,0 +1,70 @@
+/* What the passes ask of a target. codegen/ fills it in; cli/ hands it over. One row of codegen's table is one MoeTarget.
+ *
+ * The passes hand over groups: runs of consecutive ops that fuse marked with one group number (or a single op). A group
+ * reads external values (inputs), and produces values that later ops read (outputs); values used only inside are never
+ * materialised. */
+#ifndef MOE_IR_TARGET_H
+#define MOE_IR_TARGET_H
+
+#include "ir/graph.h"
+
+typedef struct {
+    const MoeGraph *graph;
+    MoeOp *const *ops; /* consecutive, in order */
+    size_t n_ops;
+    MoeValue *const *inputs;  /* values read that no op of the group defines, in order of first use, each once;
+                                 the segs values that the types of operands and results name are among them (last) */
+    size_t n_inputs;
+    MoeValue *const *outputs; /* values defined here and used outside, in order of definition */
+    size_t n_outputs;
+} MoeGroup;
+
+/* One launch: a kernel and the buffers it gets. */
+typedef struct {
+    const MoeValue *value; /* an input or output of the group, or NULL: the group's workspace */
+    int64_t offset;        /* bytes from the start of the workspace (value NULL only) */
+} MoeBufRef;
+
+typedef struct {
+    const char *kernel; /* symbol name */
+    MoeBufRef *bufs;
+    size_t n_bufs;
+} MoeLaunch;
+
+typedef struct {
+    MoeLaunch *launches;
+    size_t n_launches, cap_launches;
+    int64_t scratch_bytes; /* per thread */
+    MoeArena *arena;       /* for the arrays above; set by the caller */
+} MoeLowered;
+
+typedef struct MoeTarget MoeTarget;
+
+/* What fuse may do in this target. */
+typedef struct {
+    bool row;              /* merge elementwise and row ops over one row space into one kernel */
+    bool gather_matmul;    /* dispatch folded into the rows of a grouped matmul or weight_grad */
+    bool matmul_epilogue;  /* elementwise tail folded into a matmul (or a pair that shares its rows) */
+} MoeFuseRules;
+
+struct MoeTarget {
+    char name[64];          /* "cpu:znver4": enough to build the same target again */
+    MoeFuseRules fuse;
+    double peak_flops_f32, peak_flops_bf16; /* per thread, FLOP/s, estimates for the cost model */
+    double memory_bandwidth;                /* bytes/s, whole machine, estimate */
+    /* Whether the target runs this op whole, so that decompose keeps it. */
+    bool (*implements)(const MoeTarget *t, MoeOpcode op);
+    /* Whether fuse may add `op` to the group in `ops` (checked op by op). */
+    bool (*can_join)(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op);
+    /* Bytes of workspace that the group's launches share; known before memory planning. */
+    int64_t (*workspace_bytes)(MoeTarget *t, const MoeGroup *group);
+    /* Whether output may share the buffer of the dying input (same bytes): elementwise in place. */
+    bool (*can_alias)(const MoeTarget *t, const MoeGroup *group, const MoeValue *input, const MoeValue *output);
+    /* Emits (or reuses) the group's kernels and appends its launches. */
+    MoeStatus (*lower)(MoeTarget *t, const MoeGroup *group, MoeLowered *out);
+    /* After the last group: the object code (malloc'd) and readable text (LLVM IR; malloc'd, may be NULL). */
+    MoeStatus (*finish)(MoeTarget *t, bool want_text, void **out_object, size_t *out_n, char **out_text);
+    void (*destroy)(MoeTarget *t);
+};
+
+#endif

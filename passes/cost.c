@@ -1,0 +1,116 @@
+/* FLOPs of ops and the roofline of groups.
+ * In: a group. Out: FLOPs, bytes to and from memory, predicted seconds. */
+#include "passes/cost.h"
+
+typedef double (*CostFn)(const MoeOp *op);
+
+static double elements(const MoeValue *v) { return (double)moe_type_elements(&v->type); }
+
+static double moe_cost_zero(const MoeOp *op) {
+    (void)op;
+    return 0;
+}
+
+/* One operation an element; functions computed by polynomials count as about what they cost. */
+static double moe_cost_ew(const MoeOp *op) {
+    double n = 0;
+    for (int i = 0; i < op->n_operands; i++)
+        if (op->operands[i]->type.kind == MOE_TYPE_TENSOR && elements(op->operands[i]) > n)
+            n = elements(op->operands[i]);
+    for (int i = 0; i < op->n_results; i++)
+        if (elements(op->results[i]) > n)
+            n = elements(op->results[i]);
+    static const struct {
+        MoeOpcode op;
+        double each;
+    } heavy[] = {{MOE_OP_EXP, 12},  {MOE_OP_LOG, 16},  {MOE_OP_SIGMOID, 16}, {MOE_OP_DIV, 4},
+                 {MOE_OP_SQRT, 4},  {MOE_OP_RSQRT, 8}, {MOE_OP_SILU, 17},    {MOE_OP_SOFTMAX, 18},
+                 {MOE_OP_RMSNORM, 4}};
+    for (size_t i = 0; i < sizeof heavy / sizeof *heavy; i++)
+        if (heavy[i].op == op->opcode)
+            return n * heavy[i].each;
+    if (op->opcode == MOE_OP_TOPK)
+        return n * (double)moe_attr_i(op, "k");
+    return n;
+}
+
+static double moe_cost_sumsq(const MoeOp *op) { return 2 * elements(op->operands[0]); }
+
+/* matmul: a [T,k] -> [T,n]; weight_grad: dy [T,n], x [T,k] -> [n,k]: 2 T n k, per expert or not. */
+static double moe_cost_gemm(const MoeOp *op) {
+    if (op->opcode == MOE_OP_MATMUL)
+        return 2 * elements(op->operands[0]) * (double)moe_type_cols(&op->results[0]->type);
+    return 2 * elements(op->operands[0]) * (double)moe_type_cols(&op->operands[1]->type);
+}
+
+/* (query, key) pairs of all sequences, causal and windowed. */
+static double pairs(const MoeOp *op) {
+    double t = (double)op->operands[0]->type.dims[0].size;
+    double s = (double)moe_attr_i(op, "seq"), w = (double)moe_attr_i(op, "window");
+    if (w <= 0 || w > s)
+        w = s;
+    double each = w * (w + 1) / 2 + (s - w) * w;
+    return s > 0 ? t / s * each : 0;
+}
+
+static double moe_cost_attn(const MoeOp *op) {
+    return 4 * pairs(op) * (double)(moe_attr_i(op, "heads") * moe_attr_i(op, "head_dim"));
+}
+
+static double moe_cost_attn_grad(const MoeOp *op) { /* q k again, dp, dv, dq, dk */
+    return 10 * pairs(op) * (double)(moe_attr_i(op, "heads") * moe_attr_i(op, "head_dim"));
+}
+
+static double moe_cost_xent(const MoeOp *op) {
+    return 2 * elements(op->operands[0]) * (double)op->operands[1]->type.dims[0].size;
+}
+
+static double moe_cost_xent_grad(const MoeOp *op) { return 3 * moe_cost_xent(op); }
+
+static double moe_cost_adamw(const MoeOp *op) { return 16 * elements(op->operands[0]); }
+
+static const CostFn cost_fns[MOE_N_OPS] = {
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+    moe_cost_##cost,
+#include "ir/ops.def"
+#undef OP
+};
+
+double moe_op_flops(const MoeOp *op) { return cost_fns[op->opcode](op); }
+
+/* Bytes read of an input: a gather reads the rows it needs, not the table. */
+static double bytes_read(const MoeGroup *g, const MoeValue *v) {
+    double n = (double)moe_type_bytes(&v->type);
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeOp *op = g->ops[i];
+        if (op->opcode == MOE_OP_EMBEDDING && op->operands[0] == v) {
+            double rows = (double)moe_type_bytes(&op->results[0]->type);
+            return rows < n ? rows : n;
+        }
+    }
+    return n;
+}
+
+MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads) {
+    MoeCost c = {0};
+    double compute = 0;
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeOp *op = g->ops[i];
+        MoeKind k = moe_op_info(op->opcode)->kind;
+        bool dots = k == MOE_KIND_GEMM || k == MOE_KIND_WGRAD || k == MOE_KIND_ATTN ||
+                    k == MOE_KIND_ATTN_GRAD || k == MOE_KIND_XENT;
+        bool bf16 = dots && op->operands[0]->type.dtype == MOE_BF16;
+        double f = moe_op_flops(op), peak = bf16 ? t->peak_flops_bf16 : t->peak_flops_f32;
+        c.flops += f;
+        if (peak > 0)
+            compute += f / (peak * n_threads);
+    }
+    for (size_t i = 0; i < g->n_inputs; i++)
+        if (g->inputs[i]->def->opcode != MOE_OP_CONST)
+            c.bytes += bytes_read(g, g->inputs[i]);
+    for (size_t i = 0; i < g->n_outputs; i++)
+        c.bytes += (double)moe_type_bytes(&g->outputs[i]->type);
+    double move = t->memory_bandwidth > 0 ? c.bytes / t->memory_bandwidth : 0;
+    c.seconds = compute > move ? compute : move;
+    return c;
+}

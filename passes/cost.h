@@ -1,0 +1,17 @@
+/* The cost model: FLOPs of an op, bytes a group moves, and the seconds they predict (a roofline). Sizes are the static
+ * ones: on one rank the capacity of expert rows is exact. Called by kernels and by whoever explains a plan. */
+#ifndef MOE_PASSES_COST_H
+#define MOE_PASSES_COST_H
+
+#include "ir/target.h"
+
+typedef struct {
+    double flops, bytes, seconds;
+} MoeCost;
+
+/* FLOPs of one op, by the cost column of ops.def. */
+double moe_op_flops(const MoeOp *op);
+/* Of a group: max(flops / (threads * peak), bytes / bandwidth). */
+MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads);
+
+#endif

@@ -1,0 +1,131 @@
+/* Builds MoeGroup views from the group numbers of a graph.
+ * In: a graph after fuse. Out: its steps, each with inputs (segs last) and outputs. */
+#include "passes/group.h"
+
+#include <string.h>
+#include "base/assert.h"
+
+bool moe_op_has_kernel(const MoeOp *op) {
+    MoeKind k = moe_op_info(op->opcode)->kind;
+    return k != MOE_KIND_DECL && k != MOE_KIND_SYNC;
+}
+
+static bool holds(MoeValue *const *vs, size_t n, const MoeValue *v) {
+    for (size_t i = 0; i < n; i++)
+        if (vs[i] == v)
+            return true;
+    return false;
+}
+
+bool moe_group_has_input(const MoeGroup *g, const MoeValue *v) {
+    return holds(g->inputs, g->n_inputs, v);
+}
+
+bool moe_group_has_output(const MoeGroup *g, const MoeValue *v) {
+    return holds(g->outputs, g->n_outputs, v);
+}
+
+/* The segs value that rows of a type are ragged over, or NULL. */
+static MoeValue *seg_of(const MoeType *t) {
+    if (t->kind != MOE_TYPE_TENSOR || t->rank == 0)
+        return NULL;
+    return (MoeValue *)t->dims[0].seg;
+}
+
+typedef struct {
+    int *step_of;  /* by value id */
+    bool *outside; /* read outside its group */
+    bool *read;    /* read at all */
+} Uses;
+
+static void mark(Uses *u, const MoeOp *user, const MoeValue *v) {
+    if (!v)
+        return;
+    u->read[v->id] = true;
+    if (user->group < 0 || v->def->group != user->group)
+        u->outside[v->id] = true;
+}
+
+static void mark_uses(const MoeGraph *g, Uses *u) {
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeOp *op = g->ops[i];
+        for (int k = 0; k < op->n_operands; k++) {
+            mark(u, op, op->operands[k]);
+            mark(u, op, seg_of(&op->operands[k]->type));
+        }
+        for (int k = 0; k < op->n_results; k++)
+            mark(u, op, seg_of(&op->results[k]->type));
+    }
+}
+
+typedef struct {
+    MoeValue **items;
+    size_t n, cap;
+} List;
+
+static void list_add(MoeArena *a, List *l, MoeValue *v) {
+    if (v && !holds(l->items, l->n, v))
+        MOE_PUSH(a, l->items, l->n, l->cap, v);
+}
+
+static void fill(MoeGroup *g, const Uses *u, int step, MoeArena *a) {
+    List in = {0}, segs = {0}, out = {0};
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeOp *op = g->ops[i];
+        for (int k = 0; k < op->n_operands; k++) {
+            MoeValue *v = op->operands[k];
+            if (u->step_of[v->id] != step)
+                list_add(a, &in, v);
+            list_add(a, &segs, seg_of(&v->type));
+        }
+        for (int k = 0; k < op->n_results; k++) {
+            MoeValue *v = op->results[k];
+            if (u->outside[v->id] || (op->n_results > 1 && !u->read[v->id]))
+                MOE_PUSH(a, out.items, out.n, out.cap, v);
+            list_add(a, &segs, seg_of(&v->type));
+        }
+    }
+    for (size_t i = 0; i < segs.n; i++)
+        if (u->step_of[segs.items[i]->id] != step)
+            list_add(a, &in, segs.items[i]);
+    g->inputs = in.items;
+    g->n_inputs = in.n;
+    g->outputs = out.items;
+    g->n_outputs = out.n;
+}
+
+MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a) {
+    MoeGroups gs = {.n_values = g->n_values};
+    size_t cap = 0;
+    Uses u = {.step_of = MOE_NEW_N(a, int, g->n_values),
+              .outside = MOE_NEW_N(a, bool, g->n_values),
+              .read = MOE_NEW_N(a, bool, g->n_values)};
+    for (int i = 0; i < g->n_values; i++)
+        u.step_of[i] = -1;
+    gs.step_of = u.step_of;
+    int largest = -1;
+    for (size_t i = 0; i < g->n_ops; i++) {
+        MoeOp *op = g->ops[i];
+        if (!moe_op_has_kernel(op))
+            continue;
+        const char *name = moe_op_info(op->opcode)->name;
+        MOE_ASSERT(op->group >= 0, "@%s: op %s has no group: run the fuse pass first", g->name, name);
+        if (op->group > largest) {
+            MoeGroup fresh = {.graph = g, .ops = &g->ops[i]};
+            MOE_PUSH(a, gs.groups, gs.n_groups, cap, fresh);
+            largest = op->group;
+        }
+        MoeGroup *last = &gs.groups[gs.n_groups - 1];
+        MOE_ASSERT(last->ops[0]->group == op->group && &g->ops[i] == last->ops + last->n_ops,
+                   "@%s: the ops of group %d are not consecutive (at %s)", g->name, op->group, name);
+        MOE_ASSERT(last->ops[0]->phase == op->phase, "@%s: group %d spans two phases", g->name,
+                   op->group);
+        last->n_ops++;
+        for (int k = 0; k < op->n_results; k++)
+            u.step_of[op->results[k]->id] = (int)gs.n_groups - 1;
+    }
+    mark_uses(g, &u);
+    for (size_t i = 0; i < gs.n_groups; i++)
+        fill(&gs.groups[i], &u, (int)i, a);
+    return gs;
+}

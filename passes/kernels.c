@@ -1,0 +1,99 @@
+/* kernels: asks the target for the launches of every group, and predicts what each costs.
+ *
+ * In: grouped graphs with memory plans. Out: cx->programs[i].steps, one a group in program order.
+ * count_pass marks the steps that the counting pass of several micro-batches repeats: the backward slice, among forward
+ * steps, of the operands of batch_sum. */
+#include <string.h>
+#include "base/assert.h"
+#include "base/pool.h"
+#include "passes/cost.h"
+#include "passes/group.h"
+#include "passes/pass.h"
+
+static void mark_value(const MoeGroups *gs, bool *need, const MoeValue *v) {
+    int s = gs->step_of[v->id];
+    if (s >= 0)
+        need[s] = true;
+}
+
+/* Which steps the batch_sum operands depend on. All false when there is one micro-batch: no counting pass runs. */
+static bool *count_steps(const MoeGraph *g, const MoeGroups *gs, int micro_batches, MoeArena *a) {
+    bool *need = MOE_NEW_N(a, bool, gs->n_groups);
+    if (micro_batches <= 1)
+        return need;
+    for (size_t i = 0; i < g->n_ops; i++)
+        if (g->ops[i]->opcode == MOE_OP_BATCH_SUM)
+            mark_value(gs, need, g->ops[i]->operands[0]);
+    for (size_t s = gs->n_groups; s-- > 0;) {
+        if (!need[s])
+            continue;
+        const MoeGroup *grp = &gs->groups[s];
+        MOE_ASSERT(grp->ops[0]->phase == MOE_PHASE_FORWARD,
+                   "@%s: batch_sum depends on a step of phase %s", g->name,
+                   moe_phase_name(grp->ops[0]->phase));
+        for (size_t i = 0; i < grp->n_inputs; i++)
+            mark_value(gs, need, grp->inputs[i]);
+    }
+    return need;
+}
+
+/* A launch may only name what the plan can give it. */
+static void check_launches(const MoeGroup *g, const MoeLowered *low, int64_t workspace) {
+    for (size_t i = 0; i < low->n_launches; i++) {
+        const MoeLaunch *l = &low->launches[i];
+        for (size_t k = 0; k < l->n_bufs; k++) {
+            const MoeBufRef *b = &l->bufs[k];
+            if (!b->value) {
+                MOE_ASSERT(b->offset >= 0 && b->offset <= workspace,
+                           "kernel %s: workspace offset %lld of %lld", l->kernel,
+                           (long long)b->offset, (long long)workspace);
+                continue;
+            }
+            MOE_ASSERT(moe_group_has_input(g, b->value) || moe_group_has_output(g, b->value),
+                       "kernel %s (%s): buffer %zu is neither input nor output of its group",
+                       l->kernel, moe_op_info(g->ops[0]->opcode)->name, k);
+            MOE_ASSERT(b->value->def->opcode != MOE_OP_CONST,
+                       "kernel %s: buffer %zu is a constant, which has no memory", l->kernel, k);
+        }
+    }
+}
+
+static MoeStatus lower_graph(MoePassContext *cx, size_t index, int n_threads) {
+    const MoeGraph *g = cx->module->graphs[index];
+    MoeProgram *p = &cx->programs[index];
+    MoeGroups gs = moe_groups_of(g, cx->arena);
+    bool *count = count_steps(g, &gs, cx->options.micro_batches, cx->arena);
+    p->graph = g;
+    p->steps = MOE_NEW_N(cx->arena, MoeStep, gs.n_groups);
+    p->n_steps = gs.n_groups;
+    p->scratch_bytes = 0;
+    for (size_t s = 0; s < gs.n_groups; s++) {
+        MoeStep *st = &p->steps[s];
+        st->group = gs.groups[s];
+        st->phase = st->group.ops[0]->phase;
+        st->count_pass = count[s];
+        st->lowered.arena = cx->arena;
+        MoeStatus e = cx->target->lower(cx->target, &st->group, &st->lowered);
+        if (e)
+            return moe_status_prefix(e, "@%s: %s", g->name,
+                                     moe_op_info(st->group.ops[0]->opcode)->name);
+        check_launches(&st->group, &st->lowered, p->memory.workspace_bytes[s]);
+        if (st->lowered.scratch_bytes > p->scratch_bytes)
+            p->scratch_bytes = st->lowered.scratch_bytes;
+        MoeCost c = moe_group_cost(cx->target, &st->group, n_threads);
+        st->flops = c.flops;
+        st->bytes = c.bytes;
+        st->seconds = c.seconds;
+    }
+    return NULL;
+}
+
+MoeStatus moe_pass_kernels(MoePassContext *cx) {
+    if (!cx->target)
+        return moe_error(MOE_E_INTERNAL, "the kernels pass needs a target");
+    MOE_ASSERT(cx->programs, "kernels: memplan must run first");
+    int n_threads = moe_cpu_count();
+    for (size_t i = 0; i < cx->module->n_graphs; i++)
+        MOE_TRY(lower_graph(cx, i, n_threads));
+    return NULL;
+}

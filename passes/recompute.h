@@ -1,0 +1,15 @@
+/* Inside recompute: what to keep, as a minimum cut. Called by recompute.c and by tests. */
+#ifndef MOE_PASSES_RECOMPUTE_H
+#define MOE_PASSES_RECOMPUTE_H
+
+#include "ir/graph.h"
+
+typedef struct {
+    bool *again;      /* by value id: computed again in the backward phase */
+    int64_t kept_before, kept_after; /* bytes of forward values that live on into the backward phase */
+} MoeRecomputeChoice;
+
+/* n_layers: of how many layers, from 0, everything but the layer's inputs may be computed again; 0: only cheap ops anywhere. */
+MoeRecomputeChoice moe_recompute_choose(const MoeGraph *g, int64_t n_layers, MoeArena *a);
+
+#endif

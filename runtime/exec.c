@@ -1,0 +1,264 @@
+/* Memory of an execution: one region for parameters and states, one slab for all programs, inputs by name, scratch a thread;
+ * every step's buffer pointers are worked out once. exec_run.c runs them. */
+#include "runtime/exec.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "runtime/exec_internal.h"
+#include "runtime/plan_read.h"
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+static MoeStatus no_memory(void) { return moe_error(MOE_E_NOMEM, "no memory for the plan's tables"); }
+
+static MoeStatus alloc_buffers(MoeExec *x) {
+    const MoePlan *p = x->plan;
+    int64_t total = 0;
+    x->buffers = calloc(p->n_buffers + 1, sizeof *x->buffers);
+    if (!x->buffers)
+        return no_memory();
+    for (size_t i = 0; i < p->n_buffers; i++)
+        if (!moe_add_i64(total, round_up(p->buffers[i].bytes, MOE_BUFFER_ALIGN), &total))
+            return moe_error(MOE_E_NOMEM, "the plan's parameters and states do not fit in memory");
+    MOE_TRY(moe_alloc_big((size_t)total, "parameters and optimiser states", &x->region));
+    x->region_bytes = total;
+    char *at = x->region;
+    for (size_t i = 0; i < p->n_buffers; i++) {
+        x->buffers[i] = at;
+        at += round_up(p->buffers[i].bytes, MOE_BUFFER_ALIGN);
+    }
+    return NULL;
+}
+
+static MoeExecInput *find_input(MoeExec *x, const char *name) {
+    for (size_t i = 0; i < x->n_inputs; i++)
+        if (!strcmp(x->inputs[i].name, name))
+            return &x->inputs[i];
+    return NULL;
+}
+
+static MoeStatus alloc_inputs(MoeExec *x) {
+    const MoePlan *p = x->plan;
+    size_t most = 0;
+    for (size_t g = 0; g < p->n_programs; g++)
+        most += p->programs[g].n_values;
+    x->inputs = calloc(most + 1, sizeof *x->inputs);
+    if (!x->inputs)
+        return no_memory();
+    for (size_t g = 0; g < p->n_programs; g++)
+        for (size_t i = 0; i < p->programs[g].n_values; i++) {
+            const MoePlanValue *v = &p->programs[g].values[i];
+            if (v->kind != MOE_VALUE_INPUT)
+                continue;
+            MoeExecInput *in = find_input(x, v->input);
+            if (!in) {
+                in = &x->inputs[x->n_inputs++];
+                in->name = v->input;
+            }
+            if (v->bytes > in->bytes)
+                in->bytes = v->bytes;
+        }
+    for (size_t i = 0; i < x->n_inputs; i++) {
+        void *data;
+        MOE_TRY(moe_alloc_big((size_t)x->inputs[i].bytes, x->inputs[i].name, &data));
+        x->inputs[i].data = data;
+    }
+    return NULL;
+}
+
+static MoeStatus alloc_work(MoeExec *x) {
+    const MoePlan *p = x->plan;
+    int threads = moe_pool_threads(x->pool);
+    void *data;
+    for (size_t g = 0; g < p->n_programs; g++) {
+        if (p->programs[g].slab_bytes > x->slab_bytes)
+            x->slab_bytes = p->programs[g].slab_bytes;
+        if (p->programs[g].scratch_bytes > x->scratch_stride)
+            x->scratch_stride = p->programs[g].scratch_bytes;
+    }
+    MOE_TRY(moe_alloc_big((size_t)x->slab_bytes, "activations and gradients", &data));
+    x->slab = data;
+    /* Whole cache lines and a gap, so that threads do not share lines at the seams. */
+    x->scratch_stride = round_up(x->scratch_stride + MOE_BUFFER_SLACK, 256);
+    x->scratch_bytes = x->scratch_stride * threads;
+    MOE_TRY(moe_alloc_big((size_t)x->scratch_bytes, "the threads' scratch memory", &data));
+    x->scratch = data;
+    x->load = calloc(p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts + 1, sizeof *x->load);
+    return x->load ? NULL : no_memory();
+}
+
+static MoeStatus bind_program(MoeExec *x, const MoePlanProgram *g, MoeExecProgram *out) {
+    size_t n_bufs = 0;
+    for (size_t i = 0; i < g->n_steps; i++)
+        n_bufs += g->steps[i].n_bufs;
+    out->plan = g;
+    out->values = calloc(g->n_values + 1, sizeof *out->values);
+    out->step_bufs = calloc(g->n_steps + 1, sizeof *out->step_bufs);
+    out->seconds = calloc(g->n_steps + 1, sizeof *out->seconds);
+    void **bufs = calloc(n_bufs + 1, sizeof *bufs);
+    if (!out->values || !out->step_bufs || !out->seconds || !bufs) {
+        free(bufs);
+        return no_memory();
+    }
+    for (size_t i = 0; i < g->n_values; i++) {
+        const MoePlanValue *v = &g->values[i];
+        out->values[i] = v->kind == MOE_VALUE_BUFFER ? x->buffers[v->buffer]
+                         : v->kind == MOE_VALUE_SLAB ? x->slab + v->offset
+                                                     : find_input(x, v->input)->data;
+    }
+    out->step_bufs[g->n_steps] = bufs; /* the block, for free */
+    for (size_t i = 0; i < g->n_steps; i++) {
+        out->step_bufs[i] = bufs;
+        for (size_t b = 0; b < g->steps[i].n_bufs; b++)
+            *bufs++ = out->values[g->steps[i].buf_value[b]] + g->steps[i].buf_offset[b];
+    }
+    return NULL;
+}
+
+static const MoePlanPort *find_port(const MoePlanPort *ports, size_t n, const char *name) {
+    for (size_t i = 0; i < n; i++)
+        if (!strcmp(ports[i].name, name))
+            return &ports[i];
+    return NULL;
+}
+
+/* A port that the runtime reads or writes itself: there, of this dtype, with at least (exactly) so many elements. */
+static MoeStatus need_port(const MoePlanProgram *g, bool input, const char *name, MoePlanDtype dtype, int64_t elements, bool exact) {
+    const MoePlanPort *q = input ? find_port(g->inputs, g->n_inputs, name) : find_port(g->outputs, g->n_outputs, name);
+    if (!q || q->dtype != dtype || q->elements < elements || (exact && q->elements != elements))
+        return moe_error(MOE_E_CORRUPT, "damaged plan: program %s %s %s \"%s\" of %lld elements; compile it again", g->name,
+                         q ? "has a wrong" : "lacks the", input ? "input" : "output", name, (long long)elements);
+    return NULL;
+}
+
+static MoeStatus check_ports(const MoePlan *p) {
+    const int V = p->virtual_shards, M = p->micro_batches;
+    /* The most sequences in one micro-batch. */
+    int64_t most = 0;
+    for (int m = 0; m < M; m++) {
+        int64_t n = (m + 1) * p->batch / M - m * p->batch / M;
+        if (n > most)
+            most = n;
+    }
+    for (size_t i = 0; i < p->n_programs; i++) {
+        const MoePlanProgram *g = &p->programs[i];
+        bool train = !strcmp(g->name, "train"), eval = !strcmp(g->name, "eval"), logits = !strcmp(g->name, "logits");
+        if (!train && !eval && !logits)
+            continue;
+        MOE_TRY(need_port(g, true, "tok", MOE_PLAN_I32, V + 1, true));
+        MOE_TRY(need_port(g, true, "ids", MOE_PLAN_I32, most * p->seq, false));
+        if (!logits)
+            MOE_TRY(need_port(g, true, "labels", MOE_PLAN_I32, most * p->seq, false));
+        if (logits)
+            MOE_TRY(need_port(g, false, "logits", MOE_PLAN_F32, most * p->seq * p->vocab_size, false));
+        if (eval)
+            MOE_TRY(need_port(g, false, "nll_sum", MOE_PLAN_F32, 1, true));
+        if (!logits)
+            MOE_TRY(need_port(g, false, "tokens", MOE_PLAN_I32, 1, true));
+        if (!train)
+            continue;
+        MOE_TRY(need_port(g, false, "loss", MOE_PLAN_F32, 1, true));
+        MOE_TRY(need_port(g, false, "ce_loss", MOE_PLAN_F32, 1, true));
+        MOE_TRY(need_port(g, false, "grad_norm", MOE_PLAN_F32, 1, true));
+        for (size_t k = 0; k < p->n_moe_layers; k++) {
+            char name[32];
+            snprintf(name, sizeof name, "segs.%d", p->moe_layers[k]);
+            MOE_TRY(need_port(g, false, name, MOE_PLAN_I32, (int64_t)p->experts * V + 1, true));
+        }
+    }
+    return NULL;
+}
+
+MoeStatus moe_exec_create(const MoePlan *plan, int n_threads, MoeExec **out) {
+    *out = NULL;
+    MOE_TRY(check_ports(plan));
+    MoeExec *x = calloc(1, sizeof *x);
+    if (!x)
+        return no_memory();
+    x->plan = plan;
+    MoeStatus st = NULL;
+    MOE_TRY_GOTO(st, moe_pool_create(n_threads > 0 ? n_threads : moe_cpu_count(), &x->pool), fail);
+    MOE_TRY_GOTO(st, alloc_buffers(x), fail);
+    MOE_TRY_GOTO(st, alloc_inputs(x), fail);
+    MOE_TRY_GOTO(st, alloc_work(x), fail);
+    x->programs = calloc(plan->n_programs + 1, sizeof *x->programs);
+    if (!x->programs) {
+        st = no_memory();
+        goto fail;
+    }
+    for (size_t g = 0; g < plan->n_programs; g++)
+        MOE_TRY_GOTO(st, bind_program(x, &plan->programs[g], &x->programs[g]), fail);
+    *out = x;
+    return NULL;
+fail:
+    moe_exec_destroy(x);
+    return st;
+}
+
+void moe_exec_destroy(MoeExec *x) {
+    if (!x)
+        return;
+    for (size_t g = 0; x->programs && g < x->plan->n_programs; g++) {
+        MoeExecProgram *p = &x->programs[g];
+        if (p->step_bufs)
+            free(p->step_bufs[x->plan->programs[g].n_steps]);
+        free(p->step_bufs);
+        free(p->values);
+        free(p->seconds);
+    }
+    free(x->programs);
+    for (size_t i = 0; i < x->n_inputs; i++)
+        moe_free_big(x->inputs[i].data, (size_t)x->inputs[i].bytes);
+    free(x->inputs);
+    moe_free_big(x->region, (size_t)x->region_bytes);
+    moe_free_big(x->slab, (size_t)x->slab_bytes);
+    moe_free_big(x->scratch, (size_t)x->scratch_bytes);
+    moe_free_big(x->logits, (size_t)x->logits_bytes);
+    free(x->buffers);
+    free(x->load);
+    moe_pool_destroy(x->pool);
+    free(x);
+}
+
+int moe_exec_threads(const MoeExec *x) { return moe_pool_threads(x->pool); }
+
+void *moe_exec_buffer(MoeExec *x, int buffer) { return x->buffers[buffer]; }
+
+MoeExecProgram *moe_exec_program(const MoeExec *x, const char *name) {
+    for (size_t g = 0; g < x->plan->n_programs; g++)
+        if (!strcmp(x->plan->programs[g].name, name))
+            return &x->programs[g];
+    return NULL;
+}
+
+void *moe_exec_input(MoeExec *x, const char *program, const char *name) {
+    MoeExecProgram *g = moe_exec_program(x, program);
+    const MoePlanPort *q = g ? find_port(g->plan->inputs, g->plan->n_inputs, name) : NULL;
+    return q ? g->values[q->value] : NULL;
+}
+
+const void *moe_exec_output(MoeExec *x, const char *program, const char *name, const MoePlanPort **out_port) {
+    MoeExecProgram *g = moe_exec_program(x, program);
+    const MoePlanPort *q = g ? find_port(g->plan->outputs, g->plan->n_outputs, name) : NULL;
+    if (out_port)
+        *out_port = q;
+    return q ? g->values[q->value] : NULL;
+}
+
+const int32_t *moe_exec_load(const MoeExec *x) { return x->load; }
+
+int64_t moe_exec_memory_bytes(const MoeExec *x) {
+    int64_t n = x->region_bytes + x->slab_bytes + x->scratch_bytes + x->logits_bytes;
+    for (size_t i = 0; i < x->n_inputs; i++)
+        n += x->inputs[i].bytes;
+    return n;
+}
+
+void moe_exec_profile(MoeExec *x, bool on) { x->profile = on; }
+
+const double *moe_exec_profile_seconds(const MoeExec *x, const char *program) {
+    MoeExecProgram *g = moe_exec_program(x, program);
+    return x->profile && g ? g->seconds : NULL;
+}

@@ -1,0 +1,307 @@
+/* Running programs: micro-batches, the counting pass, folding of gradients over micro-batches, phases (docs/PLAN.md). */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "runtime/exec_internal.h"
+
+/* ---- steps ---- */
+
+typedef struct {
+    MoeKernelFn run;
+    void *const *bufs;
+    char *scratch;
+    int64_t stride;
+} Launch;
+
+static void run_task(void *ctx, int64_t task, int thread) {
+    const Launch *l = ctx;
+    l->run(l->bufs, task, l->scratch + l->stride * thread);
+}
+
+/* Steps of phases lo..hi; counting: only those of the counting pass. */
+static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePlanPhase hi, bool counting) {
+    for (size_t i = 0; i < g->plan->n_steps; i++) {
+        const MoePlanStep *s = &g->plan->steps[i];
+        if (s->phase < lo || s->phase > hi || (counting && !s->count))
+            continue;
+        if (!s->run || !s->tasks)
+            return moe_error(MOE_E_INTERNAL, "step %s of program %s has no code: the plan is not linked", s->name, g->plan->name);
+        double start = x->profile ? moe_now() : 0;
+        Launch l = {s->run, g->step_bufs[i], x->scratch, x->scratch_stride};
+        int64_t n = s->tasks(g->step_bufs[i]);
+        if (n < 0)
+            return moe_error(MOE_E_INTERNAL, "step %s (%s) of program %s asks for %lld tasks", s->name, s->kernel, g->plan->name,
+                             (long long)n);
+        moe_pool_run(x->pool, n, run_task, &l);
+        if (x->profile)
+            g->seconds[i] += moe_now() - start;
+    }
+    return NULL;
+}
+
+/* ---- batches ---- */
+
+typedef struct {
+    const int32_t *ids, *labels;
+    int64_t n_seqs;
+    MoeExecProgram *g;
+    const char *program;
+} Run;
+
+/* First sequence of virtual shard v. */
+static int64_t shard_start(const MoePlan *p, int64_t n_seqs, int64_t v) { return v * n_seqs / p->virtual_shards; }
+
+/* Fills tok, ids, labels for micro-batch m; returns its number of sequences and the first. */
+static int64_t set_micro_batch(MoeExec *x, const Run *r, int m, int64_t *out_first) {
+    const MoePlan *p = x->plan;
+    const int V = p->virtual_shards, per = V / p->micro_batches;
+    int64_t first = shard_start(p, r->n_seqs, m * per), last = shard_start(p, r->n_seqs, (m + 1) * per);
+    int64_t n = (last - first) * p->seq;
+    int32_t *tok = moe_exec_input(x, r->program, "tok"), *ids = moe_exec_input(x, r->program, "ids"),
+            *labels = moe_exec_input(x, r->program, "labels");
+    for (int v = 0; v <= V; v++) { /* shards of other micro-batches are empty here */
+        int64_t s = shard_start(p, r->n_seqs, v);
+        s = s < first ? first : s > last ? last : s;
+        tok[v] = (int32_t)((s - first) * p->seq);
+    }
+    if (n)
+        memcpy(ids, r->ids + first * p->seq, (size_t)n * sizeof *ids);
+    if (n && labels && r->labels)
+        memcpy(labels, r->labels + first * p->seq, (size_t)n * sizeof *labels);
+    *out_first = first;
+    return last - first;
+}
+
+/* The batch against the plan: kernels index tables by ids and labels, so none may be outside the vocabulary. */
+static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b, bool need_labels, Run *out) {
+    const MoePlan *p = x->plan;
+    out->g = moe_exec_program(x, program);
+    out->program = program;
+    if (!out->g)
+        return moe_error(MOE_E_INPUT, "the plan has no program \"%s\"; compile it again", program);
+    if (b->n_seqs < 1 || b->n_seqs > p->batch)
+        return moe_error(MOE_E_INPUT, "a batch of %lld sequences; the plan holds 1..%lld", (long long)b->n_seqs, (long long)p->batch);
+    MoeStatus st = NULL;
+    for (int64_t i = 0, n = b->n_seqs * p->seq; i < n && !st; i++) {
+        if (b->ids[i] < 0 || b->ids[i] >= p->vocab_size)
+            st = moe_error(MOE_E_INPUT, "token %d at sequence %lld, position %lld is outside the vocabulary of %lld", b->ids[i],
+                           (long long)(i / p->seq), (long long)(i % p->seq), (long long)p->vocab_size);
+        else if (need_labels && b->labels[i] != -100 && (b->labels[i] < 0 || b->labels[i] >= p->vocab_size))
+            st = moe_error(MOE_E_INPUT, "label %d at sequence %lld, position %lld is neither -100 nor in the vocabulary of %lld",
+                           b->labels[i], (long long)(i / p->seq), (long long)(i % p->seq), (long long)p->vocab_size);
+    }
+    out->ids = b->ids;
+    out->labels = b->labels;
+    out->n_seqs = b->n_seqs;
+    if (x->profile)
+        memset(out->g->seconds, 0, sizeof *out->g->seconds * out->g->plan->n_steps);
+    return st;
+}
+
+static double output_f32(MoeExec *x, const char *program, const char *name) {
+    const float *v = moe_exec_output(x, program, name, NULL);
+    return v ? (double)*v : NAN;
+}
+
+static int64_t output_i32(MoeExec *x, const char *program, const char *name) {
+    const int32_t *v = moe_exec_output(x, program, name, NULL);
+    return v ? *v : 0;
+}
+
+/* ---- the tree over micro-batches ---- */
+
+#define FOLD_CHUNK 32768 /* elements a task */
+#define FOLD_BLOCK 512
+
+typedef struct {
+    const float *source;
+    const float *slots[32];
+    int n_slots;
+    float *out; /* may be one of the others */
+    int64_t n;
+} Fold;
+
+/* out = slots[b-1] + ( ... (slots[0] + source)): older operands on the left. */
+static void fold_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const Fold *f = ctx;
+    int64_t end = (task + 1) * FOLD_CHUNK < f->n ? (task + 1) * FOLD_CHUNK : f->n;
+    float acc[FOLD_BLOCK];
+    for (int64_t i = task * FOLD_CHUNK; i < end; i += FOLD_BLOCK) {
+        int64_t n = end - i < FOLD_BLOCK ? end - i : FOLD_BLOCK;
+        memcpy(acc, f->source + i, sizeof *acc * (size_t)n);
+        for (int s = 0; s < f->n_slots; s++)
+            for (int64_t k = 0; k < n; k++)
+                acc[k] = f->slots[s][i + k] + acc[k];
+        memcpy(f->out + i, acc, sizeof *acc * (size_t)n);
+    }
+}
+
+static int trailing_ones(int m) {
+    int n = 0;
+    while (m & 1) {
+        n++;
+        m >>= 1;
+    }
+    return n;
+}
+
+static void fold_gradients(MoeExec *x, MoeExecProgram *g, int m) {
+    for (size_t i = 0; i < g->plan->n_accumulates; i++) {
+        const MoePlanAccumulate *a = &g->plan->accumulates[i];
+        Fold f = {.source = (const float *)(const void *)g->values[a->source], .n = a->elements, .n_slots = trailing_ones(m)};
+        for (int s = 0; s < f.n_slots; s++)
+            f.slots[s] = (const float *)(const void *)g->values[a->slots[s]];
+        bool last = m == x->plan->micro_batches - 1;
+        f.out = (float *)(void *)g->values[last ? a->value : a->slots[f.n_slots]];
+        moe_pool_run(x->pool, (f.n + FOLD_CHUNK - 1) / FOLD_CHUNK, fold_task, &f);
+    }
+}
+
+/* ---- training ---- */
+
+static MoeStatus count_pass(MoeExec *x, const Run *r) {
+    const MoePlanProgram *p = r->g->plan;
+    int64_t first;
+    if (!p->n_batch_sums)
+        return NULL;
+    for (size_t i = 0; i < p->n_batch_sums; i++)
+        memset(r->g->values[p->batch_sums[i].value], 0, sizeof(int32_t) * (size_t)p->batch_sums[i].elements);
+    for (int m = 0; m < x->plan->micro_batches; m++) {
+        set_micro_batch(x, r, m, &first);
+        MOE_TRY(run_steps(x, r->g, MOE_PHASE_FWD, MOE_PHASE_BWD, true));
+        for (size_t i = 0; i < p->n_batch_sums; i++) {
+            int32_t *sum = (int32_t *)(void *)r->g->values[p->batch_sums[i].value];
+            const int32_t *v = (const int32_t *)(const void *)r->g->values[p->batch_sums[i].source];
+            for (int64_t k = 0; k < p->batch_sums[i].elements; k++)
+                sum[k] += v[k];
+        }
+    }
+    return NULL;
+}
+
+/* Adds the micro-batch's rows a (layer, shard, expert) to x->load. */
+static void add_load(MoeExec *x) {
+    const MoePlan *p = x->plan;
+    const int V = p->virtual_shards, E = p->experts;
+    for (size_t k = 0; k < p->n_moe_layers; k++) {
+        char name[32];
+        snprintf(name, sizeof name, "segs.%d", p->moe_layers[k]);
+        const int32_t *segs = moe_exec_output(x, "train", name, NULL); /* [E*V+1] */
+        int32_t *load = x->load + k * (size_t)V * (size_t)E;
+        for (int e = 0; e < E; e++)
+            for (int v = 0; v < V; v++)
+                load[v * E + e] += segs[e * V + v + 1] - segs[e * V + v];
+    }
+}
+
+static void set_scalar(MoeExec *x, const char *name, double value) {
+    float *in = moe_exec_input(x, "train", name);
+    if (in)
+        *in = (float)value;
+}
+
+static void set_hyper(MoeExec *x, const MoeHyper *h) {
+    set_scalar(x, "lr", h->lr);
+    set_scalar(x, "beta1", h->beta1);
+    set_scalar(x, "beta2", h->beta2);
+    set_scalar(x, "eps", h->eps);
+    set_scalar(x, "weight_decay", h->weight_decay);
+    set_scalar(x, "bias1", 1 - pow(h->beta1, (double)h->step));
+    set_scalar(x, "bias2", 1 - pow(h->beta2, (double)h->step));
+    set_scalar(x, "max_grad_norm", h->max_grad_norm > 0 ? h->max_grad_norm : INFINITY);
+}
+
+static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool update, MoeStepResult *out) {
+    double start = moe_now();
+    const MoePlan *p = x->plan;
+    Run r;
+    int64_t first;
+    MOE_TRY(check_batch(x, "train", b, true, &r));
+    set_hyper(x, h);
+    memset(x->load, 0, sizeof *x->load * p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts);
+    MOE_TRY(count_pass(x, &r));
+    for (int m = 0; m < p->micro_batches; m++) {
+        set_micro_batch(x, &r, m, &first);
+        MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_BWD, false));
+        add_load(x);
+        if (p->micro_batches > 1)
+            fold_gradients(x, r.g, m);
+    }
+    MOE_TRY(run_steps(x, r.g, MOE_PHASE_RED, MOE_PHASE_RED, false));
+    *out = (MoeStepResult){.loss = output_f32(x, "train", "loss"),
+                           .ce_loss = output_f32(x, "train", "ce_loss"),
+                           .grad_norm = output_f32(x, "train", "grad_norm"),
+                           .tokens = output_i32(x, "train", "tokens"),
+                           .has_aux = moe_exec_output(x, "train", "aux_loss", NULL) != NULL};
+    if (out->has_aux)
+        out->aux_loss = output_f32(x, "train", "aux_loss");
+    if (update && isfinite(out->loss) && isfinite(out->grad_norm)) {
+        MOE_TRY(run_steps(x, r.g, MOE_PHASE_UPD, MOE_PHASE_UPD, false));
+        out->updated = true;
+    }
+    out->seconds = moe_now() - start;
+    return NULL;
+}
+
+MoeStatus moe_exec_train_step(MoeExec *x, const MoeBatch *b, const MoeHyper *h, MoeStepResult *out) {
+    return train(x, b, h, true, out);
+}
+
+MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h, MoeStepResult *out) {
+    return train(x, b, h, false, out);
+}
+
+/* ---- evaluation and logits ---- */
+
+MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int64_t *out_tokens) {
+    Run r;
+    int64_t first, tokens = 0;
+    float slots[32] = {0}, sum = 0;
+    MOE_TRY(check_batch(x, "eval", b, true, &r));
+    for (int m = 0; m < x->plan->micro_batches; m++) {
+        sum = 0;
+        if (set_micro_batch(x, &r, m, &first)) {
+            MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
+            sum = (float)output_f32(x, "eval", "nll_sum");
+            tokens += output_i32(x, "eval", "tokens");
+        }
+        /* The tree over micro-batches, as for gradients, so that the sum's bits do not depend on their number. */
+        int n = trailing_ones(m);
+        for (int s = 0; s < n; s++)
+            sum = slots[s] + sum;
+        slots[n] = sum;
+    }
+    *out_nll_sum = (double)sum;
+    *out_tokens = tokens;
+    return NULL;
+}
+
+MoeStatus moe_exec_logits(MoeExec *x, const MoeBatch *b, const float **out_logits) {
+    const MoePlan *p = x->plan;
+    Run r;
+    int64_t first;
+    MOE_TRY(check_batch(x, "logits", b, false, &r));
+    if (p->micro_batches > 1 && !x->logits) {
+        void *data;
+        int64_t bytes = p->batch * p->seq;
+        if (!moe_mul_i64(bytes, p->vocab_size * (int64_t)sizeof(float), &bytes))
+            return moe_error(MOE_E_NOMEM, "the logits of a batch do not fit in memory");
+        MOE_TRY(moe_alloc_big((size_t)bytes, "logits", &data));
+        x->logits = data;
+        x->logits_bytes = bytes;
+    }
+    for (int m = 0; m < p->micro_batches; m++) {
+        int64_t n = set_micro_batch(x, &r, m, &first);
+        if (!n)
+            continue;
+        MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
+        if (p->micro_batches > 1)
+            memcpy(x->logits + first * p->seq * p->vocab_size, moe_exec_output(x, "logits", "logits", NULL),
+                   (size_t)(n * p->seq * p->vocab_size) * sizeof(float));
+    }
+    *out_logits = p->micro_batches > 1 ? x->logits : moe_exec_output(x, "logits", "logits", NULL);
+    return NULL;
+}

@@ -1,0 +1,40 @@
+/* What a run says: RUN/log.jsonl (one object a step), RUN/trace.csv (expert load), and the progress line for people. */
+#ifndef MOE_RUNTIME_LOG_H
+#define MOE_RUNTIME_LOG_H
+
+#include "runtime/exec.h"
+
+/* One step's record. NAN stands for unknown and becomes null. */
+typedef struct {
+    int64_t step, tokens, memory_bytes;
+    double loss, ce_loss, aux_loss, grad_norm, lr, seconds, tokens_per_second, mfu;
+    bool has_aux, skipped;
+    const double *imbalance, *expert_imbalance; /* [n_layers] */
+    size_t n_layers;
+    bool has_eval;
+    double eval_loss, eval_bits_per_byte;
+    int64_t eval_tokens;
+} MoeLogRecord;
+
+typedef struct MoeLog MoeLog;
+/* Opens (creates) RUN/log.jsonl and, with trace, RUN/trace.csv, both cut back to what belongs to steps <= last_step. */
+MoeStatus moe_log_open(const char *run_dir, bool trace, int n_experts, int64_t last_step, MoeLog **out);
+/* load: [n_layers][V][E] of the step, may be NULL. layers: the decoder layers' numbers. A full disk is an error, with the
+ * files cut back to whole lines; later steps may be written again. */
+MoeStatus moe_log_step(MoeLog *l, const MoeLogRecord *r, const int32_t *load, const int *layers, int n_shards);
+MoeStatus moe_log_sync(MoeLog *l); /* fsync, before a checkpoint */
+void moe_log_close(MoeLog *l);
+/* The record as its line of JSON (with the newline). */
+void moe_log_format(const MoeLogRecord *r, MoeStr *out);
+/* Length of the part of a log (JSON lines or the trace's CSV) that belongs to steps <= last_step and consists of whole lines. */
+int64_t moe_log_keep_bytes(const char *text, int64_t n, bool csv, int64_t last_step);
+
+/* Progress on stderr: a line that rewrites itself on a terminal, else a plain line every `seconds`. */
+typedef struct MoeProgress MoeProgress;
+MoeProgress *moe_progress_create(bool quiet, double every_seconds, int64_t steps, double max_seconds);
+void moe_progress_step(MoeProgress *p, const MoeLogRecord *r, double session_seconds);
+/* A whole line that stays (evaluation, checkpoint, ...), above the progress line. */
+void moe_progress_say(MoeProgress *p, const char *fmt, ...) MOE_PRINTF(2, 3);
+void moe_progress_done(MoeProgress *p); /* ends the line, frees p */
+
+#endif

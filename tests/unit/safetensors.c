@@ -1,0 +1,468 @@
+/* formats/safetensors.h: what is written reads back; shards; and headers that lie in every way we
+ * know of. */
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/str.h"
+#include "formats/safetensors.h"
+#include "tests/support/files.h"
+
+#define OK(expr)                                                                                   \
+    do {                                                                                           \
+        MoeStatus ok_st_ = (expr);                                                                 \
+        ck_assert_msg(!ok_st_, "%s", moe_status_message(ok_st_));                                  \
+    } while (0)
+#define FAILS(expr, ...)                                                                           \
+    do {                                                                                           \
+        const char *wrong_ = moe_test_error((expr), MOE_E_INPUT, __VA_ARGS__, NULL);               \
+        ck_assert_msg(!wrong_, "%s", wrong_);                                                      \
+    } while (0)
+
+static MoeSafetensors *model;
+
+/* A file with this length field, header text and n_data zero bytes. */
+static const char *raw_file(const char *name, uint64_t length, const char *header, size_t n_data) {
+    size_t n = strlen(header);
+    unsigned char *bytes = calloc(1, 8 + n + n_data + 1);
+    for (int i = 0; i < 8; i++)
+        bytes[i] = (unsigned char)(length >> (8 * i));
+    memcpy(bytes + 8, header, n);
+    const char *path = moe_test_file(name, bytes, 8 + n + n_data);
+    free(bytes);
+    return path;
+}
+
+static MoeStatus open_header(const char *header, size_t n_data) {
+    return moe_st_open(raw_file("h.safetensors", strlen(header), header, n_data), &model);
+}
+
+static const char *hex_bytes(const MoeStTensor *t) {
+    static char text[256];
+    text[0] = 0;
+    for (size_t i = 0; i < t->n_bytes && i < 100; i++)
+        sprintf(text + 2 * i, "%02x", ((const unsigned char *)t->data)[i]);
+    return text;
+}
+
+typedef struct {
+    int calls;
+    int64_t next;
+    bool fail;
+} Source;
+
+/* Element i of the filled tensor is i. */
+static MoeStatus fill_counting(void *ctx, size_t tensor, int64_t first, int64_t n, void *out) {
+    Source *s = ctx;
+    ck_assert_uint_eq(tensor, 2);
+    ck_assert_int_eq(first, s->next);
+    s->next = first + n;
+    s->calls++;
+    if (s->fail && s->calls == 2)
+        return moe_error(MOE_E_INPUT, "the source broke");
+    for (int64_t i = 0; i < n; i++)
+        ((float *)out)[i] = (float)(first + i);
+    return NULL;
+}
+
+START_TEST(test_round_trip) {
+    enum { BIG = 3000000 };
+    static const float w[6] = {1, -2, 0.5f, INFINITY, 1e-40f, 3};
+    static const int64_t ids[2] = {-5, INT64_MAX};
+    static const uint16_t halves[3] = {0x3f80, 0xc000, 0x7f80};
+    const char *metadata[] = {"format", "pt", "a \"quoted\" key", "\xc3\xa9\n"};
+    const MoeStOut out[] = {
+        {"w", MOE_ST_F32, 2, {2, 3}, w},           {"h", MOE_ST_BF16, 1, {3}, halves},
+        {"big", MOE_ST_F32, 1, {BIG}, NULL},       {"scalar", MOE_ST_I64, 0, {0}, ids},
+        {"empty", MOE_ST_F32, 3, {2, 0, 5}, NULL}, {"ids \"\xc3\xa9\"", MOE_ST_I64, 1, {2}, ids},
+        {"mask", MOE_ST_BOOL, 1, {1}, "\1"}};
+    const size_t n = sizeof out / sizeof *out;
+    const char *path = moe_test_path("rt.safetensors");
+    uint64_t n_bytes = 0;
+    char hex[33], expected_hex[33];
+    Source source = {0};
+    OK(moe_st_write(path, out, n, metadata, 2, fill_counting, &source, &n_bytes, hex));
+    ck_assert_int_ge(source.calls, 2);
+    MoeMap m;
+    OK(moe_map_open(path, &m));
+    moe_hash_hex(m.data, m.n, expected_hex);
+    ck_assert_uint_eq(m.n, n_bytes);
+    ck_assert_str_eq(hex, expected_hex);
+    uint64_t header_n;
+    memcpy(&header_n, m.data, 8);
+    ck_assert_uint_eq(header_n % 8, 0);
+    ck_assert_int_eq(memcmp(m.data + 8, "{\"__metadata__\":{\"format\":\"pt\"", 29), 0);
+    moe_map_close(&m);
+
+    OK(moe_st_open(path, &model));
+    ck_assert_uint_eq(moe_st_count(model), n);
+    for (size_t i = 0; i < n; i++) {
+        const MoeStTensor *t = moe_st_find(model, out[i].name);
+        ck_assert_msg(t, "%s is lost", out[i].name);
+        ck_assert(t->dtype == out[i].dtype && t->rank == out[i].rank);
+        for (int d = 0; d < t->rank; d++)
+            ck_assert_int_eq(t->dims[d], out[i].dims[d]);
+        ck_assert_uint_eq(t->n_bytes, (size_t)t->elements * moe_st_dtype_bytes(t->dtype));
+        if (out[i].data)
+            ck_assert_int_eq(memcmp(t->data, out[i].data, t->n_bytes), 0);
+    }
+    ck_assert_ptr_null(moe_st_find(model, "W"));
+    ck_assert_ptr_null(moe_st_find(model, "__metadata__"));
+    ck_assert_str_eq(moe_st_metadata(model, "format"), "pt");
+    ck_assert_str_eq(moe_st_metadata(model, "a \"quoted\" key"), "\xc3\xa9\n");
+    ck_assert_ptr_null(moe_st_metadata(model, "other"));
+    ck_assert_int_eq(moe_st_find(model, "scalar")->elements, 1);
+    ck_assert_int_eq(moe_st_find(model, "empty")->elements, 0);
+    float *big = malloc(BIG * sizeof *big), some[2];
+    OK(moe_st_read_f32(moe_st_find(model, "big"), 0, BIG, big));
+    for (int i = 0; i < BIG; i++)
+        ck_assert(big[i] == (float)i);
+    OK(moe_st_read_f32(moe_st_find(model, "h"), 1, 2, some));
+    ck_assert(some[0] == -2 && some[1] == INFINITY);
+    OK(moe_st_read_f32(moe_st_find(model, "empty"), 0, 0, NULL));
+    free(big);
+    moe_st_close(model);
+    moe_st_close(NULL);
+}
+END_TEST
+
+START_TEST(test_write_errors) {
+    float x[4] = {0};
+    MoeStOut two[2] = {{"a", MOE_ST_F32, 1, {4}, x}, {"a", MOE_ST_F32, 1, {4}, x}};
+    const char *path = moe_test_path("we.safetensors");
+    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"a\"", "taken");
+    two[1].name = "__metadata__";
+    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "__metadata__");
+    two[1].name = "b\xff";
+    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "UTF-8");
+    two[1] = (MoeStOut){"b", MOE_ST_F32, 3, {INT64_MAX, 2, 0}, x};
+    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"b\"", "shape");
+    two[1] = (MoeStOut){"b", MOE_ST_F32, 1, {-1}, x};
+    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"b\"", "shape");
+    two[1] = (MoeStOut){"b", MOE_ST_F32, 1, {INT64_MAX / 4}, x};
+    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"b\"", "overflow");
+    two[1] = (MoeStOut){"b", MOE_ST_OTHER, 1, {1}, x};
+    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "dtype");
+    const char *kv[] = {"k", "1", "k", "2"};
+    FAILS(moe_st_write(path, two, 1, kv, 2, NULL, NULL, NULL, NULL), "\"k\"", "twice");
+    ck_assert(!moe_path_exists(path)); /* all of that is found before the file is made */
+    const MoeStOut three[] = {{"a", MOE_ST_F32, 1, {4}, x},
+                              {"b", MOE_ST_F32, 1, {4}, x},
+                              {"c", MOE_ST_F32, 1, {1 << 21}, NULL}};
+    Source source = {.fail = true};
+    FAILS(moe_st_write(path, three, 3, NULL, 0, fill_counting, &source, NULL, NULL),
+          "the source broke");
+    const char *wrong =
+        moe_test_error(moe_st_write("/dev/full", two, 1, NULL, 0, NULL, NULL, NULL, NULL), MOE_E_IO,
+                       "/dev/full", "No space", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+}
+END_TEST
+
+#define T(dtype, shape, offsets)                                                                   \
+    "{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":" offsets "}"
+
+START_TEST(test_good_headers) {
+    OK(open_header("{}", 0));
+    ck_assert_uint_eq(moe_st_count(model), 0);
+    ck_assert_ptr_null(moe_st_find(model, "a"));
+    moe_st_close(model);
+    OK(open_header("{\"__metadata__\":{}}   ", 0));
+    moe_st_close(model);
+    /* any order in the header, unaligned data, zero-size tensors between and at the end, rank 8 */
+    OK(open_header("{\"c\":" T("F32", "[]", "[1,5]") ",\"z\":" T("F64", "[0]", "[5,5]") ",\"y\":" T(
+                       "F16", "[3,0]", "[1,1]") ",\"x\":" T("I8", "[1,1,1,1,1,1,1,1]", "[0,1]") "}",
+                   5));
+    ck_assert_str_eq(moe_st_at(model, 0)->name, "x");
+    ck_assert_str_eq(moe_st_at(model, 1)->name, "y");
+    ck_assert_str_eq(moe_st_at(model, 2)->name, "c");
+    ck_assert_str_eq(moe_st_at(model, 3)->name, "z");
+    float x = 1;
+    OK(moe_st_read_f32(moe_st_find(model, "c"), 0, 1, &x));
+    ck_assert(x == 0);
+    moe_st_close(model);
+    /* dtypes that can be skipped but not computed with */
+    OK(open_header("{\"a\":" T("F8_E4M3", "[3]", "[0,3]") ",\"b\":" T("F4", "[4]", "[3,5]") "}",
+                   5));
+    ck_assert_int_eq(moe_st_find(model, "b")->dtype, MOE_ST_OTHER);
+    FAILS(moe_st_read_f32(moe_st_find(model, "a"), 0, 1, &x), "\"a\"",
+          "expected F64, F32, F16 or BF16");
+    moe_st_close(model);
+    OK(open_header(
+        "{\"\":" T("U8", "[1]", "[0,1]") ",\"\xe2\x82\xac\":" T("U8", "[1]", "[1,2]") "}", 2));
+    ck_assert_ptr_nonnull(moe_st_find(model, ""));
+    ck_assert_ptr_nonnull(moe_st_find(model, "\xe2\x82\xac"));
+    moe_st_close(model);
+}
+END_TEST
+
+static const struct {
+    const char *header;
+    size_t n_data;
+    const char *word, *word2; /* of the message */
+} bad_headers[] = {
+    {"", 8, "does not begin with '{'", "h.safetensors"},
+    {"[]", 0, "does not begin with '{'", ""},
+    {" {}", 0, "does not begin with '{'", ""},
+    {"{}\n", 0, "does not end with '}' and spaces", ""},
+    {"{", 0, "does not end", ""},
+    {"{{}", 0, "bad JSON", "header:1:"},
+    {"{} {}", 0, "bad JSON", ""},
+    {"{\"a\":" T("U8", "[1]", "[0,1]") ",\"a\":" T("U8", "[1]", "[1,2]") "}", 2, "duplicate",
+     "\"a\""},
+    {"{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}}", 0, "duplicate", ""},
+    {"{\"a\":" T("U8", "[1]", "[0,1],\"dtype\":\"I8\"") "}", 1, "duplicate", ""},
+    {"{\"__metadata__\":{\"k\":1}}", 0, "__metadata__", "\"k\" must be a string"},
+    {"{\"__metadata__\":[]}", 0, "__metadata__", "must be an object"},
+    {"{\"__metadata__\":null}", 0, "__metadata__", "must be an object"},
+    {"{\"a\\u0000b\":" T("U8", "[1]", "[0,1]") "}", 1, "bad JSON", ""},
+    {"{\"a\xff\":" T("U8", "[1]", "[0,1]") "}", 1, "bad JSON", ""},
+    {"{\"a\":5}", 0, "tensor \"a\"", "expected an object"},
+    {"{\"a\":{}}", 0, "tensor \"a\"", "\"dtype\" must be a string"},
+    {"{\"a\":{\"dtype\":3}}", 0, "tensor \"a\"", "\"dtype\" must be a string"},
+    {"{\"a\":" T("F33", "[1]", "[0,4]") "}", 4, "tensor \"a\"", "unknown dtype \"F33\""},
+    {"{\"a\":" T("f32", "[1]", "[0,4]") "}", 4, "tensor \"a\"", "unknown dtype \"f32\""},
+    {"{\"a\":" T("F32", "1", "[0,4]") "}", 4, "tensor \"a\"", "\"shape\" must be an array"},
+    {"{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", 4, "tensor \"a\"",
+     "\"shape\" must be an array"},
+    {"{\"a\":" T("F32", "[-1]", "[0,4]") "}", 4, "tensor \"a\"", "integers of 0 or more"},
+    {"{\"a\":" T("F32", "[1.0]", "[0,4]") "}", 4, "tensor \"a\"", "integers of 0 or more"},
+    {"{\"a\":" T("F32", "[\"1\"]", "[0,4]") "}", 4, "tensor \"a\"", "integers of 0 or more"},
+    {"{\"a\":" T("U8", "[1,1,1,1,1,1,1,1,1]", "[0,1]") "}", 1, "tensor \"a\"", "rank 9"},
+    /* products that wrap round to the right answer in 64 bits */
+    {"{\"a\":" T("U8", "[4294967296,4294967296]", "[0,0]") "}", 0, "tensor \"a\"", "overflows"},
+    {"{\"a\":" T("F32", "[4611686018427387904]", "[0,0]") "}", 0, "tensor \"a\"", "overflows"},
+    {"{\"a\":" T("U8", "[9223372036854775807,3]", "[0,1]") "}", 1, "tensor \"a\"", "overflows"},
+    {"{\"a\":" T("U8", "[9223372036854775808]", "[0,1]") "}", 1, "bad JSON", "too big"},
+    {"{\"a\":" T("U8", "[1]", "[0]") "}", 1, "tensor \"a\"", "\"data_offsets\" must be"},
+    {"{\"a\":" T("U8", "[1]", "[0,1,2]") "}", 1, "tensor \"a\"", "\"data_offsets\" must be"},
+    {"{\"a\":" T("U8", "[1]", "[0,1.0]") "}", 1, "tensor \"a\"", "\"data_offsets\" must be"},
+    {"{\"a\":" T("U8", "[1]", "{\"0\":0,\"1\":1}") "}", 1, "tensor \"a\"",
+     "\"data_offsets\" must be"},
+    {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1]}}", 1, "tensor \"a\"", "\"data_offsets\" must be"},
+    {"{\"a\":" T("U8", "[1]", "[1,0]") "}", 1, "tensor \"a\"", "do not lie"},
+    {"{\"a\":" T("U8", "[1]", "[-1,0]") "}", 1, "tensor \"a\"", "do not lie"},
+    {"{\"a\":" T("U8", "[2]", "[0,2]") "}", 1, "tensor \"a\"", "do not lie in the 1 bytes"},
+    {"{\"a\":" T("U8", "[9223372036854775807]", "[0,9223372036854775807]") "}", 1, "tensor \"a\"",
+     "do not lie"},
+    {"{\"a\":" T("F32", "[2]", "[0,4]") "}", 4, "tensor \"a\"",
+     "need 8 bytes, data_offsets give 4"},
+    {"{\"a\":" T("F32", "[]", "[0,8]") "}", 8, "tensor \"a\"", "need 4 bytes, data_offsets give 8"},
+    {"{\"a\":" T("F32", "[0]", "[0,4]") "}", 4, "tensor \"a\"", "need 0 bytes"},
+    {"{\"a\":" T("F4", "[3]", "[0,2]") "}", 2, "tensor \"a\"", "whole bytes"},
+    /* holes, overlap, slack */
+    {"{\"a\":" T("U8", "[1]", "[1,2]") "}", 2, "tensor \"a\"", "hole"},
+    {"{\"a\":" T("U8", "[1]", "[0,1]") ",\"b\":" T("U8", "[1]", "[2,3]") "}", 3, "tensor \"b\"",
+     "hole from byte 1"},
+    {"{\"a\":" T("U8", "[2]", "[0,2]") ",\"b\":" T("U8", "[2]", "[1,3]") "}", 3, "tensor \"b\"",
+     "overlapping"},
+    {"{\"a\":" T("U8", "[2]", "[0,2]") ",\"b\":" T("U8", "[2]", "[0,2]") "}", 2, "tensor \"b\"",
+     "overlapping"},
+    {"{\"a\":" T("U8", "[3]", "[0,3]") ",\"b\":" T("U8", "[0]", "[1,1]") "}", 3, "tensor \"b\"",
+     "overlapping"},
+    {"{\"a\":" T("U8", "[1]", "[0,1]") "}", 2, "2 bytes of data", "cover only 1"},
+    {"{}", 1, "1 bytes of data", "cover only 0"},
+};
+
+START_TEST(test_bad_header) {
+    FAILS(open_header(bad_headers[_i].header, bad_headers[_i].n_data), bad_headers[_i].word,
+          bad_headers[_i].word2);
+}
+END_TEST
+
+START_TEST(test_lying_lengths) {
+    const char *h = "{\"a\":" T("U8", "[1]", "[0,1]") "}";
+    FAILS(moe_st_open(moe_test_file("l.safetensors", "", 0), &model), "too short", "l.safetensors");
+    FAILS(moe_st_open(moe_test_file("l.safetensors", "\2\0\0\0\0\0\0", 7), &model), "too short");
+    FAILS(moe_st_open(raw_file("l.safetensors", 2, "", 0), &model), "truncated");
+    FAILS(moe_st_open(raw_file("l.safetensors", 1000, h, 1), &model), "truncated", "1000 bytes");
+    FAILS(moe_st_open(raw_file("l.safetensors", 100000001, h, 1), &model),
+          "header length 100000001");
+    FAILS(moe_st_open(raw_file("l.safetensors", UINT64_MAX, h, 1), &model),
+          "header length 18446744073709551615");
+    FAILS(moe_st_open(raw_file("l.safetensors", (uint64_t)1 << 63, h, 1), &model), "header length");
+    FAILS(moe_st_open(raw_file("l.safetensors", strlen(h) - 1, h, 1), &model), "bad JSON");
+    FAILS(moe_st_open(raw_file("l.safetensors", strlen(h) + 1, h, 1), &model), "does not end");
+    FAILS(moe_st_open(raw_file("l.safetensors", strlen(h), h, 0), &model), "do not lie");
+    FAILS(moe_st_open(raw_file("l.safetensors", 0, h, 1), &model), "does not begin");
+    char deep[6001];
+    memset(deep, '[', 6000);
+    memcpy(deep, "{\"a\":", 5);
+    deep[5999] = '}';
+    deep[6000] = 0;
+    FAILS(open_header(deep, 0), "depth");
+}
+END_TEST
+
+/* Every prefix of a good file, and every single byte changed: an error or a model that is
+ * consistent, never a crash. */
+START_TEST(test_damaged) {
+    const char *h = "{\"__metadata__\":{\"format\":\"pt\"},\"a\":" T(
+        "F32", "[2,2]", "[0,16]") ",\"b\":" T("I16", "[3]", "[16,22]") "}  ";
+    const char *path = raw_file("good.safetensors", strlen(h), h, 22);
+    char *good;
+    size_t n;
+    OK(moe_file_read(path, 10000, &good, &n));
+    OK(moe_st_open(path, &model));
+    moe_st_close(model);
+    for (size_t cut = 0; cut < n; cut++) {
+        MoeStatus st = moe_st_open(moe_test_file("cut.safetensors", good, cut), &model);
+        ck_assert_msg(st && moe_status_code(st) == MOE_E_INPUT, "cut to %zu bytes", cut);
+        moe_status_free(st);
+    }
+    for (size_t at = 0; at < n - 22; at++)
+        for (int flip = 1; flip < 256; flip = flip * 2 + (flip == 1)) {
+            good[at] = (char)(good[at] ^ flip);
+            MoeStatus st = moe_st_open(moe_test_file("flip.safetensors", good, n), &model);
+            if (!st) {
+                size_t total = 0;
+                for (size_t i = 0; i < moe_st_count(model); i++)
+                    total += moe_st_at(model, i)->n_bytes;
+                ck_assert_uint_eq(total, 22);
+                moe_st_close(model);
+            }
+            moe_status_free(st);
+            good[at] = (char)(good[at] ^ flip);
+        }
+    free(good);
+}
+END_TEST
+
+START_TEST(test_read_types) {
+    unsigned char data[64] = {0};
+    static const double d = -1.5;
+    memcpy(data, &d, 8);
+    data[8] = 0x00, data[9] = 0x3e; /* f16 1.5 */
+    memset(data + 10, 0xff, 1 + 2 + 4 + 8 + 1 + 2 + 4 + 8);
+    const MoeStOut out[] = {
+        {"f64", MOE_ST_F64, 0, {0}, data},      {"f16", MOE_ST_F16, 0, {0}, data + 8},
+        {"i8", MOE_ST_I8, 0, {0}, data + 10},   {"i16", MOE_ST_I16, 0, {0}, data + 10},
+        {"i32", MOE_ST_I32, 0, {0}, data + 10}, {"u8", MOE_ST_U8, 0, {0}, data + 10},
+        {"u16", MOE_ST_U16, 0, {0}, data + 10}, {"u32", MOE_ST_U32, 0, {0}, data + 10},
+        {"u64", MOE_ST_U64, 0, {0}, data + 10}, {"bool", MOE_ST_BOOL, 0, {0}, "\1"}};
+    const char *path = moe_test_path("types.safetensors");
+    float f;
+    int64_t v;
+    OK(moe_st_write(path, out, sizeof out / sizeof *out, NULL, 0, NULL, NULL, NULL, NULL));
+    OK(moe_st_open(path, &model));
+    OK(moe_st_read_f32(moe_st_find(model, "f64"), 0, 1, &f));
+    ck_assert(f == -1.5f);
+    OK(moe_st_read_f32(moe_st_find(model, "f16"), 0, 1, &f));
+    ck_assert(f == 1.5f);
+    static const struct {
+        const char *name;
+        int64_t value;
+    } ints[] = {{"i8", -1},     {"i16", -1},         {"i32", -1}, {"u8", 255},
+                {"u16", 65535}, {"u32", 4294967295}, {"bool", 1}};
+    for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) {
+        OK(moe_st_read_i64(moe_st_find(model, ints[i].name), 0, 1, &v));
+        ck_assert_int_eq(v, ints[i].value);
+        FAILS(moe_st_read_f32(moe_st_find(model, ints[i].name), 0, 1, &f), ints[i].name,
+              "types.safetensors");
+    }
+    FAILS(moe_st_read_i64(moe_st_find(model, "u64"), 0, 1, &v), "\"u64\"", "18446744073709551615");
+    FAILS(moe_st_read_i64(moe_st_find(model, "f16"), 0, 1, &v), "F16", "an integer type");
+    ck_assert_str_eq(moe_st_dtype_name(MOE_ST_BF16), "BF16");
+    ck_assert_uint_eq(moe_st_dtype_bytes(MOE_ST_BF16), 2);
+    ck_assert_uint_eq(moe_st_dtype_bytes(MOE_ST_OTHER), 0);
+    moe_st_close(model);
+}
+END_TEST
+
+static MoeStatus open_index(const char *json) {
+    return moe_st_open(moe_test_file("m/model.safetensors.index.json", json, strlen(json)), &model);
+}
+
+START_TEST(test_shards) {
+    OK(moe_dir_make(moe_test_path("m")));
+    raw_file("m/a-1.safetensors",
+             strlen("{\"x\":" T("U8", "[1]", "[0,1]") ",\"y\":" T("U8", "[1]", "[1,2]") "}"),
+             "{\"x\":" T("U8", "[1]", "[0,1]") ",\"y\":" T("U8", "[1]", "[1,2]") "}", 2);
+    raw_file("m/a-2.safetensors", strlen("{\"z\":" T("F32", "[1]", "[0,4]") "}"),
+             "{\"z\":" T("F32", "[1]", "[0,4]") "}", 4);
+    OK(open_index("{\"metadata\":{},\"weight_map\":{\"y\":\"a-1.safetensors\",\"z\":\"a-2."
+                  "safetensors\",\"x\":\"a-1.safetensors\"}}"));
+    ck_assert_uint_eq(moe_st_count(model), 3);
+    ck_assert_ptr_nonnull(strstr(moe_st_find(model, "z")->file, "m/a-2.safetensors"));
+    ck_assert_str_eq(hex_bytes(moe_st_find(model, "z")), "00000000");
+    moe_st_close(model);
+    OK(moe_st_open(moe_test_path("m"), &model)); /* the directory */
+    ck_assert_uint_eq(moe_st_count(model), 3);
+    moe_st_close(model);
+    OK(open_index(
+        "{\"weight_map\":{\"y\":\"a-1.safetensors\"}}")); /* x is ignored, with a warning */
+    ck_assert_uint_eq(moe_st_count(model), 1);
+    ck_assert_ptr_null(moe_st_find(model, "x"));
+    moe_st_close(model);
+    FAILS(open_index("{\"weight_map\":{\"z\":\"a-1.safetensors\"}}"), "\"z\"",
+          "should be in a-1.safetensors");
+    FAILS(open_index("{\"weight_map\":{\"x\":\"a-1.safetensors\",\"q\":\"a-2.safetensors\"}}"),
+          "\"q\"", "a-2.safetensors");
+    FAILS(open_index("{\"weight_map\":{\"x\":\"a-1.safetensors\",\"x\":\"a-2.safetensors\"}}"),
+          "duplicate");
+    FAILS(open_index("{\"weight_map\":{}}"), "empty");
+    FAILS(open_index("{\"weight_map\":[]}"), "must be an object");
+    FAILS(open_index("{}"), "\"weight_map\" is missing");
+    FAILS(open_index("[]"), "expected an object");
+    static const char *const names[] = {
+        "../m/a-1.safetensors", "/etc/passwd", "", ".", "..", "a b", "a\\\\b", "a\\nb"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char text[200];
+        snprintf(text, sizeof text, "{\"weight_map\":{\"x\":\"%s\"}}", names[i]);
+        FAILS(open_index(text), "\"x\" must map to a file name");
+    }
+    FAILS(open_index("{\"weight_map\":{\"x\":3}}"), "\"x\" must map to a file name");
+    const char *wrong = moe_test_error(open_index("{\"weight_map\":{\"x\":\"none.safetensors\"}}"),
+                                       MOE_E_IO, "none.safetensors", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+    OK(moe_dir_make(moe_test_path("nothing")));
+    FAILS(moe_st_open(moe_test_path("nothing"), &model), "neither model.safetensors nor");
+}
+END_TEST
+
+/* As many tensors as the largest models have. A quadratic step would take minutes: the time limit
+ * of the case catches it. */
+START_TEST(test_many) {
+    enum { N = 100000 };
+    MoeStOut *out = calloc(N, sizeof *out);
+    char(*names)[48] = calloc(N, sizeof *names);
+    for (int i = 0; i < N; i++) {
+        snprintf(names[i], sizeof names[i], "model.layers.%d.mlp.experts.%d.w", i / 256, i % 256);
+        out[i] = (MoeStOut){names[i], MOE_ST_U8, 1, {1}, i % 2 ? "\1" : "\0"};
+    }
+    const char *path = moe_test_path("many.safetensors");
+    OK(moe_st_write(path, out, N, NULL, 0, NULL, NULL, NULL, NULL));
+    OK(moe_st_open(path, &model));
+    for (int i = 0; i < N; i++) {
+        const MoeStTensor *t = moe_st_find(model, names[i]);
+        ck_assert(t && *(const char *)t->data == i % 2);
+    }
+    moe_st_close(model);
+    free(names);
+    free(out);
+}
+END_TEST
+
+int main(void) {
+    moe_test_dir();
+    Suite *s = suite_create("safetensors");
+    TCase *c = tcase_create("safetensors");
+    tcase_set_timeout(c, 60);
+    tcase_add_test(c, test_round_trip);
+    tcase_add_test(c, test_write_errors);
+    tcase_add_test(c, test_good_headers);
+    tcase_add_loop_test(c, test_bad_header, 0, (int)(sizeof bad_headers / sizeof *bad_headers));
+    tcase_add_test(c, test_lying_lengths);
+    tcase_add_test(c, test_damaged);
+    tcase_add_test(c, test_read_types);
+    tcase_add_test(c, test_shards);
+    tcase_add_test(c, test_many);
+    suite_add_tcase(s, c);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
