@@ -46,9 +46,6 @@ static MoeValue *param(Builder *b, const char *value_name, const char *hf_name, 
     MoeAttr attrs[] = {moe_as("name", hf_name), moe_as("init", init),        moe_af("std", b->c->initializer_range),
                        moe_ai("decay", decay),  moe_ai("stacked", stacked)};
     MoeOp *op = moe_op_build_v(b->g, MOE_OP_PARAM, NULL, 0, attrs, 5, &type, NULL);
-    for (int i = 0; i < op->n_attrs; i++) /* bools are ints until the op's column says otherwise */
-        if (strcmp(op->attrs[i].key, "decay") == 0 || strcmp(op->attrs[i].key, "stacked") == 0)
-            op->attrs[i].type = 'b';
     op->results[0]->name = value_name;
     return op->results[0];
 }

@@ -110,7 +110,8 @@ void moe_attr_set_i(MoeGraph *g, MoeOp *op, const char *key, int64_t v);
  * with moe_graph_append, or new ones with the builders. */
 MoeOp **moe_graph_take_ops(MoeGraph *g, size_t *n);
 void moe_graph_append(MoeGraph *g, MoeOp *op);
-/* All operands equal to map-from become map-to: map is indexed by value id, NULL = keep. Also replaces segs in types. */
+/* All operands equal to map-from become map-to: map is indexed by value id, NULL = keep. Also replaces segs in types.
+ * Chains are followed (a -> b, b -> c makes a into c); a circle asserts. */
 void moe_graph_replace(MoeGraph *g, MoeValue *const *map);
 /* Stable sort of the op list by phase (all operands must still precede their uses; verify says so). */
 void moe_graph_sort_phases(MoeGraph *g);

@@ -1,5 +1,6 @@
-/* Shape inference: the checks that every op gets (arity, attributes, sane types) around the op's own rule, and the
- * checks that the rules share. In: an op with operands and attributes. Out: the types of its results, or a message. */
+/* Shape inference: the checks that every op gets (arity, attributes, sane types) around the op's
+ * own rule, and the checks that the rules share. In: an op with operands and attributes. Out: the
+ * types of its results, or a message. */
 #include "ir/infer.h"
 
 #include <inttypes.h>
@@ -34,7 +35,10 @@ const char *moe_type_text(MoeGraph *g, const MoeType *t) {
 }
 
 static const char *attr_type_name(char type) {
-    return type == 'i' ? "an integer" : type == 'f' ? "a number" : type == 's' ? "a string" : "0 or 1";
+    return type == 'i'   ? "an integer"
+           : type == 'f' ? "a number"
+           : type == 's' ? "a string"
+                         : "0 or 1";
 }
 
 static const char *check_attr(MoeGraph *g, const MoeOp *op, int at) {
@@ -137,11 +141,10 @@ const char *moe_need_ragged(MoeGraph *g, const MoeOp *op, int i, const char *wha
     if (!seg)
         return moe_infer_fail(g, "operand %d of %s (%s): expected ragged rows, found %s", i,
                               moe_op_info(op->opcode)->name, what, moe_type_text(g, t));
-    return moe_infer_fail(g,
-                          "operand %d of %s (%s): expected rows over segs<%" PRId64
-                          ",V>, found %s over %s",
-                          i, moe_op_info(op->opcode)->name, what, groups, moe_type_text(g, t),
-                          moe_type_text(g, &seg->type));
+    return moe_infer_fail(
+        g, "operand %d of %s (%s): expected rows over segs<%" PRId64 ",V>, found %s over %s", i,
+        moe_op_info(op->opcode)->name, what, groups, moe_type_text(g, t),
+        moe_type_text(g, &seg->type));
 }
 
 const char *moe_need_static(MoeGraph *g, const MoeOp *op, int i, const char *what) {
@@ -165,8 +168,8 @@ const char *moe_need_same_dtype(MoeGraph *g, const MoeOp *op, int i, int j) {
     const MoeType *a = operand_type(op, i), *b = operand_type(op, j);
     if (a->dtype == b->dtype)
         return NULL;
-    return moe_infer_fail(g, "operands %d and %d of %s must have the same dtype, found %s and %s", i,
-                          j, moe_op_info(op->opcode)->name, moe_type_text(g, a),
+    return moe_infer_fail(g, "operands %d and %d of %s must have the same dtype, found %s and %s",
+                          i, j, moe_op_info(op->opcode)->name, moe_type_text(g, a),
                           moe_type_text(g, b));
 }
 

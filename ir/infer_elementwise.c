@@ -15,8 +15,8 @@ const char *moe_infer_decl(MoeGraph *g, MoeOp *op) {
     if (op->opcode == MOE_OP_INPUT)
         return NULL;
     if (t->kind == MOE_TYPE_SEGS || t->dims[0].seg)
-        return moe_infer_fail(g, "type of %s: expected a tensor without ragged dims, found %s", name,
-                              moe_type_text(g, t));
+        return moe_infer_fail(g, "type of %s: expected a tensor without ragged dims, found %s",
+                              name, moe_type_text(g, t));
     if (op->opcode == MOE_OP_CONST) {
         double v = moe_attr_f(op, "value");
         if (t->rank != 1 || t->dims[0].size != 1 || t->dtype == MOE_BF16)
@@ -40,8 +40,9 @@ const char *moe_infer_decl(MoeGraph *g, MoeOp *op) {
     const char *star = strchr(moe_attr_s(op, "name"), '*');
     bool one_star = star && !strchr(star + 1, '*');
     if (moe_attr_i_or(op, "stacked", 0) ? !one_star || t->rank < 2 : star != NULL)
-        return moe_infer_fail(g, "stacked = 1 goes with one '*' in the name and rank >= 2; otherwise "
-                                 "the name holds no '*'");
+        return moe_infer_fail(g,
+                              "stacked = 1 goes with one '*' in the name and rank >= 2; otherwise "
+                              "the name holds no '*'");
     return NULL;
 }
 
@@ -54,8 +55,9 @@ const char *moe_infer_none(MoeGraph *g, MoeOp *op) {
 const char *moe_infer_assign(MoeGraph *g, MoeOp *op) {
     const MoeOp *target = op->operands[0]->def;
     if (target->opcode != MOE_OP_PARAM && target->opcode != MOE_OP_STATE)
-        return moe_infer_fail(g, "assign needs a param or state as its first operand, found a result "
-                                 "of %s",
+        return moe_infer_fail(g,
+                              "assign needs a param or state as its first operand, found a result "
+                              "of %s",
                               moe_op_info(target->opcode)->name);
     return moe_need_same_type(g, op, 0, 1);
 }
@@ -91,7 +93,8 @@ const char *moe_infer_ew1(MoeGraph *g, MoeOp *op) {
     CHECK(moe_need_tensor(g, op, 0, "x", op->opcode == MOE_OP_SOFTMAX ? IS_F32 : IS_FLOAT, 0));
     const MoeType *x = operand_type(op, 0);
     if (op->opcode == MOE_OP_SOFTMAX && (x->dims[x->rank - 1].seg || moe_type_cols(x) == 0))
-        return moe_infer_fail(g, "softmax needs a last dim that is neither ragged nor empty, found %s",
+        return moe_infer_fail(g,
+                              "softmax needs a last dim that is neither ragged nor empty, found %s",
                               moe_type_text(g, x));
     return set_result(op, 0, *x);
 }
@@ -126,13 +129,14 @@ const char *moe_infer_broadcast(MoeGraph *g, MoeOp *op) {
         rows.seg = op->operands[1];
         has_rows = true; /* a ragged dim may have capacity 0 */
     }
-    bool scalar_or_row = x->rank == 1 && !x->dims[0].seg &&
-                         (x->dims[0].size == 1 || x->dims[0].size == cols);
-    bool column = has_rows && x->rank == 2 && moe_dim_equal(x->dims[0], rows) &&
-                  x->dims[1].size == 1;
+    bool scalar_or_row =
+        x->rank == 1 && !x->dims[0].seg && (x->dims[0].size == 1 || x->dims[0].size == cols);
+    bool column =
+        has_rows && x->rank == 2 && moe_dim_equal(x->dims[0], rows) && x->dims[1].size == 1;
     if (!scalar_or_row && !column)
-        return moe_infer_fail(g, "broadcast to rows %" PRId64 ", cols %" PRId64
-                                 " needs [1], [cols] or [rows, 1], found %s",
+        return moe_infer_fail(g,
+                              "broadcast to rows %" PRId64 ", cols %" PRId64
+                              " needs [1], [cols] or [rows, 1], found %s",
                               rows.size, cols, moe_type_text(g, x));
     return set_result(op, 0,
                       has_rows ? moe_type_2d(x->dtype, rows, cols) : moe_type_1d(x->dtype, cols));

@@ -29,7 +29,8 @@ const char *moe_infer_batch_sum(MoeGraph *g, MoeOp *op) {
     return set_result(op, 0, *operand_type(op, 0));
 }
 
-/* a [T,k], b [n,k] (tb) or [k,n] -> f32[T,n]; grouped: rows over segs<E,V>, b with a leading [E]. */
+/* a [T,k], b [n,k] (tb) or [k,n] -> f32[T,n]; grouped: rows over segs<E,V>, b with a leading [E].
+ */
 const char *moe_infer_matmul(MoeGraph *g, MoeOp *op) {
     bool tb = moe_attr_i(op, "tb"), grouped = moe_attr_i(op, "grouped");
     CHECK(moe_need_tensor(g, op, 0, "a", IS_FLOAT, 2));

@@ -1,4 +1,5 @@
-/* Shape rules: embedding, rotary positions, attention. T: token rows; heads H, KV heads G, head width D. */
+/* Shape rules: embedding, rotary positions, attention. T: token rows; heads H, KV heads G, head
+ * width D. */
 #include <inttypes.h>
 #include <math.h>
 
@@ -10,8 +11,9 @@ const char *moe_infer_embedding(MoeGraph *g, MoeOp *op) {
     CHECK(moe_need_tensor(g, op, 0, "table", IS_F32, 2));
     CHECK(moe_need_static(g, op, 0, "table"));
     CHECK(moe_need_tensor(g, op, 1, "ids", IS_I32, 1));
-    return set_result(op, 0, moe_type_2d(MOE_F32, operand_type(op, 1)->dims[0],
-                                         moe_type_cols(operand_type(op, 0))));
+    return set_result(
+        op, 0,
+        moe_type_2d(MOE_F32, operand_type(op, 1)->dims[0], moe_type_cols(operand_type(op, 0))));
 }
 
 /* dy f32[T,C], ids i32[T] -> f32[vocab,C] */
@@ -21,8 +23,9 @@ const char *moe_infer_embedding_grad(MoeGraph *g, MoeOp *op) {
     CHECK(moe_need_same_rows(g, op, 0, 1));
     CHECK(moe_need_ragged(g, op, 0, "dy", 1));
     CHECK(moe_need_attr(g, op, "vocab", 1, INT32_MAX));
-    return set_result(op, 0, moe_type_2d(MOE_F32, moe_dim(moe_attr_i(op, "vocab")),
-                                         moe_type_cols(operand_type(op, 0))));
+    return set_result(
+        op, 0,
+        moe_type_2d(MOE_F32, moe_dim(moe_attr_i(op, "vocab")), moe_type_cols(operand_type(op, 0))));
 }
 
 /* Columns of heads: heads_key * head_dim. */

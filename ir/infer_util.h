@@ -1,4 +1,5 @@
-/* For the shape rules (ir/infer*.c): the checks they share. Each returns a message or NULL; CHECK passes one on. */
+/* For the shape rules (ir/infer*.c): the checks they share. Each returns a message or NULL; CHECK
+ * passes one on. */
 #ifndef MOE_IR_INFER_UTIL_H
 #define MOE_IR_INFER_UTIL_H
 

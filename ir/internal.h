@@ -1,15 +1,17 @@
-/* Shared by the files of ir/ only: building ops in steps (the parser binds result names before it reads the types),
- * printing with a numbering, and maps from names. */
+/* Shared by the files of ir/ only: building ops in steps (the parser binds result names before it
+ * reads the types), printing with a numbering, and maps from names. */
 #ifndef MOE_IR_INTERNAL_H
 #define MOE_IR_INTERNAL_H
 
 #include "ir/graph.h"
 
-/* An op with its results (untyped, ids given), not yet in the list. Attributes are copied as given. */
+/* An op with its results (untyped, ids given), not yet in the list. Attributes are copied as given.
+ */
 MoeOp *moe_op_new(MoeGraph *g, MoeOpcode opcode, MoeValue *const *operands, int n_operands,
                   const MoeAttr *attrs, int n_attrs);
-/* Puts attributes into the order of the column, layer last, and gives each the type letter of its declaration: an int
- * for a bool or a float becomes one. Unknown and repeated keys stay, for moe_infer to refuse. */
+/* Puts attributes into the order of the column, layer last, and gives each the type letter of its
+ * declaration: an int for a bool or a float becomes one. Unknown and repeated keys stay, for
+ * moe_infer to refuse. */
 void moe_op_normalise_attrs(MoeOp *op);
 
 /* A value as %name or %number. numbers: by value id, or NULL for the id itself. */

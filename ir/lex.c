@@ -1,4 +1,5 @@
-/* Tokens of the text form. In: NUL-terminated text, trusted in nothing. Out: MoeTok, one at a time. */
+/* Tokens of the text form. In: NUL-terminated text, trusted in nothing. Out: MoeTok, one at a time.
+ */
 #include "ir/lex.h"
 
 #include <string.h>
@@ -93,7 +94,8 @@ static bool read_hex4(const char *p, uint32_t *out) {
     return true;
 }
 
-/* After a backslash: appends what the escape stands for; returns the byte after it, NULL if it is none. */
+/* After a backslash: appends what the escape stands for; returns the byte after it, NULL if it is
+ * none. */
 static const char *lex_escape(const char *p, MoeStr *out) {
     static const char from[] = "\"\\/ntrbf", to[] = "\"\\/\n\t\r\b\f";
     const char *simple = *p ? strchr(from, *p) : NULL;
@@ -117,7 +119,8 @@ static const char *lex_escape(const char *p, MoeStr *out) {
     return p;
 }
 
-/* The bytes of a string that begins after `p`; returns what is wrong with it, or NULL and its end in *end. */
+/* The bytes of a string that begins after `p`; returns what is wrong with it, or NULL and its end
+ * in *end. */
 static const char *read_string(const char *p, MoeStr *out, const char **end) {
     while (*p != '"') {
         if (!*p || *p == '\n')
@@ -130,7 +133,8 @@ static const char *read_string(const char *p, MoeStr *out, const char **end) {
         }
         p = lex_escape(p + 1, out);
         if (!p)
-            return "unknown escape in a string (JSON's are \\\" \\\\ \\/ \\n \\t \\r \\b \\f \\uXXXX; not "
+            return "unknown escape in a string (JSON's are \\\" \\\\ \\/ \\n \\t \\r \\b \\f "
+                   "\\uXXXX; not "
                    "\\u0000)";
     }
     *end = p + 1;

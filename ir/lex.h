@@ -1,21 +1,22 @@
-/* Tokens of the text form. The lexer never fails: what it cannot read becomes MOE_TOK_BAD with a reason, and the parser
- * reports it. Lines matter (one op a line), so their ends are tokens. Used by ir/parse*.c. */
+/* Tokens of the text form. The lexer never fails: what it cannot read becomes MOE_TOK_BAD with a
+ * reason, and the parser reports it. Lines matter (one op a line), so their ends are tokens. Used
+ * by ir/parse*.c. */
 #ifndef MOE_IR_LEX_H
 #define MOE_IR_LEX_H
 
 #include "ir/graph.h"
 
 typedef enum {
-    MOE_TOK_END,    /* end of the text */
-    MOE_TOK_LINE,   /* end of a line */
-    MOE_TOK_WORD,   /* a letter or _, then letters, digits, _ . - */
-    MOE_TOK_VALUE,  /* %name or %123: text without the % */
+    MOE_TOK_END,   /* end of the text */
+    MOE_TOK_LINE,  /* end of a line */
+    MOE_TOK_WORD,  /* a letter or _, then letters, digits, _ . - */
+    MOE_TOK_VALUE, /* %name or %123: text without the % */
     MOE_TOK_INT,
     MOE_TOK_FLOAT,
-    MOE_TOK_STRING, /* text holds the unescaped bytes */
-    MOE_TOK_PUNCT,  /* one of = { } [ ] , : < > @ # ; text is that character */
+    MOE_TOK_STRING,  /* text holds the unescaped bytes */
+    MOE_TOK_PUNCT,   /* one of = { } [ ] , : < > @ # ; text is that character */
     MOE_TOK_AT_MOST, /* <= */
-    MOE_TOK_BAD     /* text says what is wrong */
+    MOE_TOK_BAD      /* text says what is wrong */
 } MoeTokKind;
 
 typedef struct {

@@ -18,7 +18,8 @@ bool moe_value_name_valid(const char *name) {
     return true;
 }
 
-/* The slot that holds key, or the empty one where it belongs. cap is a power of two and never full. */
+/* The slot that holds key, or the empty one where it belongs. cap is a power of two and never full.
+ */
 static size_t find_slot(const MoeNameMap *m, const char *key) {
     size_t at = (size_t)moe_hash_name(key) & (m->cap - 1);
     while (m->keys[at] && strcmp(m->keys[at], key) != 0)

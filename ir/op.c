@@ -38,7 +38,8 @@ const char *moe_kind_name(MoeKind k) {
     return kind_names[k];
 }
 
-/* Reads one "key:t" or "key:t?" of an attrs column; returns where the next begins, NULL at the end. */
+/* Reads one "key:t" or "key:t?" of an attrs column; returns where the next begins, NULL at the end.
+ */
 static const char *next_decl(const char *p, MoeAttrDecl *out) {
     p += strspn(p, " ");
     if (!*p)

@@ -1,5 +1,6 @@
-/* The text form, in: modules, graphs, phase labels, recovery from mistakes. Op lines: ir/parse_op.c.
- * In: text from people or from a plan, trusted in nothing. Out: a verified module, or all that is wrong with it. */
+/* The text form, in: modules, graphs, phase labels, recovery from mistakes. Op lines:
+ * ir/parse_op.c. In: text from people or from a plan, trusted in nothing. Out: a verified module,
+ * or all that is wrong with it. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -225,7 +226,8 @@ MoeStatus moe_parse_file(const char *path, MoeModule **out) {
     MOE_TRY(moe_file_read(path, MAX_FILE_BYTES, &text, &n));
     MoeStatus st = NULL;
     if (strlen(text) != n) {
-        st = moe_error(MOE_E_INPUT, "%s: byte %zu is NUL: this is no text file", path, strlen(text));
+        st =
+            moe_error(MOE_E_INPUT, "%s: byte %zu is NUL: this is no text file", path, strlen(text));
     } else {
         MoeDiag d = {.file = path, .source = text};
         MoeModule *m = moe_parse(&d);

@@ -1,4 +1,5 @@
-/* The parser's state, shared by ir/parse.c (modules, graphs, lines) and ir/parse_op.c (op lines). */
+/* The parser's state, shared by ir/parse.c (modules, graphs, lines) and ir/parse_op.c (op lines).
+ */
 #ifndef MOE_IR_PARSE_INTERNAL_H
 #define MOE_IR_PARSE_INTERNAL_H
 
@@ -20,8 +21,10 @@ typedef struct {
 } MoeParser;
 
 void moe_parser_advance(MoeParser *p);
-bool moe_parser_at(const MoeParser *p, MoeTokKind kind, const char *text); /* text NULL: any of the kind */
-/* Takes the token if it is there; else reports what was expected and what is there, and returns false. */
+bool moe_parser_at(const MoeParser *p, MoeTokKind kind,
+                   const char *text); /* text NULL: any of the kind */
+/* Takes the token if it is there; else reports what was expected and what is there, and returns
+ * false. */
 bool moe_parser_expect(MoeParser *p, MoeTokKind kind, const char *text, const char *what);
 bool moe_parser_accept(MoeParser *p, MoeTokKind kind, const char *text);
 /* "; found ..." part of messages: the current token for people. In scratch. */
@@ -30,8 +33,8 @@ const char *moe_parser_found(MoeParser *p);
 void moe_parser_unknown(MoeParser *p, MoeLoc loc, const char *what, const char *prefix,
                         const char *name, const char *const *known, size_t n_known);
 
-/* One op line, without its line end. Reports what is wrong; the values it defines are bound in any case, so that one
- * mistake is reported once. */
+/* One op line, without its line end. Reports what is wrong; the values it defines are bound in any
+ * case, so that one mistake is reported once. */
 void moe_parse_op(MoeParser *p);
 
 #endif

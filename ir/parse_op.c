@@ -1,5 +1,6 @@
 /* Op lines of the text form: `%a, %b = name %x, %y {key = v} : type, type #3`.
- * In: tokens. Out: an op in the graph, checked by its shape rule; or reports in the parser's diagnostics. */
+ * In: tokens. Out: an op in the graph, checked by its shape rule; or reports in the parser's
+ * diagnostics. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -26,7 +27,8 @@ static bool is_poison(const MoeValue *v) {
 }
 
 static void bind(MoeParser *p, const MoeTok *label, MoeValue *v) {
-    v->name = label->text; /* numbers too, so that messages show the labels of the text; dropped at the graph's end */
+    v->name = label->text; /* numbers too, so that messages show the labels of the text; dropped at
+                              the graph's end */
     if (moe_names_add(&p->values, label->text, v)) {
         MOE_PUSH(p->scratch, p->names, p->n_names, p->cap_names, label->text);
         return;
@@ -265,7 +267,8 @@ static bool parse_types(MoeParser *p, OpLine *line, MoeOp *op) {
     for (int i = 0; i < op->n_results; i++) {
         MoeType t;
         MoeLoc loc = p->tok.loc;
-        if (i > 0 && !moe_parser_expect(p, MOE_TOK_PUNCT, ",", "',' and the type of the next result"))
+        if (i > 0 &&
+            !moe_parser_expect(p, MOE_TOK_PUNCT, ",", "',' and the type of the next result"))
             return false;
         if (i > 0)
             loc = p->tok.loc;
@@ -298,7 +301,8 @@ static bool infer(MoeParser *p, const OpLine *line, MoeOp *op) {
     return !problem;
 }
 
-/* Everything after the attributes. The results are bound before the types are read: a type may name result 0. */
+/* Everything after the attributes. The results are bound before the types are read: a type may name
+ * result 0. */
 static bool parse_tail(MoeParser *p, OpLine *line, MoeOp *op) {
     bool declares = moe_op_info(line->opcode)->kind == MOE_KIND_DECL;
     if (!declares && !infer(p, line, op))

@@ -1,5 +1,5 @@
-/* The text form, out: modules, graphs and single ops. In: IR. Out: text that moe_parse reads back to the same bytes.
- * Format: ir/text.h. */
+/* The text form, out: modules, graphs and single ops. In: IR. Out: text that moe_parse reads back
+ * to the same bytes. Format: ir/text.h. */
 #include <inttypes.h>
 #include <string.h>
 

@@ -1,4 +1,5 @@
-/* Editing graphs in place: the op list, replacement of values, dead code, numbering, lookups by name. */
+/* Editing graphs in place: the op list, replacement of values, dead code, numbering, lookups by
+ * name. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,7 +36,8 @@ void moe_graph_replace(MoeGraph *g, MoeValue *const *map) {
         for (int r = 0; r < op->n_results; r++) {
             MoeType *t = &op->results[r]->type;
             for (int d = 0; t->kind == MOE_TYPE_TENSOR && d < t->rank; d++) {
-                if (t->dims[d].seg) /* a seg is const in types, a value of this graph all the same */
+                if (t->dims[d]
+                        .seg) /* a seg is const in types, a value of this graph all the same */
                     t->dims[d].seg = mapped(g, map, (MoeValue *)t->dims[d].seg);
             }
         }

@@ -1,4 +1,5 @@
-/* Types of IR values: constructors, comparison, sizes, text. In: dtypes and dims. Out: MoeType values (no allocation). */
+/* Types of IR values: constructors, comparison, sizes, text. In: dtypes and dims. Out: MoeType
+ * values (no allocation). */
 #include "ir/type.h"
 
 #include <inttypes.h>
@@ -62,8 +63,7 @@ MoeType moe_type_3d(MoeDtype d, int64_t a, int64_t b, int64_t c) {
 }
 
 MoeType moe_type_segs(int64_t groups, int64_t shards) {
-    return (MoeType){
-        .kind = MOE_TYPE_SEGS, .dtype = MOE_I32, .groups = groups, .shards = shards};
+    return (MoeType){.kind = MOE_TYPE_SEGS, .dtype = MOE_I32, .groups = groups, .shards = shards};
 }
 
 bool moe_dim_equal(MoeDim a, MoeDim b) {

@@ -1,6 +1,7 @@
-/* The verifier. In: a module, after the parser or a pass. Out: true, or every broken invariant in the diagnostics.
- * Checked in this order, because each step relies on those before: structure (ids, definitions before uses), names,
- * then each op by its own shape rule, then what spans ops (groups, assignments, names of inputs and outputs). */
+/* The verifier. In: a module, after the parser or a pass. Out: true, or every broken invariant in
+ * the diagnostics. Checked in this order, because each step relies on those before: structure (ids,
+ * definitions before uses), names, then each op by its own shape rule, then what spans ops (groups,
+ * assignments, names of inputs and outputs). */
 #include "ir/verify.h"
 
 #include <stdio.h>
@@ -65,8 +66,8 @@ static bool check_results(Verifier *v, const MoeOp *op) {
     return true;
 }
 
-/* Operands, and the segs that types name, are defined above. Own results are defined by now: result 1 may be ragged over
- * result 0. */
+/* Operands, and the segs that types name, are defined above. Own results are defined by now: result
+ * 1 may be ragged over result 0. */
 static bool check_uses(Verifier *v, const MoeOp *op) {
     bool ok = true;
     for (int i = 0; i < op->n_operands; i++) {
@@ -131,8 +132,8 @@ static void check_interface(Verifier *v, MoeOp *op) {
         if (!moe_names_add(&v->inputs, moe_attr_s(op, "name"), op))
             report(v, op, "two inputs or params are named \"%.80s\"", moe_attr_s(op, "name"));
     } else if (op->opcode == MOE_OP_STATE) {
-        const char *key = moe_arena_printf(v->scratch, "%s\n%s", moe_attr_s(op, "of"),
-                                           moe_attr_s(op, "name"));
+        const char *key =
+            moe_arena_printf(v->scratch, "%s\n%s", moe_attr_s(op, "of"), moe_attr_s(op, "name"));
         if (!moe_names_add(&v->states, key, op))
             report(v, op, "two states \"%.80s\" of \"%.80s\"", moe_attr_s(op, "name"),
                    moe_attr_s(op, "of"));

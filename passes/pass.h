@@ -15,6 +15,8 @@ typedef struct {
     bool mixed_bf16;
     MoeRecompute recompute;      /* AUTO: the cheapest that fits memory_limit (CHEAP without a limit) */
     int64_t memory_limit;        /* bytes for the training slab, parameters and states; 0 = none */
+    int recompute_layers;        /* LAYER: only the first so many layers; 0 = all. recompute writes here, and to
+                                    `recompute`, what AUTO came to */
     bool emit_grads;             /* grad: every gradient is an output "grad.PARAM" too (tests) */
 } MoePassOptions;
 

@@ -103,16 +103,16 @@ MoeVal moe_tile_gemm(MoeCpuTarget *target, MoeTileElem elem, int rows, int vecto
     MOE_ASSERT(rows <= MAX_ROWS && vectors <= MAX_VECTORS, "tile %dx%d", rows, vectors);
     LLVMTypeRef ptr = LLVMPointerTypeInContext(target->context, 0);
     LLVMTypeRef i64 = LLVMInt64TypeInContext(target->context);
-    LLVMTypeRef args[] = {ptr, i64, ptr, ptr, i64, i64};
+    LLVMTypeRef args[] = {ptr, i64, i64, ptr, ptr, i64, i64};
     MoeVal fn;
-    if (!moe_emit_helper(target, key, "tile", args, 6, e, &fn))
+    if (!moe_emit_helper(target, key, "tile", args, 7, e, &fn))
         return fn;
-    Tile t = {.e = e, .elem = elem, .rows = rows, .vectors = vectors, .b = LLVMGetParam(fn, 2)};
-    MoeVal k = LLVMGetParam(fn, 1), c = LLVMGetParam(fn, 3), stride = LLVMGetParam(fn, 4);
-    MoeVal more = LLVMBuildICmp(e->b, LLVMIntNE, LLVMGetParam(fn, 5), moe_k64(e, 0), "more");
+    Tile t = {.e = e, .elem = elem, .rows = rows, .vectors = vectors, .b = LLVMGetParam(fn, 3)};
+    MoeVal k = LLVMGetParam(fn, 2), c = LLVMGetParam(fn, 4), stride = LLVMGetParam(fn, 5);
+    MoeVal more = LLVMBuildICmp(e->b, LLVMIntNE, LLVMGetParam(fn, 6), moe_k64(e, 0), "more");
     for (int r = 0; r < rows; r++) {
         MoeVal at = moe_at(e, LLVMGetParam(fn, 0), moe_k64(e, r), 8);
-        t.a[r] = LLVMBuildLoad2(e->b, e->ptr, at, "row");
+        t.a[r] = moe_at_bytes(e, LLVMBuildLoad2(e->b, e->ptr, at, "row"), LLVMGetParam(fn, 1));
     }
     /* The loop that runs when C holds earlier steps' sums: 0 or 1 times, to carry the accumulators past the branch. */
     MoeCarryLoop l;
@@ -158,19 +158,19 @@ MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vect
                rows, vectors);
     LLVMTypeRef ptr = LLVMPointerTypeInContext(target->context, 0);
     LLVMTypeRef i64 = LLVMInt64TypeInContext(target->context);
-    LLVMTypeRef args[] = {ptr, ptr, i64, ptr, i64, i64, ptr, i64};
+    LLVMTypeRef args[] = {ptr, i64, ptr, i64, ptr, i64, i64, ptr, i64};
     MoeVal fn;
-    if (!moe_emit_helper(target, key, "tile", args, 8, e, &fn))
+    if (!moe_emit_helper(target, key, "tile", args, 9, e, &fn))
         return fn;
-    Tile t = {.e = e, .elem = elem, .rows = rows, .vectors = vectors, .b = LLVMGetParam(fn, 1)};
-    MoeVal a = LLVMGetParam(fn, 0), steps = LLVMGetParam(fn, 2), folds = LLVMGetParam(fn, 3);
-    MoeVal n_folds = LLVMGetParam(fn, 4), offset = LLVMGetParam(fn, 5), stride = LLVMGetParam(fn, 7);
+    Tile t = {.e = e, .elem = elem, .rows = rows, .vectors = vectors, .b = LLVMGetParam(fn, 2)};
+    MoeVal a = LLVMGetParam(fn, 0), steps = LLVMGetParam(fn, 3), folds = LLVMGetParam(fn, 4);
+    MoeVal n_folds = LLVMGetParam(fn, 5), offset = LLVMGetParam(fn, 6), stride = LLVMGetParam(fn, 8);
     MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1);
     MoeCarryLoop l;
     MoeVal b[MAX_VECTORS];
     zero_acc(&t);
     moe_carry_begin(e, &l, zero, steps, one, t.acc, rows * vectors);
-    MoeVal at = moe_at(e, a, moe_imul(e, l.l.index, moe_k64(e, rows)), 4);
+    MoeVal at = moe_at_bytes(e, a, moe_imul(e, l.l.index, LLVMGetParam(fn, 1)));
     for (int j = 0; j < vectors; j++)
         b[j] = load_b(&t, l.l.index, j);
     for (int r = 0; r < rows; r++)
@@ -185,7 +185,7 @@ MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vect
             t.acc[r * vectors + j] = LLVMBuildFAdd(e->b, load_c(&t, left, stride, r, j),
                                                    t.acc[r * vectors + j], "");
     moe_carry_end(e, &l, t.acc);
-    store_c(&t, moe_at_bytes(e, LLVMGetParam(fn, 6), offset), stride);
+    store_c(&t, moe_at_bytes(e, LLVMGetParam(fn, 7), offset), stride);
     moe_emit_end(e);
     return fn;
 }

@@ -20,13 +20,13 @@ MoeTileElem moe_tile_elem(const MoeCpuTarget *t, MoeDtype d);
 int moe_tile_k_per_step(MoeTileElem elem);
 int64_t moe_tile_steps(MoeTileElem elem, int64_t k);
 
-/* void tile(ptr a_rows, i64 k, ptr b, ptr c, i64 c_stride, i64 more)
- * a_rows: `rows` pointers to the rows of A, k elements each (read exactly, nothing beyond). c: f32, rows c_stride bytes apart.
+/* void tile(ptr a_rows, i64 a_offset, i64 k, ptr b, ptr c, i64 c_stride, i64 more)
+ * a_rows: `rows` pointers; k elements are read a_offset bytes behind each, nothing beyond. c: f32, rows c_stride bytes apart.
  * more = 0: C = A B, else C += A B, continuing each element's chain. */
 MoeVal moe_tile_gemm(MoeCpuTarget *t, MoeTileElem elem, int rows, int vectors);
 
-/* void tile(ptr a, ptr b, i64 steps, ptr folds, i64 n_folds, i64 offset, ptr dest, i64 c_stride)
- * A packed as [steps][rows] elements of 4 bytes. acc = A^T B from zero; then acc = folds[i][offset] + acc for i ascending;
+/* void tile(ptr a, i64 a_stride, ptr b, i64 steps, ptr folds, i64 n_folds, i64 offset, ptr dest, i64 c_stride)
+ * A packed as [steps] runs of `rows` elements of 4 bytes, a_stride bytes apart. acc = A^T B from zero; then acc = folds[i][offset] + acc for i ascending;
  * then dest[offset] = acc. elem F32 or DOT. */
 MoeVal moe_tile_wgrad(MoeCpuTarget *t, MoeTileElem elem, int rows, int vectors);
 

@@ -47,7 +47,7 @@ MoeStatus moe_eval_count_valid(MoeEvalOp *e) {
     return NULL;
 }
 
-/* Every entry of src is a flat position in (T, K), every entry of inv a row: both ways R = T*K. */
+/* src, rows to flat positions in (T, K), and inv, positions to rows, undo each other; R = T*K. */
 static MoeStatus check_plan(const MoeTensor *src, const MoeTensor *inv) {
     if (src->n != inv->n)
         return moe_error(MOE_E_INPUT, "src has %lld rows, inv %lld entries", (long long)src->n,
@@ -56,6 +56,11 @@ static MoeStatus check_plan(const MoeTensor *src, const MoeTensor *inv) {
         MOE_TRY(moe_eval_check_index("src", src->i[p], p, inv->n));
         MOE_TRY(moe_eval_check_index("inv", inv->i[p], p, src->n));
     }
+    for (int64_t r = 0; r < src->n; r++)
+        if (inv->i[src->i[r]] != r)
+            return moe_error(MOE_E_INPUT, "row %lld comes from position %d, but inv sends that to "
+                                          "row %d",
+                             (long long)r, src->i[r], inv->i[src->i[r]]);
     return NULL;
 }
 

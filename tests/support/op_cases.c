@@ -123,6 +123,8 @@ static void elementwise(List *l, MoeOpcode op, int operands, MoeTolerance f32, b
             c.form = forms[f];
             if (c.form == MOE_FORM_EXPERT)
                 c.experts = 5, c.shards = 8;
+            if (c.form == MOE_FORM_STACK && op == MOE_OP_SOFTMAX)
+                continue; /* made of row ops: rank 2 at most */
             if (c.form != MOE_FORM_PLAIN)
                 add(l, c);
         }

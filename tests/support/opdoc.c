@@ -50,15 +50,17 @@ static void print_op(MoeOpcode op, MoeStr *out) {
 }
 
 void moe_opdoc_print(MoeStr *out) {
-    moe_str_printf(
-        out,
-        "# Ops\n\n"
-        "Made from `ir/ops.def` by `build/tests/opdoc docs/OPS.md`; do not edit.\n\n"
-        "%d ops, by the kernel kind that implements them. Attribute types: `i` integer, `f` number, "
-        "`s` string, `b` 0 or 1; `?` marks what may be left out.\nEvery op may also carry `layer:i`, the "
-        "decoder layer it belongs to. T: token rows, R: expert rows, C: columns, K: experts a token, "
-        "E: experts.\nA gradient named `decompose` is that of the op's decomposition.\n",
-        (int)MOE_N_OPS);
+    moe_str_printf(out,
+                   "# Ops\n\n"
+                   "Made from `ir/ops.def` by `build/tests/opdoc docs/OPS.md`; do not edit.\n\n"
+                   "%d ops, by the kernel kind that implements them. Attribute types: `i` integer, "
+                   "`f` number, "
+                   "`s` string, `b` 0 or 1; `?` marks what may be left out.\nEvery op may also "
+                   "carry `layer:i`, the "
+                   "decoder layer it belongs to. T: token rows, R: expert rows, C: columns, K: "
+                   "experts a token, "
+                   "E: experts.\nA gradient named `decompose` is that of the op's decomposition.\n",
+                   (int)MOE_N_OPS);
     for (int kind = 0; kind < MOE_N_KINDS; kind++) {
         bool any = false;
         for (int op = 0; op < MOE_N_OPS; op++) {

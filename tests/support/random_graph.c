@@ -5,7 +5,6 @@
 #include <math.h>
 #include <string.h>
 #include "base/assert.h"
-#include "base/half.h"
 #include "base/rng.h"
 
 typedef enum {
@@ -19,13 +18,17 @@ typedef struct {
     double fixed;  /* ROLE_FIXED */
 } Role;
 
+/* Tables of segments: made by themselves, or together with the src and inv of a plan. */
+typedef enum { PLAN_NONE, PLAN_WANTED, PLAN_FILLED } PlanState;
+
 typedef struct {
     const MoeGraph *g;
     const MoeRandomOptions *o;
     MoeArena *a;
     MoeInputs *out;
-    Role *roles; /* by value id */
-    int64_t seq; /* rows of a sequence: shards hold whole ones; 1 without attention */
+    Role *roles;        /* by value id */
+    PlanState *planned; /* by value id */
+    int64_t seq;        /* rows of a sequence: shards hold whole ones; 1 without attention */
 } Fill;
 
 static uint64_t stream_of(const MoeValue *v) {
@@ -54,6 +57,8 @@ static void set_fixed(Fill *f, const MoeValue *v, double value) {
     f->roles[v->id] = (Role){ROLE_FIXED, 0, value};
 }
 
+static bool is_move(const MoeOp *op) { return moe_op_info(op->opcode)->kind == MOE_KIND_MOVE; }
+
 static void read_roles(Fill *f, const MoeOp *op) {
     MoeValue *const *in = op->operands;
     MoeOpcode c = op->opcode;
@@ -72,8 +77,7 @@ static void read_roles(Fill *f, const MoeOp *op) {
     else if (c == MOE_OP_LINEAR_CROSS_ENTROPY || c == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD) {
         set_role(f, in[2], ROLE_LABELS, in[1]->type.dims[0].size);
         set_role(f, in[1], ROLE_SMALL, 0);
-    } else if (c == MOE_OP_DISPATCH || c == MOE_OP_GATHER_SUM || c == MOE_OP_DISPATCH_WEIGHT ||
-               c == MOE_OP_COLLECT_WEIGHT) {
+    } else if (is_move(op)) {
         set_role(f, in[1], ROLE_PLAN, 0);
         set_role(f, in[2], ROLE_PLAN, 0);
     } else if (c == MOE_OP_LOG || c == MOE_OP_SQRT || c == MOE_OP_RSQRT)
@@ -102,22 +106,6 @@ static void read_roles(Fill *f, const MoeOp *op) {
     const MoeAttr *seq = moe_attr(op, "seq");
     if (seq && seq->i > 0)
         f->seq = seq->i;
-}
-
-MoeTensor *moe_inputs_of(const MoeInputs *in, const MoeValue *v) {
-    for (size_t i = 0; i < in->n; i++)
-        if (in->items[i].value == v)
-            return &in->items[i].t;
-    return NULL;
-}
-
-MoeTensor *moe_inputs_find(const MoeInputs *in, const char *name) {
-    for (size_t i = 0; i < in->n; i++) {
-        const MoeOp *op = in->items[i].value->def;
-        if (op->opcode != MOE_OP_STATE && !strcmp(moe_attr_s(op, "name"), name))
-            return &in->items[i].t;
-    }
-    return NULL;
 }
 
 /* ---- segment tables ---- */
@@ -225,8 +213,9 @@ static MoeStatus fill_plan(Fill *f, const MoeOp *op) {
     MoeTensor *tok = tok_v ? moe_inputs_of(f->out, tok_v) : NULL;
     if (!src || !inv || !seg || !tok)
         return moe_error(MOE_E_INPUT, "random inputs: src, inv and their tables must all be inputs");
-    if (seg->i[seg->n - 1] > 0)
-        return NULL; /* filled at an earlier move op of the same plan */
+    if (f->planned[seg_v->id] == PLAN_FILLED)
+        return NULL; /* at an earlier move op of the same plan */
+    f->planned[seg_v->id] = PLAN_FILLED;
     int64_t k = inv_v->type.dims[1].size, experts = seg_v->type.groups, shards = seg_v->type.shards;
     int64_t rows = tok->i[tok->n - 1] * k;
     int32_t *ids = MOE_NEW_N(f->a, int32_t, rows), at = 0;
@@ -357,40 +346,53 @@ static MoeStatus make_storage(const Fill *f, const MoeValue *v, MoeTensor *t) {
     return NULL;
 }
 
+/* The list of inputs, roles of all values, and storage of the tables. */
+static void list_inputs(Fill *f) {
+    size_t cap = 0;
+    *f->out = (MoeInputs){0};
+    for (size_t k = 0; k < f->g->n_ops; k++) {
+        const MoeOp *op = f->g->ops[k];
+        read_roles(f, op);
+        if (is_move(op) && op->operands[1]->type.dims[0].seg)
+            f->planned[op->operands[1]->type.dims[0].seg->id] = PLAN_WANTED;
+        if (!is_given(op))
+            continue;
+        MoeInputData item = {op->results[0], {0}};
+        const MoeType *type = &item.value->type;
+        if (type->kind == MOE_TYPE_SEGS) {
+            item.t.rank = 1;
+            item.t.dtype = MOE_I32;
+            item.t.n = item.t.dims[0] = type->groups * type->shards + 1;
+            item.t.i = MOE_NEW_N(f->a, int32_t, item.t.n);
+        }
+        MOE_PUSH(f->a, f->out->items, f->out->n, cap, item);
+    }
+}
+
+/* Tables that belong to no plan: of tokens (one group), or of several groups. */
+static void fill_tables(Fill *f, bool of_tokens) {
+    for (size_t i = 0; i < f->out->n; i++) {
+        const MoeValue *v = f->out->items[i].value;
+        if (v->type.kind != MOE_TYPE_SEGS || f->planned[v->id] != PLAN_NONE ||
+            (v->type.groups == 1) != of_tokens)
+            continue;
+        if (of_tokens)
+            fill_token_table(f, v, &f->out->items[i].t);
+        else
+            fill_group_table(f, v, &f->out->items[i].t);
+    }
+}
+
 MoeStatus moe_random_inputs(const MoeGraph *g, const MoeRandomOptions *o, MoeArena *a,
                             MoeInputs *out) {
-    Fill f = {g, o, a, out, MOE_NEW_N(a, Role, g->n_values + 1), 1};
-    size_t cap = 0;
-    *out = (MoeInputs){0};
-    for (size_t k = 0; k < g->n_ops; k++) {
-        read_roles(&f, g->ops[k]);
-        if (is_given(g->ops[k])) {
-            MoeInputData item = {g->ops[k]->results[0], {0}};
-            const MoeType *type = &item.value->type;
-            if (type->kind == MOE_TYPE_SEGS) {
-                item.t.rank = 1;
-                item.t.dtype = MOE_I32;
-                item.t.n = item.t.dims[0] = type->groups * type->shards + 1;
-                item.t.i = MOE_NEW_N(a, int32_t, item.t.n);
-            }
-            MOE_PUSH(a, out->items, out->n, cap, item);
-        }
-    }
-    for (size_t i = 0; i < out->n; i++)
-        if (out->items[i].value->type.kind == MOE_TYPE_SEGS && out->items[i].value->type.groups == 1)
-            fill_token_table(&f, out->items[i].value, &out->items[i].t);
-    bool *planned = MOE_NEW_N(a, bool, g->n_values + 1);
+    Fill f = {g, o, a, out, MOE_NEW_N(a, Role, g->n_values + 1),
+              MOE_NEW_N(a, PlanState, g->n_values + 1), 1};
+    list_inputs(&f);
+    fill_tables(&f, true);
     for (size_t k = 0; k < g->n_ops; k++)
-        if (g->ops[k]->n_operands == 3 && f.roles[g->ops[k]->operands[1]->id].kind == ROLE_PLAN) {
+        if (is_move(g->ops[k]))
             MOE_TRY(fill_plan(&f, g->ops[k]));
-            if (g->ops[k]->operands[1]->type.dims[0].seg)
-                planned[g->ops[k]->operands[1]->type.dims[0].seg->id] = true;
-        }
-    for (size_t i = 0; i < out->n; i++) {
-        const MoeValue *v = out->items[i].value;
-        if (v->type.kind == MOE_TYPE_SEGS && v->type.groups > 1 && !planned[v->id])
-            fill_group_table(&f, v, &out->items[i].t);
-    }
+    fill_tables(&f, false);
     for (size_t i = 0; i < out->n; i++) {
         const MoeValue *v = out->items[i].value;
         MoeTensor *t = &out->items[i].t;
@@ -408,41 +410,4 @@ MoeStatus moe_random_inputs(const MoeGraph *g, const MoeRandomOptions *o, MoeAre
         if (g->ops[k]->opcode == MOE_OP_ATTENTION_GRAD)
             MOE_TRY(fill_attention(&f, g->ops[k]));
     return NULL;
-}
-
-MoeStatus moe_inputs_give(const MoeInputs *in, MoeEval *ev) {
-    for (size_t i = 0; i < in->n; i++) {
-        const MoeInputData *d = &in->items[i];
-        if (d->t.f)
-            MOE_TRY(moe_eval_set_f(ev, d->value, d->t.f, d->t.n));
-        else
-            MOE_TRY(moe_eval_set_i(ev, d->value, d->t.i, d->t.n));
-    }
-    return NULL;
-}
-
-size_t moe_tensor_bytes(const MoeTensor *t) {
-    return (size_t)t->n * (size_t)moe_dtype_bytes(t->dtype);
-}
-
-void moe_tensor_pack(const MoeTensor *t, void *dst) {
-    for (int64_t k = 0; k < t->n; k++) {
-        if (t->dtype == MOE_I32)
-            ((int32_t *)dst)[k] = t->i[k];
-        else if (t->dtype == MOE_F32)
-            ((float *)dst)[k] = (float)t->f[k];
-        else
-            ((uint16_t *)dst)[k] = moe_f32_to_bf16((float)moe_eval_round_bf16(t->f[k]));
-    }
-}
-
-void moe_tensor_unpack(const void *src, MoeTensor *t) {
-    for (int64_t k = 0; k < t->n; k++) {
-        if (t->dtype == MOE_I32)
-            t->i[k] = ((const int32_t *)src)[k];
-        else if (t->dtype == MOE_F32)
-            t->f[k] = ((const float *)src)[k];
-        else
-            t->f[k] = moe_bf16_to_f32(((const uint16_t *)src)[k]);
-    }
 }

@@ -611,6 +611,9 @@ START_TEST(bad_plans) {
     give_i(&r, "src", 2, I(0, 1));
     give_i(&r, "inv", 2, I(0, -5));
     expect_error(&r, "inv -5 at position 1", "dispatch");
+    give_i(&r, "inv", 2, I(1, 0));
+    expect_error(&r, "row 0 comes from position 0, but inv sends that to row 1", "dispatch");
+    give_i(&r, "inv", 2, I(0, 1));
     give_i(&r, "seg", 3, I(0, 1, 1));
     give_i(&r, "src", 1, I(0));
     expect_error(&r, "src has 1 rows, inv 2", "dispatch");

@@ -1,4 +1,5 @@
-/* Graphs in memory: builders, attributes, cloning, rewriting, and what the verifier says about broken ones. */
+/* Graphs in memory: builders, attributes, cloning, rewriting, and what the verifier says about
+ * broken ones. */
 #include <check.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -10,7 +11,8 @@
 
 static MoeModule *m;
 static MoeGraph *g;
-static MoeValue *tok, *x, *w, *ids; /* segs<1,8>, f32[r<=64 @tok, 8], f32[4, 8], i32[r<=64 @tok, 2] */
+static MoeValue *tok, *x, *w,
+    *ids; /* segs<1,8>, f32[r<=64 @tok, 8], f32[4, 8], i32[r<=64 @tok, 2] */
 
 static void setup(void) {
     m = moe_module_create();
@@ -30,8 +32,8 @@ static MoeOp *route(MoeValue *of) {
 }
 
 static MoeValue *linear(MoeValue *a, MoeValue *b) {
-    return moe_build(g, MOE_OP_MATMUL, (MoeValue *[]){a, b}, 2, moe_ai("grouped", 0), moe_ai("tb", 1),
-                     MOE_END);
+    return moe_build(g, MOE_OP_MATMUL, (MoeValue *[]){a, b}, 2, moe_ai("grouped", 0),
+                     moe_ai("tb", 1), MOE_END);
 }
 
 static void expect_text(const char *want) {
@@ -102,8 +104,7 @@ START_TEST(test_failed_infer_is_returned) {
     const char *err = NULL;
     int n_values = g->n_values;
     size_t n_ops = g->n_ops;
-    ck_assert_ptr_null(
-        moe_op_build_v(g, MOE_OP_ADD, (MoeValue *[]){x, w}, 2, NULL, 0, NULL, &err));
+    ck_assert_ptr_null(moe_op_build_v(g, MOE_OP_ADD, (MoeValue *[]){x, w}, 2, NULL, 0, NULL, &err));
     ck_assert_msg(err && strstr(err, "cannot broadcast"), "%s", err ? err : "no message");
     ck_assert_uint_eq(g->n_ops, n_ops);
     ck_assert_int_eq(g->n_values, n_values);
@@ -185,8 +186,9 @@ END_TEST
 /* dce keeps the maker of a segs value that only types name. */
 START_TEST(test_dce) {
     MoeOp *plan = route(ids);
-    MoeValue *seg_rows = moe_build(g, MOE_OP_BROADCAST, (MoeValue *[]){moe_build_const(g, 1), plan->results[0]},
-                                   2, moe_ai("rows", 128), moe_ai("cols", 3), MOE_END);
+    MoeValue *seg_rows =
+        moe_build(g, MOE_OP_BROADCAST, (MoeValue *[]){moe_build_const(g, 1), plan->results[0]}, 2,
+                  moe_ai("rows", 128), moe_ai("cols", 3), MOE_END);
     MoeValue *y = moe_build1(g, MOE_OP_NEG, seg_rows);
     moe_build1(g, MOE_OP_EXP, y); /* dead */
     MoeValue *dead = moe_build1(g, MOE_OP_EXP, x);
@@ -209,7 +211,7 @@ START_TEST(test_dce) {
 END_TEST
 
 START_TEST(test_sort_phases_is_stable) {
-    static const MoePhase phases[] = {MOE_PHASE_UPDATE, MOE_PHASE_FORWARD, MOE_PHASE_REDUCE,
+    static const MoePhase phases[] = {MOE_PHASE_UPDATE, MOE_PHASE_FORWARD,  MOE_PHASE_REDUCE,
                                       MOE_PHASE_UPDATE, MOE_PHASE_BACKWARD, MOE_PHASE_FORWARD};
     static const int want[] = {1, 5, 4, 2, 0, 3};
     MoeValue *made[6];
@@ -309,7 +311,8 @@ START_TEST(test_verify_attrs_and_arity) {
 END_TEST
 
 START_TEST(test_verify_groups) {
-    MoeValue *a = moe_build1(g, MOE_OP_NEG, x), *b = moe_build1(g, MOE_OP_NEG, a), *c = moe_build1(g, MOE_OP_NEG, b);
+    MoeValue *a = moe_build1(g, MOE_OP_NEG, x), *b = moe_build1(g, MOE_OP_NEG, a),
+             *c = moe_build1(g, MOE_OP_NEG, b);
     a->def->group = c->def->group = 3;
     expect_broken("kernel group 3 are not consecutive");
     b->def->group = 3;
@@ -322,7 +325,8 @@ START_TEST(test_verify_after_names_the_pass) {
     x->type.dims[0].seg = w;
     MoeStatus st = moe_verify_after(m, "fuse");
     ck_assert_int_eq(moe_status_code(st), MOE_E_INTERNAL);
-    ck_assert_msg(strstr(moe_status_message(st), "fuse") && strstr(moe_status_message(st), "%x = input"),
+    ck_assert_msg(strstr(moe_status_message(st), "fuse") &&
+                      strstr(moe_status_message(st), "%x = input"),
                   "%s", moe_status_message(st));
     moe_status_free(st);
 }

@@ -1,5 +1,6 @@
-/* The text form: every .moe of the tree prints back to itself, mistakes are told as the golden files say, and no text
- * crashes the parser. MOE_BLESS=1 rewrites the expectations in tests/golden/errors. */
+/* The text form: every .moe of the tree prints back to itself, mistakes are told as the golden
+ * files say, and no text crashes the parser. MOE_BLESS=1 rewrites the expectations in
+ * tests/golden/errors. */
 #include <check.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,7 +46,8 @@ static int walk(const char *dir, const char *tail, void (*fn)(const char *path))
     return found;
 }
 
-/* parse, print: the text again, to be freed; NULL if it does not parse (what was said goes to *out_said). */
+/* parse, print: the text again, to be freed; NULL if it does not parse (what was said goes to
+ * *out_said). */
 static char *print_back(const char *file, const char *text, char **out_said) {
     MoeDiag d = {.file = file, .source = text};
     MoeModule *m = moe_parse(&d);
@@ -85,7 +87,8 @@ static void end_piece(const char *path, MoeStr *piece) {
     moe_str_clear(piece);
 }
 
-/* Golden files of passes hold comments on lines of their own (the command), the input, and the expected text after
+/* Golden files of passes hold comments on lines of their own (the command), the input, and the
+ * expected text after
  * '//| '. Each module among these must print back to itself; a file of plain text is one module. */
 static void round_trip_file(const char *path) {
     char *text = read_text(path);
@@ -131,7 +134,8 @@ static void note_ops(const char *path) {
 START_TEST(test_golden_text_has_every_op) {
     walk(MOE_SOURCE_DIR "/tests/golden/text", ".moe", note_ops);
     for (int i = 0; i < MOE_N_OPS; i++)
-        ck_assert_msg(op_seen[i], "no line with op %s in tests/golden/text", moe_op_info((MoeOpcode)i)->name);
+        ck_assert_msg(op_seen[i], "no line with op %s in tests/golden/text",
+                      moe_op_info((MoeOpcode)i)->name);
 }
 END_TEST
 
@@ -164,12 +168,11 @@ END_TEST
 
 /* Texts in other spellings than the printer's. */
 START_TEST(test_free_forms) {
-    static const char text[] =
-        "// a comment\n\n  moe   1 // the version\n\ngraph @g{\r\n"
-        "%7=input{name=\"\\u0061\\ud83e\\udd89\"}:f32[ 2,3 ]\n\n"
-        "  %b = rmsnorm %7, %c {eps = 1} : f32[2, 3]\n"
-        "forward:\n%x=neg %7:f32[2,3] #0 // tail\n"
-        "backward :\nupdate:\n%3=neg %x:f32[2,3]\n}";
+    static const char text[] = "// a comment\n\n  moe   1 // the version\n\ngraph @g{\r\n"
+                               "%7=input{name=\"\\u0061\\ud83e\\udd89\"}:f32[ 2,3 ]\n\n"
+                               "  %b = rmsnorm %7, %c {eps = 1} : f32[2, 3]\n"
+                               "forward:\n%x=neg %7:f32[2,3] #0 // tail\n"
+                               "backward :\nupdate:\n%3=neg %x:f32[2,3]\n}";
     static const char want[] = "moe 1\ngraph @g {\n"
                                "  %0 = input {name = \"a🦉\"} : f32[2, 3]\n"
                                "  %c = input {name = \"c\"} : f32[3]\n"
@@ -191,8 +194,9 @@ START_TEST(test_free_forms) {
 END_TEST
 
 START_TEST(test_op_line) {
-    MoeDiag d = {.file = "t", .source = "moe 1\ngraph @g {\n  %9 = input {name = \"x\"} : f32[2]\n"
-                                        "  %y = add %9, %9 {layer = 4} : f32[2] #3\n}\n"};
+    MoeDiag d = {.file = "t",
+                 .source = "moe 1\ngraph @g {\n  %9 = input {name = \"x\"} : f32[2]\n"
+                           "  %y = add %9, %9 {layer = 4} : f32[2] #3\n}\n"};
     MoeModule *m = moe_parse(&d);
     ck_assert_msg(m != NULL, "%s", moe_str_c(&d.text));
     MoeStr out = {0};
@@ -221,10 +225,12 @@ START_TEST(test_hostile_sizes) {
         {"%x = broadcast %s {rows = -1, cols = 2} : f32[1]", "rows"},
         {"%x = route_plan %s {experts = 4} : f32[1]", "3 results"},
         {"%a, %b, %c = route_plan %i {experts = 16777216} : segs<1,1>, i32[1], i32[1]", "2^24"},
-        {"%x = rope %r {heads = 2147483647, head_dim = 2147483646, theta = 1.0, seq = 1, inverse = 0} : "
+        {"%x = rope %r {heads = 2147483647, head_dim = 2147483646, theta = 1.0, seq = 1, inverse = "
+         "0} : "
          "f32[1]",
          "heads * head_dim"},
-        {"%x = rope %r {heads = 1, head_dim = 3, theta = 1.0, seq = 1, inverse = 0} : f32[1]", "even"},
+        {"%x = rope %r {heads = 1, head_dim = 3, theta = 1.0, seq = 1, inverse = 0} : f32[1]",
+         "even"},
         {"%x = const {value = 0.5} : i32[1]", "whole number"},
         {"%x = const {value = 1.0} : f32[2]", "f32[1] or i32[1]"},
         {"%x = const {value = \"1\"} : f32[1]", "is a number, not a string"},
@@ -236,14 +242,16 @@ START_TEST(test_hostile_sizes) {
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         MoeStr text = {0};
-        moe_str_printf(&text,
-                       "moe 1\ngraph @g {\n%%t = input {name = \"t\"} : segs<1,8>\n"
-                       "%%s = input {name = \"s\"} : f32[1]\n%%i = input {name = \"i\"} : i32[r<=8 @%%t, 2]\n"
-                       "%%r = input {name = \"r\"} : f32[r<=8 @%%t, 12]\n%s\n}\n",
-                       cases[i].line);
+        moe_str_printf(
+            &text,
+            "moe 1\ngraph @g {\n%%t = input {name = \"t\"} : segs<1,8>\n"
+            "%%s = input {name = \"s\"} : f32[1]\n%%i = input {name = \"i\"} : i32[r<=8 @%%t, 2]\n"
+            "%%r = input {name = \"r\"} : f32[r<=8 @%%t, 12]\n%s\n}\n",
+            cases[i].line);
         char *said, *back = print_back("t", text.data, &said);
         ck_assert_msg(back == NULL, "accepted: %s", cases[i].line);
-        ck_assert_msg(strstr(said, "t:7:") && strstr(said, cases[i].said), "%s: said %s", cases[i].line, said);
+        ck_assert_msg(strstr(said, "t:7:") && strstr(said, cases[i].said), "%s: said %s",
+                      cases[i].line, said);
         free(said);
         moe_str_free(&text);
     }

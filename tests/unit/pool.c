@@ -59,23 +59,26 @@ START_TEST(test_every_task_once) {
 }
 END_TEST
 
-/* Launches of changing size back to back: a thread that comes late must not take a task of the
- * wrong launch. */
+/* Launches of changing size and context back to back: a thread that comes late must not take a task
+ * of the wrong launch, nor run a right one with the context or the count of another. */
 START_TEST(test_changing_launches) {
-    static Job job;
+    static Job jobs[2];
+    static int expected[2][MAX_TASKS];
     MoePool *p;
-    ck_assert_ptr_null(moe_pool_create(4, &p));
-    job.n_threads = 4;
-    int expected[MAX_TASKS] = {0};
-    for (int i = 0; i < 20000; i++) {
-        int n = 1 + (int)((unsigned)i * 2654435761u >> 28);
-        moe_pool_run(p, n, count_task, &job);
+    int n_threads = _i ? 4 : 2; /* 2: spinning wherever there are two cores */
+    ck_assert_ptr_null(moe_pool_create(n_threads, &p));
+    jobs[0].n_threads = jobs[1].n_threads = n_threads;
+    for (int i = 0; i < 300000; i++) {
+        int n = 2 + (int)((unsigned)i * 2654435761u >> 29);
+        moe_pool_run(p, n, count_task, &jobs[i % 2]);
         for (int t = 0; t < n; t++)
-            expected[t]++;
+            expected[i % 2][t]++;
     }
-    for (int t = 0; t < MAX_TASKS; t++)
-        ck_assert_int_eq(job.runs[t], expected[t]);
-    ck_assert_int_eq(job.bad_thread, 0);
+    for (int j = 0; j < 2; j++) {
+        for (int t = 0; t < MAX_TASKS; t++)
+            ck_assert_int_eq(jobs[j].runs[t], expected[j][t]);
+        ck_assert_int_eq(jobs[j].bad_thread, 0);
+    }
     moe_pool_destroy(p);
 }
 END_TEST
@@ -150,7 +153,7 @@ int main(void) {
     TCase *c = tcase_create("pool");
     tcase_set_timeout(c, 120);
     tcase_add_test(c, test_every_task_once);
-    tcase_add_test(c, test_changing_launches);
+    tcase_add_loop_test(c, test_changing_launches, 0, 2);
     tcase_add_test(c, test_sleep_and_wake);
     tcase_add_test(c, test_parallel);
     tcase_add_test_raise_signal(c, test_nested_is_a_bug, SIGABRT);

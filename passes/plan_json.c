@@ -1,0 +1,337 @@
+/* plan.json (docs/PLAN.md) from a module that all passes have run over.
+ *
+ * In: graphs, memory plans and steps. Out: one JSON value; the same module gives the same bytes. Shared buffers are the
+ * parameters and states of all graphs, in order of definition; values are numbered in order of first mention. */
+#include "passes/plan_json.h"
+
+#include <string.h>
+#include "base/assert.h"
+#include "base/kernel_abi.h"
+
+#define PLAN_FORMAT_VERSION 1
+
+typedef struct {
+    const char *name; /* of the buffer */
+    const MoeOp *op;  /* PARAM or STATE, as first declared */
+} Shared;
+
+typedef struct {
+    MoePassContext *cx;
+    Shared *shared;
+    size_t n_shared, cap_shared;
+} Plan;
+
+static void set(json_t *o, const char *key, json_t *v) { json_object_set_new(o, key, v); }
+static void set_i(json_t *o, const char *key, int64_t v) { set(o, key, json_integer(v)); }
+static void set_s(json_t *o, const char *key, const char *v) { set(o, key, json_string(v ? v : "")); }
+
+static json_t *json_dims(const MoeType *t) {
+    json_t *a = json_array();
+    if (t->kind == MOE_TYPE_SEGS)
+        json_array_append_new(a, json_integer(moe_type_elements(t)));
+    for (int i = 0; t->kind == MOE_TYPE_TENSOR && i < t->rank; i++)
+        json_array_append_new(a, json_integer(t->dims[i].size));
+    return a;
+}
+
+/* ---- parameters and states ---- */
+
+static const char *shared_name(const MoeOp *op, MoeArena *a) {
+    if (op->opcode == MOE_OP_PARAM)
+        return moe_attr_s(op, "name");
+    return moe_arena_printf(a, "%s.%s", moe_attr_s(op, "of"), moe_attr_s(op, "name"));
+}
+
+static int find_shared(const Plan *p, const char *name) {
+    for (size_t i = 0; i < p->n_shared; i++)
+        if (strcmp(p->shared[i].name, name) == 0)
+            return (int)i;
+    return -1;
+}
+
+static MoeStatus collect_shared(Plan *p) {
+    for (size_t i = 0; i < p->cx->module->n_graphs; i++) {
+        const MoeGraph *g = p->cx->module->graphs[i];
+        for (size_t k = 0; k < g->n_ops; k++) {
+            const MoeOp *op = g->ops[k];
+            if (op->opcode != MOE_OP_PARAM && op->opcode != MOE_OP_STATE)
+                continue;
+            const char *name = shared_name(op, p->cx->arena);
+            int at = find_shared(p, name);
+            if (at < 0) {
+                Shared s = {name, op};
+                MOE_PUSH(p->cx->arena, p->shared, p->n_shared, p->cap_shared, s);
+            } else if (!moe_type_equal(&p->shared[at].op->results[0]->type, &op->results[0]->type)) {
+                return moe_error(MOE_E_INPUT, "@%s: \"%s\" has another type than in an earlier graph",
+                                 g->name, name);
+            }
+        }
+    }
+    return NULL;
+}
+
+static json_t *json_buffers(const Plan *p) {
+    json_t *a = json_array();
+    for (size_t i = 0; i < p->n_shared; i++) {
+        const MoeType *t = &p->shared[i].op->results[0]->type;
+        json_t *o = json_object();
+        set_s(o, "name", p->shared[i].name);
+        set_s(o, "dtype", moe_dtype_name(t->dtype));
+        set(o, "dims", json_dims(t));
+        set_i(o, "bytes", moe_type_bytes(t));
+        json_array_append_new(a, o);
+    }
+    return a;
+}
+
+static json_t *json_params(const Plan *p) {
+    json_t *a = json_array();
+    for (size_t i = 0; i < p->n_shared; i++) {
+        const MoeOp *op = p->shared[i].op;
+        if (op->opcode != MOE_OP_PARAM)
+            continue;
+        json_t *o = json_object(), *states = json_array();
+        set_s(o, "name", p->shared[i].name);
+        set(o, "dims", json_dims(&op->results[0]->type));
+        set(o, "stacked", json_boolean(moe_attr_i_or(op, "stacked", 0)));
+        set_s(o, "init", moe_attr_s(op, "init"));
+        set(o, "std", json_real(moe_attr(op, "std") ? moe_attr_f(op, "std") : 0.0));
+        set(o, "decay", json_boolean(moe_attr_i(op, "decay")));
+        set_i(o, "buffer", (int64_t)i);
+        for (size_t k = 0; k < p->n_shared; k++) {
+            const MoeOp *st = p->shared[k].op;
+            if (st->opcode != MOE_OP_STATE || strcmp(moe_attr_s(st, "of"), p->shared[i].name) != 0)
+                continue;
+            json_t *s = json_object();
+            set_s(s, "name", moe_attr_s(st, "name"));
+            set_i(s, "buffer", (int64_t)k);
+            json_array_append_new(states, s);
+        }
+        set(o, "states", states);
+        json_array_append_new(a, o);
+    }
+    return a;
+}
+
+/* ---- programs ---- */
+
+typedef struct {
+    const Plan *plan;
+    const MoeProgram *p;
+    json_t *values;
+    int *index; /* by value id: entry of its memory; -1 = not mentioned yet */
+} Writer;
+
+static int add_slab(Writer *w, int64_t offset, int64_t bytes) {
+    json_t *o = json_object();
+    set_i(o, "slab", offset);
+    set_i(o, "bytes", bytes);
+    json_array_append_new(w->values, o);
+    return (int)json_array_size(w->values) - 1;
+}
+
+/* The entry of the memory that v lives in. */
+static int value_index(Writer *w, const MoeValue *v) {
+    while (w->p->memory.values[v->id].alias)
+        v = w->p->memory.values[v->id].alias;
+    if (w->index[v->id] >= 0)
+        return w->index[v->id];
+    const MoeOp *d = v->def;
+    if (d->opcode == MOE_OP_PARAM || d->opcode == MOE_OP_STATE) {
+        json_t *o = json_object();
+        set_i(o, "buffer", find_shared(w->plan, shared_name(d, w->plan->cx->arena)));
+        json_array_append_new(w->values, o);
+        return w->index[v->id] = (int)json_array_size(w->values) - 1;
+    }
+    if (d->opcode == MOE_OP_INPUT) {
+        json_t *o = json_object();
+        set_s(o, "input", moe_attr_s(d, "name"));
+        set_i(o, "bytes", moe_type_bytes(&v->type));
+        json_array_append_new(w->values, o);
+        return w->index[v->id] = (int)json_array_size(w->values) - 1;
+    }
+    const MoeValueMemory *m = &w->p->memory.values[v->id];
+    MOE_ASSERT(m->offset >= 0, "plan: @%s: the result of %s has no memory", w->p->graph->name,
+               moe_op_info(d->opcode)->name);
+    return w->index[v->id] = add_slab(w, m->offset, m->bytes);
+}
+
+static json_t *json_port(Writer *w, const char *name, const MoeValue *v) {
+    json_t *o = json_object();
+    set_s(o, "name", name);
+    set_i(o, "value", value_index(w, v));
+    set_s(o, "dtype", moe_dtype_name(v->type.dtype));
+    set(o, "dims", json_dims(&v->type));
+    set(o, "ragged", json_boolean(v->type.kind == MOE_TYPE_TENSOR && v->type.dims[0].seg != NULL));
+    return o;
+}
+
+static MoeStatus add_ports(Writer *w, json_t *inputs, json_t *outputs) {
+    const MoeGraph *g = w->p->graph;
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeOp *op = g->ops[i];
+        if (op->opcode == MOE_OP_INPUT)
+            json_array_append_new(inputs, json_port(w, moe_attr_s(op, "name"), op->results[0]));
+        if (op->opcode != MOE_OP_OUTPUT)
+            continue;
+        if (op->operands[0]->def->opcode == MOE_OP_CONST)
+            return moe_error(MOE_E_INPUT, "@%s: output \"%s\" is a constant; outputs must be computed",
+                             g->name, moe_attr_s(op, "name"));
+        json_array_append_new(outputs, json_port(w, moe_attr_s(op, "name"), op->operands[0]));
+    }
+    return NULL;
+}
+
+static json_t *json_launch(Writer *w, const MoeStep *s, const MoeLaunch *l, bool first, const char *name,
+                           int workspace) {
+    json_t *o = json_object(), *bufs = json_array();
+    set_s(o, "name", name);
+    set_s(o, "kernel", l->kernel);
+    set_s(o, "phase", moe_phase_name(s->phase));
+    set(o, "count", json_boolean(s->count_pass));
+    set_s(o, "kind", moe_plan_step_kind(&s->group));
+    set_i(o, "layer", moe_plan_step_layer(&s->group));
+    for (size_t i = 0; i < l->n_bufs; i++) {
+        const MoeBufRef *b = &l->bufs[i];
+        int v = b->value ? value_index(w, b->value) : workspace;
+        MOE_ASSERT(v >= 0, "plan: kernel %s uses a workspace that its group did not ask for", l->kernel);
+        json_array_append_new(bufs, json_pack("[i, I]", v, (json_int_t)(b->value ? 0 : b->offset)));
+    }
+    set(o, "bufs", bufs);
+    set(o, "flops", json_real(first ? s->flops : 0));
+    set(o, "bytes", json_real(first ? s->bytes : 0));
+    set(o, "seconds", json_real(first ? s->seconds : 0));
+    return o;
+}
+
+static json_t *json_steps(Writer *w) {
+    json_t *a = json_array();
+    MoeArena *arena = w->plan->cx->arena;
+    const MoeOp **gradients = moe_plan_gradients(w->p, arena);
+    for (size_t i = 0; i < w->p->n_steps; i++) {
+        const MoeStep *s = &w->p->steps[i];
+        const MoeMemoryPlan *m = &w->p->memory;
+        int workspace = m->workspace_bytes[i] ? add_slab(w, m->workspace_offset[i], m->workspace_bytes[i]) : -1;
+        const char *name = moe_plan_step_name(&s->group, gradients, arena);
+        for (size_t k = 0; k < s->lowered.n_launches; k++)
+            json_array_append_new(a, json_launch(w, s, &s->lowered.launches[k], k == 0, name, workspace));
+    }
+    return a;
+}
+
+static MoeStatus add_sums(Writer *w, json_t *batch_sums, json_t *accumulates) {
+    const MoeGraph *g = w->p->graph;
+    if (w->plan->cx->options.micro_batches <= 1)
+        return NULL;
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeOp *op = g->ops[i];
+        if (op->opcode != MOE_OP_BATCH_SUM)
+            continue;
+        json_array_append_new(
+            batch_sums, json_pack("{s:i, s:i, s:I}", "source", value_index(w, op->operands[0]), "value",
+                                  value_index(w, op->results[0]), "elements",
+                                  (json_int_t)moe_type_elements(&op->results[0]->type)));
+    }
+    for (size_t i = 0; i < w->p->memory.n_accumulates; i++) {
+        const MoeAccumulateMemory *m = &w->p->memory.accumulates[i];
+        const MoeType *t = &m->op->results[0]->type;
+        if (t->dtype != MOE_F32)
+            return moe_error(MOE_E_INTERNAL, "@%s: accumulate of %s: only f32 sums up over micro-batches",
+                             g->name, moe_dtype_name(t->dtype));
+        json_t *slots = json_array();
+        for (int k = 0; k < m->n_slots; k++)
+            json_array_append_new(slots, json_integer(add_slab(w, m->slot_offset[k], m->slot_bytes)));
+        json_array_append_new(accumulates,
+                              json_pack("{s:i, s:i, s:I, s:o}", "source", value_index(w, m->op->operands[0]),
+                                        "value", value_index(w, m->op->results[0]), "elements",
+                                        (json_int_t)moe_type_elements(t), "slots", slots));
+    }
+    return NULL;
+}
+
+static MoeStatus add_program(const Plan *plan, const MoeProgram *p, json_t *programs) {
+    Writer w = {.plan = plan, .p = p, .values = json_array()};
+    w.index = MOE_NEW_N(plan->cx->arena, int, p->graph->n_values);
+    for (int i = 0; i < p->graph->n_values; i++)
+        w.index[i] = -1;
+    json_t *o = json_object(), *memory = json_object();
+    json_t *inputs = json_array(), *outputs = json_array(), *sums = json_array(), *accs = json_array();
+    set_i(o, "slab_bytes", p->memory.slab_bytes);
+    set_i(o, "slab_lower_bound", p->memory.lower_bound);
+    set_i(o, "scratch_bytes", p->scratch_bytes);
+    set_i(memory, "activations", p->memory.activations);
+    set_i(memory, "gradients", p->memory.gradients);
+    set_i(memory, "workspace", p->memory.workspace);
+    set_i(memory, "other", p->memory.other);
+    set(o, "memory", memory);
+    set(o, "values", w.values);
+    set(o, "inputs", inputs);
+    set(o, "outputs", outputs);
+    MoeStatus st = add_ports(&w, inputs, outputs);
+    set(o, "steps", json_steps(&w));
+    if (!st)
+        st = add_sums(&w, sums, accs);
+    set(o, "batch_sums", sums);
+    set(o, "accumulates", accs);
+    set(programs, p->graph->name, o);
+    return st;
+}
+
+static const char *recompute_name(MoeRecompute r) {
+    switch (r) {
+    case MOE_RECOMPUTE_NONE: return "none";
+    case MOE_RECOMPUTE_CHEAP: return "cheap";
+    case MOE_RECOMPUTE_LAYER: return "layer";
+    case MOE_RECOMPUTE_AUTO: return "auto";
+    }
+    return "auto";
+}
+
+static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo *info, const char *hash) {
+    const MoePassOptions *o = &cx->options;
+    set_i(root, "format_version", PLAN_FORMAT_VERSION);
+    set_i(root, "abi", MOE_KERNEL_ABI_VERSION);
+    set_s(root, "target", cx->target->name);
+    set_s(root, "compile", info->compile_line);
+    set(root, "model", info->model ? json_deep_copy(info->model) : json_object());
+    set_s(root, "tokenizer", info->tokenizer ? info->tokenizer : "byte");
+    set_i(root, "vocab_size", info->vocab_size);
+    set_i(root, "batch", o->batch);
+    set_i(root, "seq", o->seq);
+    set_i(root, "virtual_shards", o->virtual_shards);
+    set_i(root, "micro_batches", o->micro_batches < 1 ? 1 : o->micro_batches);
+    set_s(root, "dtype", o->mixed_bf16 ? "bf16" : "f32");
+    set_s(root, "recompute", recompute_name(o->recompute));
+    set_i(root, "recompute_layers", o->recompute_layers);
+    set_i(root, "memory_limit", o->memory_limit);
+    json_t *layers = json_array();
+    for (size_t i = 0; i < info->n_moe_layers; i++)
+        json_array_append_new(layers, json_integer(info->moe_layers[i]));
+    set(root, "moe_layers", layers);
+    set_i(root, "experts", info->experts);
+    set_i(root, "experts_per_token", info->experts_per_token);
+    set(root, "flops_per_token", json_real(info->flops_per_token));
+    set_s(root, "kernels_xxh3", hash);
+}
+
+MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char *kernels_xxh3, json_t **out) {
+    MOE_ASSERT(cx->programs && cx->target, "plan: memplan and kernels must run first");
+    Plan p = {.cx = cx};
+    MOE_TRY(collect_shared(&p));
+    json_t *root = json_object(), *programs = json_object();
+    add_header(root, cx, info, kernels_xxh3);
+    set(root, "params", json_params(&p));
+    set(root, "buffers", json_buffers(&p));
+    set(root, "programs", programs);
+    for (size_t i = 0; i < cx->module->n_graphs; i++) {
+        MOE_ASSERT(cx->programs[i].graph == cx->module->graphs[i], "plan: @%s has no program",
+                   cx->module->graphs[i]->name);
+        MoeStatus st = add_program(&p, &cx->programs[i], programs);
+        if (st) {
+            json_decref(root);
+            return st;
+        }
+    }
+    *out = root;
+    return NULL;
+}
