@@ -161,6 +161,23 @@ static int earliest_of(const Fuse *f, MoeOp *const *extra, size_t n, const MoeOp
     return at;
 }
 
+/* What op reads may come from several row items: they become one where they can. Returns the item to join. */
+static int merge_producers(Fuse *f, MoeOp *const *extra, size_t n, const MoeOp *op) {
+    int at = earliest_of(f, extra, n, op);
+    for (bool merged = true; merged && at >= 0;) {
+        merged = false;
+        for (size_t i = 0; i < n + 1 && !merged; i++) {
+            const MoeOp *o = i < n ? extra[i] : op;
+            for (int k = 0; k < o->n_operands && !merged; k++) {
+                int j = f->item_of[o->operands[k]->id];
+                merged = j >= 0 && j < at && moe_fuse_merge(f, j, at);
+            }
+        }
+        at = earliest_of(f, extra, n, op);
+    }
+    return at;
+}
+
 static bool shares_large_input(const Item *it, const MoeOp *op) {
     for (int k = 0; k < op->n_operands; k++) {
         const MoeValue *v = op->operands[k];
@@ -178,7 +195,7 @@ static void place_row_op(Fuse *f, MoeOp *op) {
     MoeOp **extra = NULL;
     size_t n = 0, cap = 0;
     absorb(f, op, &extra, &n, &cap);
-    int at = earliest_of(f, extra, n, op);
+    int at = merge_producers(f, extra, n, op);
     if (at >= 0 && moe_fuse_try_join(f, at, extra, n, op))
         return;
     for (int i = (int)f->n_items - 1; i > at && i >= (int)f->n_items - SHARE_WINDOW; i--)
@@ -366,6 +383,28 @@ static void end_phase(Fuse *f) {
             force_operands(f, f->ops[i]);
 }
 
+/* The weights of the expert rows are ready long before the list asks for them: as early as their layer allows, so that the
+ * tail of a matmul can read them. */
+static void hoist_weights(Fuse *f) {
+    for (size_t i = 0; i < f->n_ops; i++) {
+        MoeOp *op = f->ops[i];
+        if (op->opcode != MOE_OP_DISPATCH_WEIGHT)
+            continue;
+        int64_t layer = moe_attr_i_or(op, "layer", -1);
+        size_t to = i;
+        for (bool free_ = true; to > 0; to -= free_) {
+            const MoeOp *before = f->ops[to - 1];
+            free_ = before->phase == op->phase && moe_attr_i_or(before, "layer", -1) == layer;
+            for (int k = 0; k < op->n_operands; k++)
+                free_ = free_ && op->operands[k]->def != before;
+            if (!free_)
+                break;
+        }
+        memmove(f->ops + to + 1, f->ops + to, (i - to) * sizeof *f->ops);
+        f->ops[to] = op;
+    }
+}
+
 static void find_users(Fuse *f) {
     f->users = MOE_NEW_N(f->a, MoeOp **, f->cap_values);
     f->n_users = MOE_NEW_N(f->a, int, f->cap_values);
@@ -438,6 +477,7 @@ static void fuse_graph(MoeGraph *g, const MoeTarget *t, MoeArena *a) {
     moe_graph_renumber(g);
     size_t n_operands = 0;
     f.ops = moe_graph_take_ops(g, &f.n_ops);
+    hoist_weights(&f);
     for (size_t i = 0; i < f.n_ops; i++)
         n_operands += (size_t)f.ops[i]->n_operands;
     f.cap_values = g->n_values + (int)n_operands + (int)f.n_ops * COPIES_PER_ITEM;

@@ -105,6 +105,38 @@ static bool fits_epilogue(const Item *it, const MoeOp *op) {
     return true;
 }
 
+/* Whether v, through elementwise ops of its shape and phase, feeds an op that reads whole rows or columns. */
+static bool feeds_rows(const Fuse *f, const MoeValue *v, int depth) {
+    for (int i = 0; i < f->n_users[v->id]; i++) {
+        const MoeOp *u = f->users[v->id][i];
+        MoeKind k = moe_op_info(u->opcode)->kind;
+        if (u->phase != f->phase)
+            continue;
+        if (k == MOE_KIND_ROW || u->opcode == MOE_OP_COL_SUM)
+            return true;
+        if (k == MOE_KIND_EW && depth > 0 && moe_type_same_shape(&u->results[0]->type, &v->type) &&
+            feeds_rows(f, u->results[0], depth - 1))
+            return true;
+    }
+    return false;
+}
+
+/* The tail of a matmul saves reading its result again. That is no gain where the result has other readers in this phase
+ * and some of them end in row or column sums: all of them together make one row kernel that reads it once. */
+static bool gains_from_epilogue(const Fuse *f, const Item *it, const MoeOp *op) {
+    for (int i = 0; i < op->n_operands; i++) {
+        const MoeValue *v = op->operands[i];
+        if (!defined_in(it->ops, it->n, v) || moe_fuse_is_scalar(v))
+            continue;
+        int readers = 0;
+        for (int k = 0; k < f->n_users[v->id]; k++)
+            readers += f->users[v->id][k]->phase == f->phase;
+        if (readers > 1 && feeds_rows(f, v, 12))
+            return false;
+    }
+    return true;
+}
+
 /* Column sums finish only after all rows: they stay last, and nothing in the group reads them. */
 static size_t n_column_sums(const Item *it) {
     size_t n = 0;
@@ -134,7 +166,7 @@ bool moe_fuse_try_join(Fuse *f, int item, MoeOp *const *extra, size_t n_extra, M
         for (size_t i = 0; i < n_extra && ok; i++)
             ok = !reads_column_sum(it, extra[i]);
     } else if (it->kind == ITEM_GEMM && f->t->fuse.matmul_epilogue) {
-        ok = fits_epilogue(it, op);
+        ok = fits_epilogue(it, op) && gains_from_epilogue(f, it, op);
         for (size_t i = 0; i < n_extra && ok; i++)
             ok = fits_epilogue(it, extra[i]);
     }
@@ -164,6 +196,44 @@ bool moe_fuse_try_join(Fuse *f, int item, MoeOp *const *extra, size_t n_extra, M
             f->waiting[o->results[k]->id] = false;
         }
     }
+    return true;
+}
+
+/* Moves all of item `from` up into row item `to`, an earlier one, if nothing in it needs what lies between. */
+bool moe_fuse_merge(Fuse *f, int to, int from) {
+    Item *a = f->items[to], *b = f->items[from];
+    if (a->kind != ITEM_ROWS || b->kind != ITEM_ROWS || !a->n || !b->n || a->phase != b->phase ||
+        !f->t->fuse.row || !moe_fuse_same_space(&a->space, &b->space))
+        return false;
+    for (size_t i = 0; i < b->n; i++) {
+        for (int k = 0; k < b->ops[i]->n_operands; k++) {
+            const MoeValue *v = b->ops[i]->operands[k];
+            int at = f->item_of[v->id], seg = item_of_seg(f, &v->type);
+            if ((at > to && at != from) || seg > to || reads_column_sum(a, b->ops[i]))
+                return false;
+        }
+        for (int k = 0; k < b->ops[i]->n_results; k++)
+            if (item_of_seg(f, &b->ops[i]->results[k]->type) > to)
+                return false;
+    }
+    size_t n = 0, a_sums = n_column_sums(a);
+    MoeOp **ops = MOE_NEW_N(f->a, MoeOp *, a->n + b->n);
+    for (size_t i = 0; i < a->n - a_sums; i++)
+        ops[n++] = a->ops[i];
+    for (size_t i = 0; i < b->n; i++) /* b's own column sums end it */
+        ops[n++] = b->ops[i];
+    size_t b_sums = n_column_sums(b);
+    memmove(ops + n - b_sums + a_sums, ops + n - b_sums, b_sums * sizeof *ops);
+    memcpy(ops + n - b_sums, a->ops + a->n - a_sums, a_sums * sizeof *ops);
+    n += a_sums;
+    if (!moe_fuse_accepts(f, ops, n))
+        return false;
+    for (size_t i = 0; i < b->n; i++)
+        for (int k = 0; k < b->ops[i]->n_results; k++)
+            f->item_of[b->ops[i]->results[k]->id] = to;
+    a->ops = ops;
+    a->n = a->cap = n;
+    b->n = 0;
     return true;
 }
 

@@ -151,6 +151,12 @@ static bool may_repeat(const MoeOp *op, int64_t n_layers) {
 }
 
 
+/* What computing v again costs, in bytes kept. A kernel of its own for a column is no bargain. */
+static int64_t cost_again(const MoeValue *v) {
+    int64_t bytes = moe_type_bytes(&v->type);
+    return v->def->opcode == MOE_OP_DISPATCH_WEIGHT ? 2 * bytes : (bytes >> AGAIN_SHIFT) + 1;
+}
+
 MoeRecomputeChoice moe_recompute_choose(const MoeGraph *g, int64_t n_layers, MoeArena *a) {
     int n = 2 * g->n_values + 2, source = n - 2, sink = n - 1;
     Flow f = {.a = a, .n_nodes = n};
@@ -175,7 +181,7 @@ MoeRecomputeChoice moe_recompute_choose(const MoeGraph *g, int64_t n_layers, Moe
             bool stays = x->crossing && layer >= 0 && layer < n_layers;
             bool repeat = !x->free_ && !stays && may_repeat(op, n_layers);
             add_edge(&f, 2 * v->id, 2 * v->id + 1, x->free_ ? 0 : bytes);
-            add_edge(&f, source, 2 * v->id, repeat ? (bytes >> AGAIN_SHIFT) + 1 : INFINITE);
+            add_edge(&f, source, 2 * v->id, repeat ? cost_again(v) : INFINITE);
             if (x->needed) {
                 add_edge(&f, 2 * v->id + 1, sink, INFINITE);
                 c.kept_before += x->free_ ? 0 : bytes;

@@ -329,10 +329,10 @@ static void read_step(Reader *r, const json_t *o, MoePlanProgram *g, size_t i) {
             fail(r, "", "should be [value, byte offset]");
             return;
         }
-        s->buf_value[b] = get_value(r, json_array_get(e, 0), g, "[0]");
+        s->buf_value[b] = get_value(r, json_array_get(e, 0), g, "");
         s->buf_offset[b] = json_integer_value(off);
         if (!r->st && (!json_is_integer(off) || s->buf_offset[b] < 0 || s->buf_offset[b] > g->values[s->buf_value[b]].bytes))
-            fail(r, "[1]", "is not an offset inside value %d", s->buf_value[b]);
+            fail(r, "", "has no offset inside value %d", s->buf_value[b]);
     }
 }
 
@@ -380,10 +380,11 @@ static void read_program(Reader *r, const char *name, const json_t *o, MoePlanPr
     g->scratch_bytes = get_int(r, o, "scratch_bytes", 0, (int64_t)1 << 36);
     const json_t *m = json_object_get(o, "memory");
     if (m) {
-        g->mem_activations = (int64_t)get_num(r, m, "activations", false);
-        g->mem_gradients = (int64_t)get_num(r, m, "gradients", false);
-        g->mem_workspace = (int64_t)get_num(r, m, "workspace", false);
-        g->mem_other = (int64_t)get_num(r, m, "other", false);
+        at(r, "programs.%s.memory", name);
+        g->mem_activations = get_int(r, m, "activations", 0, MAX_BYTES);
+        g->mem_gradients = get_int(r, m, "gradients", 0, MAX_BYTES);
+        g->mem_workspace = get_int(r, m, "workspace", 0, MAX_BYTES);
+        g->mem_other = get_int(r, m, "other", 0, MAX_BYTES);
     }
     read_values(r, o, g);
     read_ports(r, o, "inputs", g, &g->inputs, &g->n_inputs);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/assert.h"
+#include "codegen/cpu/kernel_table.h"
 
 #define BLOCK_TILES 16           /* row tiles of a task: 128 rows with 8-row tiles */
 #define MAX_PANEL_STEPS 2048     /* of a panel that stays in L2: 384 KiB at 48 columns */

@@ -365,21 +365,6 @@ static bool reads(const MoeOp *op, const MoeValue *v) {
     return false;
 }
 
-/* Whether op reads a tensor (not a single element) that the group makes or reads too. */
-static bool shares_data(MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
-    for (size_t i = 0; i < n_ops; i++) {
-        for (int r = 0; r < ops[i]->n_results; r++)
-            if (moe_type_elements(&ops[i]->results[r]->type) > 1 && reads(op, ops[i]->results[r]))
-                return true;
-        for (int k = 0; k < ops[i]->n_operands; k++) {
-            const MoeType *t = &ops[i]->operands[k]->type;
-            if (t->kind == MOE_TYPE_TENSOR && t->rank > 1 && moe_type_elements(t) > 1 && reads(op, ops[i]->operands[k]))
-                return true;
-        }
-    }
-    return false;
-}
-
 bool moe_cpu_row_can_join(MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
     enum { MAX_OPS = 64, MAX_BUFS = 48, MAX_SUMS = 8 };
     if (!is_row_op(op) || n_ops >= MAX_OPS)
@@ -406,7 +391,7 @@ bool moe_cpu_row_can_join(MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
         return true;
     if (all_single) /* scalars computed for this op alone may come along */
         return op->n_operands > 0;
-    return same_rows(rows, row_type(op)) && shares_data(ops, n_ops, op);
+    return same_rows(rows, row_type(op));
 }
 
 bool moe_cpu_row_can_alias(MoeCpuTarget *t, const MoeGroup *g, const MoeValue *input, const MoeValue *output) {

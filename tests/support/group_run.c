@@ -160,8 +160,22 @@ static void find_aliases(MoeGroupRun *r, Step *s, size_t last_op) {
         }
 }
 
+/* Declarations first, outputs and assignments last: what runs stands together. */
+static void gather_ops(MoeGraph *g) {
+    size_t n;
+    MoeOp **ops = moe_graph_take_ops(g, &n);
+    for (int pass = 0; pass < 3; pass++)
+        for (size_t i = 0; i < n; i++) {
+            bool decl = moe_op_info(ops[i]->opcode)->kind == MOE_KIND_DECL;
+            bool last = decl && ops[i]->n_operands > 0;
+            if (pass == (last ? 2 : decl ? 0 : 1))
+                moe_graph_append(g, ops[i]);
+        }
+}
+
 void moe_group_greedily(MoeGraph *g, const MoeTarget *t) {
     size_t first = 0;
+    gather_ops(g);
     int group = -1;
     for (size_t i = 0; i < g->n_ops; i++) {
         MoeOp *op = g->ops[i];

@@ -665,6 +665,21 @@ static MoeTensor through_bytes(const MoeTensor *t, MoeArena *a) {
     return got;
 }
 
+/* The text of a case parses, verifies and prints back to itself. */
+static void check_text(const MoeOpCase *c, const MoeModule *m) {
+    MoeStr once = {0}, twice = {0};
+    moe_print(m, &once);
+    MoeDiag d = {.file = c->id, .source = moe_str_c(&once)};
+    MoeModule *again = moe_parse(&d);
+    ck_assert_msg(again != NULL, "%s", moe_str_c(&d.text));
+    moe_print(again, &twice);
+    ck_assert_str_eq(moe_str_c(&once), moe_str_c(&twice));
+    moe_diag_free(&d);
+    moe_str_free(&once);
+    moe_str_free(&twice);
+    moe_module_destroy(again);
+}
+
 /* Every case builds, fills, runs, prints and parses; its results pass their own check once rounded to their dtypes, and
  * fail it when an element is clearly off. */
 START_TEST(case_runs) {
@@ -676,6 +691,7 @@ START_TEST(case_runs) {
         MoeCaseRun run;
         MoeStr why = {0};
         ok(moe_case_run_open(&cases[k], 1, &run));
+        check_text(&cases[k], run.module);
         for (int r = 0; moe_case_want(&run, r); r++) {
             const MoeTensor *want = moe_case_want(&run, r);
             MoeTensor got = through_bytes(want, run.arena);

@@ -257,17 +257,19 @@ typedef struct {
     const char *name;
     void (*build)(Net *n, int64_t cols);
     size_t groups; /* at most so many launches */
+    double size;   /* of the terms that results are made of: where they cancel, errors are relative to this */
 } Chain;
-static const Chain chains[] = {{"rmsnorm", build_rmsnorm, 2}, {"router", build_router, 2}, {"swiglu", build_swiglu, 1}, {"adamw", build_adamw, 1}, {"scalars", build_scalars, 2}};
+static const Chain chains[] = {
+    {"rmsnorm", build_rmsnorm, 2, 1}, {"router", build_router, 2, 1e-2}, {"swiglu", build_swiglu, 1, 1e-2}, {"adamw", build_adamw, 1, 1e-6}, {"scalars", build_scalars, 2, 1e-2}};
 #define N_CHAINS ((int)(sizeof chains / sizeof chains[0]))
 
-static void close_to(const char *what, const MoeValue *v, const MoeTensor *want, const void *data) {
+static void close_to(const char *what, double size, const MoeValue *v, const MoeTensor *want, const void *data) {
     MoeArena *a = moe_arena_create();
     MoeTensor got = *want;
     got.f = want->f ? MOE_NEW_N(a, double, want->n + 1) : NULL;
     got.i = want->i ? MOE_NEW_N(a, int32_t, want->n + 1) : NULL;
     moe_tensor_unpack(data, &got);
-    double top = 1e-6, eps = v->type.dtype == MOE_BF16 ? 0x1p-8 : 0;
+    double top = size, eps = v->type.dtype == MOE_BF16 ? 0x1p-8 : 0;
     for (int64_t i = 0; i < want->n && want->f; i++)
         top = fmax(top, fabs(want->f[i]));
     for (int64_t i = 0; i < want->n; i++)
@@ -279,14 +281,14 @@ static void close_to(const char *what, const MoeValue *v, const MoeTensor *want,
     moe_arena_destroy(a);
 }
 
-static void compare_with_eval(Net *n, const MoeInputs *in, MoeGroupRun *r, const char *what) {
+static void compare_with_eval(Net *n, const MoeInputs *in, MoeGroupRun *r, const char *what, double size) {
     MoeEval *ev = moe_eval_create(n->g);
     OK(moe_inputs_give(in, ev));
     OK(moe_eval_run(ev));
     for (size_t i = 0; i < n->g->n_ops; i++)
         if (n->g->ops[i]->opcode == MOE_OP_OUTPUT) {
             const MoeValue *v = n->g->ops[i]->operands[0];
-            close_to(what, v, moe_eval_get(ev, v), moe_group_run_data(r, v));
+            close_to(what, size, v, moe_eval_get(ev, v), moe_group_run_data(r, v));
         }
     moe_eval_destroy(ev);
 }
@@ -317,7 +319,7 @@ static void check_chain(const char *target, const Chain *c, int64_t rows, int64_
     ck_assert_msg(moe_group_run_launches(r) <= c->groups, "%s: %zu launches", what, moe_group_run_launches(r));
     MoeStatus st = moe_group_run(r, &in);
     ck_assert_msg(!st, "%s: %s", what, moe_status_message(st));
-    compare_with_eval(&n, &in, r, what);
+    compare_with_eval(&n, &in, r, what, c->size);
     if (alias && rows > 0 && c->build == build_adamw)
         ck_assert_uint_eq(moe_group_run_aliases(r), 3);
     moe_group_run_destroy(r);
@@ -386,7 +388,7 @@ static bool same_floats(const float *a, const float *b, int64_t n) {
     return true;
 }
 
-static size_t check_random(const char *target, uint64_t seed) {
+static size_t check_random(const char *target, uint64_t seed, size_t *fused) {
     Net n = net_open(140);
     build_random(&n, seed);
     moe_graph_dce(n.g);
@@ -415,7 +417,8 @@ static size_t check_random(const char *target, uint64_t seed) {
                           "%s seed %llu: %s differs when %s", target, (unsigned long long)seed, moe_attr_s(op, "name"), k == 1 ? "fused" : "in place");
     }
     size_t aliases = moe_group_run_aliases(r[2]);
-    ck_assert_uint_lt(moe_group_run_launches(r[1]), moe_group_run_launches(r[0]));
+    ck_assert_uint_le(moe_group_run_launches(r[1]), moe_group_run_launches(r[0]));
+    *fused += moe_group_run_launches(r[0]) - moe_group_run_launches(r[1]);
     for (int k = 0; k < 3; k++)
         moe_group_run_destroy(r[k]);
     moe_module_destroy(n.m);
@@ -423,11 +426,12 @@ static size_t check_random(const char *target, uint64_t seed) {
 }
 
 START_TEST(fusing_changes_no_bit) {
-    size_t aliases = 0;
+    size_t aliases = 0, fused = 0;
     int runs = getenv("MOE_SEEDS") ? atoi(getenv("MOE_SEEDS")) : _i == 0 ? 60 : 15;
     for (int s = 0; s < runs; s++)
-        aliases += check_random(targets[_i], (uint64_t)(1000 * _i + s));
+        aliases += check_random(targets[_i], (uint64_t)(1000 * _i + s), &fused);
     ck_assert_uint_gt(aliases, 0);
+    ck_assert_uint_gt(fused, (size_t)runs);
 }
 END_TEST
 

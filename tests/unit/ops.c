@@ -1,0 +1,127 @@
+/* Op by op: every case of the op table (tests/support/op_cases.h) on every kind of target that runs here, against the f64
+ * interpreter, with guard bytes around every buffer (tests/support/group_run.h).
+ *
+ *   MOE_CASE=matmul/f32/T=17 MOE_TARGET=cpu:x86-64-v3 build/tests/ops      the cases whose id starts so, on one target
+ *
+ * An op without a case fails. */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/log.h"
+#include "codegen/codegen.h"
+#include "tests/support/group_run.h"
+#include "tests/support/op_cases.h"
+
+#define SEED 20240607u
+#define SHOWN 12 /* failures shown in full for each target */
+
+static const char *const targets[] = {"cpu:native", "cpu:x86-64-v3", "cpu:x86-64"};
+
+/* The result of output r of the case as the kernels left it; false (and why) if it is wrong. */
+static bool check_output(const MoeOpCase *c, const MoeCaseRun *run, const MoeGroupRun *gr, int r, MoeStr *why) {
+    char name[16];
+    snprintf(name, sizeof name, "y%d", r);
+    const MoeValue *v = moe_graph_find_output(run->graph, name);
+    const MoeTensor *want = moe_case_want(run, r);
+    if (!want)
+        return true;
+    const void *data = moe_group_run_data(gr, v);
+    if (!data) {
+        moe_str_printf(why, "%s has no memory", name);
+        return false;
+    }
+    MoeTensor got = *want;
+    size_t n = (size_t)(want->n ? want->n : 1);
+    got.f = calloc(n, sizeof *got.f);
+    got.i = calloc(n, sizeof *got.i);
+    if (want->f) {
+        free(got.i);
+        got.i = NULL;
+    } else {
+        free(got.f);
+        got.f = NULL;
+    }
+    moe_tensor_unpack(data, &got);
+    bool ok = moe_case_check(c, r, want, &got, why);
+    free(got.f);
+    free(got.i);
+    return ok;
+}
+
+static bool run_case(const MoeOpCase *c, const char *target, MoeStr *why) {
+    MoeCaseRun run;
+    MoeGroupRun *gr = NULL;
+    bool ok = true;
+    MoeStatus st = moe_case_run_open(c, SEED, &run);
+    if (st) {
+        moe_str_printf(why, "interpreter: %s", moe_status_message(st));
+        moe_status_free(st);
+        return false;
+    }
+    MoeGroupRunOptions options = {.target = target};
+    st = moe_group_run_create(run.graph, &options, &gr);
+    if (!st)
+        st = moe_group_run(gr, &run.inputs);
+    if (st) {
+        moe_str_printf(why, "%s", moe_status_message(st));
+        moe_status_free(st);
+        ok = false;
+    }
+    for (int r = 0; ok && r < moe_op_info(c->op)->n_out; r++)
+        ok = check_output(c, &run, gr, r, why);
+    moe_group_run_destroy(gr);
+    moe_case_run_close(&run);
+    return ok;
+}
+
+/* Declarations, and what decompose takes apart before any target sees it. */
+static bool target_runs(MoeOpcode op) {
+    MoeKind k = moe_op_info(op)->kind;
+    return k != MOE_KIND_DECL && k != MOE_KIND_SYNC && k != MOE_KIND_COMPOSITE;
+}
+
+START_TEST(every_case) {
+    const char *target = targets[_i], *only = getenv("MOE_CASE"), *only_target = getenv("MOE_TARGET");
+    if (!moe_target_runs_here(target) || (only_target && strcmp(only_target, target) != 0))
+        return;
+    size_t n, n_run = 0, n_failed = 0;
+    MoeOpCase *cases = moe_op_cases_all(only ? only : "", &n);
+    for (size_t i = 0; i < n; i++) {
+        if (!target_runs(cases[i].op))
+            continue;
+        MoeStr why = {0};
+        n_run++;
+        if (!run_case(&cases[i], target, &why) && n_failed++ < SHOWN)
+            fprintf(stderr, "MOE_CASE='%s' MOE_TARGET=%s: %s\n", cases[i].id, target, moe_str_c(&why));
+        moe_str_free(&why);
+    }
+    free(cases);
+    ck_assert_msg(n_run > 0, "no case matches '%s'", only ? only : "");
+    ck_assert_msg(n_failed == 0, "%s: %zu of %zu cases failed", target, n_failed, n_run);
+}
+END_TEST
+
+START_TEST(every_op_has_cases) {
+    for (int op = 0; op < MOE_N_OPS; op++) {
+        MoeKind k = moe_op_info((MoeOpcode)op)->kind;
+        if (k != MOE_KIND_DECL)
+            ck_assert_msg(moe_op_cases((MoeOpcode)op, NULL, 0) > 0, "op %s has no case",
+                          moe_op_info((MoeOpcode)op)->name);
+    }
+}
+END_TEST
+
+int main(void) {
+    Suite *s = suite_create("ops");
+    TCase *tc = tcase_create("ops");
+    tcase_set_timeout(tc, 1200);
+    tcase_add_test(tc, every_op_has_cases);
+    tcase_add_loop_test(tc, every_case, 0, (int)(sizeof targets / sizeof targets[0]));
+    suite_add_tcase(s, tc);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed ? 1 : 0;
+}
