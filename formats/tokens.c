@@ -114,7 +114,6 @@ static MoeStatus open_raw(MoeTokens *t, const char *path, int width) {
 }
 
 static MoeStatus open_text(MoeTokens *t, const char *path) {
-    MOE_TRY(moe_text_check_utf8(path, t->map.data, t->map.n));
     t->bytes_per_token = 1;
     return open_raw(t, path, 1);
 }

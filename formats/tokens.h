@@ -1,6 +1,6 @@
 /* Token sources: plain text (byte tokenizer), JSONL with a "text" field, token files (raw u16/u32, llm.c .bin). Memory-mapped where they can be;
  * a source is one long stream of int32 tokens, documents joined (JSONL: each text followed by the end-of-text id where the tokenizer has one;
- * the byte tokenizer has none: a newline (10) ends each document). */
+ * the byte tokenizer has none: a newline (10) ends each document). Plain text may hold any bytes; JSONL must be UTF-8. */
 #ifndef MOE_FORMATS_TOKENS_H
 #define MOE_FORMATS_TOKENS_H
 

@@ -1,4 +1,4 @@
-/* UTF-8 checks and JSONL decoding for token sources. */
+/* JSONL decoding, with its UTF-8 checks, for token sources. */
 #include "formats/tokens_text.h"
 
 #include <jansson.h>
@@ -15,18 +15,6 @@ static MoeStatus not_utf8(const char *path, size_t line, size_t column, size_t o
                      "file); convert the "
                      "text, or cut it between characters",
                      path, line, byte, column, offset);
-}
-
-MoeStatus moe_text_check_utf8(const char *path, const unsigned char *data, size_t n) {
-    size_t bad, line = 1, begin = 0;
-    if (moe_utf8_valid((const char *)data, n, &bad))
-        return NULL;
-    for (size_t i = 0; i < bad; i++)
-        if (data[i] == '\n') {
-            line++;
-            begin = i + 1;
-        }
-    return not_utf8(path, line, bad - begin + 1, bad, data[bad]);
 }
 
 /* One document. Escapes only shrink text ("\u0041" is 6 bytes for 1), and {"text":""} around it

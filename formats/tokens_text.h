@@ -6,8 +6,6 @@
 #include <stdint.h>
 #include "base/status.h"
 
-/* NULL if all of it is UTF-8, else an error with line and byte. */
-MoeStatus moe_text_check_utf8(const char *path, const unsigned char *data, size_t n);
 /* Decodes the "text" of each line into out (room for n bytes; never needs more), a newline after
  * each document. */
 MoeStatus moe_jsonl_decode(const char *path, const unsigned char *data, size_t n,

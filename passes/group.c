@@ -129,3 +129,24 @@ MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a) {
         fill(&gs.groups[i], &u, (int)i, a);
     return gs;
 }
+
+const MoeOp **moe_groups_gradients(const MoeGraph *g, const MoeGroups *gs, MoeArena *a) {
+    const MoeOp **of = MOE_NEW_N(a, const MoeOp *, g->n_values);
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeOp *assign = g->ops[i];
+        if (assign->opcode != MOE_OP_ASSIGN || assign->operands[0]->def->opcode != MOE_OP_PARAM)
+            continue;
+        const MoeValue *param = assign->operands[0];
+        int s = gs->step_of[assign->operands[1]->id];
+        for (size_t k = 0; s >= 0 && k < gs->groups[s].n_inputs; k++) {
+            const MoeValue *v = gs->groups[s].inputs[k];
+            if (moe_op_info(v->def->opcode)->kind == MOE_KIND_DECL || moe_type_elements(&v->type) < 2 ||
+                !moe_type_same_shape(&v->type, &param->type) || of[v->id])
+                continue;
+            of[v->id] = param->def;
+            if (v->def->opcode == MOE_OP_ACCUMULATE)
+                of[v->def->operands[0]->id] = param->def;
+        }
+    }
+    return of;
+}

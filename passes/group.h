@@ -21,6 +21,9 @@ bool moe_op_has_kernel(const MoeOp *op);
 /* All groups of g. Asserts that every op with a kernel has a group, that the ops of a group are consecutive and of one
  * phase. The arrays live in `a`. */
 MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a);
+/* Which parameter's gradient each value is: what the step that makes the new parameter reads beside declarations, in the
+ * parameter's shape, and what that accumulates. By value id, PARAM ops; NULL: none. */
+const MoeOp **moe_groups_gradients(const MoeGraph *g, const MoeGroups *gs, MoeArena *a);
 bool moe_group_has_input(const MoeGroup *g, const MoeValue *v);
 bool moe_group_has_output(const MoeGroup *g, const MoeValue *v);
 

@@ -36,6 +36,7 @@ typedef struct {
     int micro_batches;
     MoeArena *a;
     MoeGroups gs;
+    const MoeOp **gradients; /* by value id */
     int n_steps, last_forward, last_micro; /* last steps of the forward and of the backward phase; -1 = none */
     Buffer *bufs;
     size_t n_bufs, cap_bufs;
@@ -70,7 +71,9 @@ static void make_buffers(Plan *p) {
         for (size_t i = 0; i < grp->n_outputs; i++) {
             const MoeValue *v = grp->outputs[i];
             p->buf_of[v->id] = add_buffer(p, v, moe_type_bytes(&v->type), s, s,
-                                          ph == MOE_PHASE_FORWARD ? CAT_ACTIVATION : CAT_OTHER);
+                                          p->gradients[v->id]       ? CAT_GRADIENT
+                                          : ph == MOE_PHASE_FORWARD ? CAT_ACTIVATION
+                                                                    : CAT_OTHER);
         }
         if (ph == MOE_PHASE_FORWARD)
             p->last_forward = s;
@@ -88,16 +91,11 @@ static int log2_int(int n) {
     return b;
 }
 
-/* Whether the value is (the sum of) a parameter's gradient: more than a handful of numbers, summed over micro-batches. */
-static bool is_gradient(const MoeValue *v) { return moe_type_elements(&v->type) > 1; }
-
 static void plan_accumulate(Plan *p, const MoeOp *op) {
     const MoeValue *src = op->operands[0], *res = op->results[0];
     int b = p->buf_of[src->id];
     p->buf_of[res->id] = b;
     p->shared[res->id] = p->shared[src->id] ? p->shared[src->id] : is_decl(src) ? src : NULL;
-    if (b >= 0 && is_gradient(src))
-        p->bufs[b].category = CAT_GRADIENT;
     if (p->micro_batches == 1)
         return;
     MOE_ASSERT(b >= 0 && src->def->opcode != MOE_OP_ACCUMULATE,
@@ -113,7 +111,7 @@ static void plan_accumulate(Plan *p, const MoeOp *op) {
     m.slot_offset = MOE_NEW_N(p->a, int64_t, m.n_slots);
     for (int i = 0; i < m.n_slots; i++) {
         int slot = add_buffer(p, NULL, m.slot_bytes, 0, p->last_micro,
-                              is_gradient(src) ? CAT_GRADIENT : CAT_OTHER);
+                              p->gradients[src->id] ? CAT_GRADIENT : CAT_OTHER);
         m.slot_offset[i] = slot; /* the index of the buffer, until offsets are known */
         p->bufs[slot].persistent = true;
     }
@@ -305,6 +303,7 @@ MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, int micro_batches, 
     Plan p = {.target = t, .g = g, .micro_batches = micro_batches < 1 ? 1 : micro_batches, .a = a,
               .out = out, .last_forward = -1, .last_micro = -1};
     p.gs = moe_groups_of(g, a);
+    p.gradients = moe_groups_gradients(g, &p.gs, a);
     p.n_steps = (int)p.gs.n_groups;
     p.buf_of = MOE_NEW_N(a, int, g->n_values);
     p.shared = MOE_NEW_N(a, const MoeValue *, g->n_values);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include "base/assert.h"
 #include "base/kernel_abi.h"
+#include "passes/group.h"
 
 #define PLAN_FORMAT_VERSION 1
 
@@ -207,7 +208,8 @@ static json_t *json_launch(Writer *w, const MoeStep *s, const MoeLaunch *l, bool
 static json_t *json_steps(Writer *w) {
     json_t *a = json_array();
     MoeArena *arena = w->plan->cx->arena;
-    const MoeOp **gradients = moe_plan_gradients(w->p, arena);
+    MoeGroups gs = moe_groups_of(w->p->graph, arena);
+    const MoeOp **gradients = moe_groups_gradients(w->p->graph, &gs, arena);
     for (size_t i = 0; i < w->p->n_steps; i++) {
         const MoeStep *s = &w->p->steps[i];
         const MoeMemoryPlan *m = &w->p->memory;

@@ -7,9 +7,8 @@
 /* plan.json as a value (the caller's). kernels_xxh3: hash of the object code. */
 MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char *kernels_xxh3, json_t **out);
 
-/* Which parameter's gradient each value is; by value id, NULL: none. */
-const MoeOp **moe_plan_gradients(const MoeProgram *p, MoeArena *a);
-/* "layers.3.self_attn.q_proj", ".dx", ".dw", ".update" behind it; "layers.3.sigmoid+mul"; in `a`. */
+/* "layers.3.self_attn.q_proj", ".dx", ".dw", ".update" behind it; "layers.3.sigmoid+mul"; in `a`.
+ * gradients: moe_groups_gradients. */
 const char *moe_plan_step_name(const MoeGroup *g, const MoeOp *const *gradients, MoeArena *a);
 const char *moe_plan_step_kind(const MoeGroup *g);
 int64_t moe_plan_step_layer(const MoeGroup *g); /* -1 = none */

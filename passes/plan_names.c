@@ -13,33 +13,6 @@ static const MoeOp *param_of(const MoeValue *v) {
     return v->def->opcode == MOE_OP_PARAM ? v->def : NULL;
 }
 
-/* A gradient is the accumulated value of the parameter's type that the step making the new parameter reads. */
-const MoeOp **moe_plan_gradients(const MoeProgram *p, MoeArena *a) {
-    const MoeGraph *g = p->graph;
-    const MoeOp **of = MOE_NEW_N(a, const MoeOp *, g->n_values);
-    for (size_t i = 0; i < g->n_ops; i++) {
-        const MoeOp *assign = g->ops[i];
-        if (assign->opcode != MOE_OP_ASSIGN || assign->operands[0]->def->opcode != MOE_OP_PARAM)
-            continue;
-        const MoeValue *param = assign->operands[0];
-        for (size_t s = 0; s < p->n_steps; s++) {
-            const MoeGroup *grp = &p->steps[s].group;
-            if (grp->ops[0]->group != assign->operands[1]->def->group)
-                continue;
-            for (size_t k = 0; k < grp->n_inputs; k++) {
-                const MoeValue *v = grp->inputs[k];
-                if (kind_of(v->def) == MOE_KIND_DECL || !moe_type_same_shape(&v->type, &param->type) ||
-                    of[v->id])
-                    continue;
-                of[v->id] = param->def;
-                if (v->def->opcode == MOE_OP_ACCUMULATE)
-                    of[v->def->operands[0]->id] = param->def;
-            }
-        }
-    }
-    return of;
-}
-
 /* "model.layers.0.mlp.experts.*.w1.weight" -> "layers.0.mlp.experts.w1" */
 static void short_name(const MoeOp *param, MoeStr *out) {
     const char *s = moe_attr_s(param, "name");
@@ -96,6 +69,16 @@ static int params_read(const MoeGroup *g, const MoeOp *found[2]) {
     return n;
 }
 
+/* Whether the step only repeats a part of the forward phase: nothing of the backward phase goes in. */
+static bool is_again(const MoeGroup *g) {
+    for (size_t i = 0; i < g->n_inputs; i++) {
+        const MoeOp *d = g->inputs[i]->def;
+        if (kind_of(d) != MOE_KIND_DECL && d->phase == MOE_PHASE_BACKWARD)
+            return false;
+    }
+    return true;
+}
+
 /* What the step does with its parameter. */
 static const char *suffix(const MoeGroup *g) {
     const MoeOp *a = anchor(g);
@@ -105,7 +88,7 @@ static const char *suffix(const MoeGroup *g) {
         return "";
     if (a->opcode == MOE_OP_MATMUL) /* y = x w^T: its gradient is dy w; the same form again is computed again */
         return moe_attr_i(a, "tb") ? ".again" : ".dx";
-    return ".grad";
+    return is_again(g) ? ".again" : ".grad";
 }
 
 static void name_by_ops(const MoeGroup *g, MoeStr *out) {

@@ -17,7 +17,8 @@ typedef struct {
     MoeVal row;         /* i64 */
     MoeVal slot;        /* leaf number, where there are col_sums */
     MoeVal *at_in;      /* by value: where its row starts in memory (external) */
-    MoeVal *at_kept;    /* by value: its output row, or its row buffer */
+    MoeVal *at_out;     /* by value: its output row */
+    MoeVal *at_kept;    /* by value: its row buffer, else its output row */
     MoeVal *scalar;     /* by value: UNIFORM and SCALAR, once known */
     MoeVal *reg;        /* by value: vectors of the current iteration */
     MoeVal *sums[WAYS]; /* by op: accumulators of the current loop */
@@ -70,10 +71,9 @@ static void find_row_memory(Rows *w) {
         if (x->def < 0)
             w->at_in[i] = x->cls == MOE_ROW_UNIFORM ? moe_emit_buf(e, x->buf_in)
                                                     : moe_at(e, moe_emit_buf(e, x->buf_in), operand_row(w, x, w->row), bytes);
-        else if (x->scratch >= 0)
-            w->at_kept[i] = moe_at_bytes(e, e->scratch, moe_k64(e, x->scratch));
-        else if (x->buf_out >= 0 && x->cls != MOE_ROW_UNIFORM)
-            w->at_kept[i] = moe_at(e, moe_emit_buf(e, x->buf_out), w->row, bytes);
+        if (x->buf_out >= 0 && x->cls != MOE_ROW_UNIFORM)
+            w->at_out[i] = moe_at(e, moe_emit_buf(e, x->buf_out), w->row, bytes);
+        w->at_kept[i] = x->scratch >= 0 ? moe_at_bytes(e, e->scratch, moe_k64(e, x->scratch)) : w->at_out[i];
         if (x->def < 0 && x->cls == MOE_ROW_SCALAR)
             w->scalar[i] = moe_row_sload(e, x->dtype, w->at_in[i], moe_k64(e, 0));
     }
@@ -209,8 +209,8 @@ static void emit_vector(Rows *w, int64_t cols, MoeVal index, int way, MoeVal mas
             continue;
         MoeVal v = w->reg[p->ops[i].out];
         if (x->buf_out >= 0)
-            moe_row_vstore(e, x->dtype, v, w->at_kept[p->ops[i].out], index, mask);
-        else if (x->kept)
+            moe_row_vstore(e, x->dtype, v, w->at_out[p->ops[i].out], index, mask);
+        if (x->scratch >= 0)
             moe_row_vstore(e, kept_dtype(x), v, w->at_kept[p->ops[i].out], index, NULL);
     }
 }
@@ -336,6 +336,7 @@ static void emit_tasks(MoeEmit *e, const MoeRowPlan *p, int64_t per_task) {
 static void emit_kernel(MoeArena *a, MoeEmit *e, const MoeRowPlan *p, int64_t per_task) {
     Rows w = {.e = e, .p = p};
     w.at_in = MOE_NEW_N(a, MoeVal, p->n_values);
+    w.at_out = MOE_NEW_N(a, MoeVal, p->n_values);
     w.at_kept = MOE_NEW_N(a, MoeVal, p->n_values);
     w.scalar = MOE_NEW_N(a, MoeVal, p->n_values);
     w.reg = MOE_NEW_N(a, MoeVal, p->n_values);

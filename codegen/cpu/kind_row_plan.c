@@ -261,7 +261,9 @@ static void place(MoeArena *a, MoeRowPlan *p, const MoeGroup *g, int lanes) {
     }
     for (int i = 0; i < p->n_values; i++) {
         MoeRowValue *x = &p->values[i];
-        if (x->kept && (x->buf_out < 0 || x->cls == MOE_ROW_UNIFORM)) {
+        /* A row that ends inside a vector is kept whole in the scratch: reading back what a masked store wrote is slow. */
+        bool ragged_end = x->in_loop && x->cols % lanes != 0;
+        if (x->kept && (x->buf_out < 0 || x->cls == MOE_ROW_UNIFORM || ragged_end)) {
             x->scratch = p->scratch;
             p->scratch += round64(4 * (x->cols + lanes));
         }

@@ -1,6 +1,6 @@
-/* The interpreter's driver: gives every op its operands and result storage, checks extents, rounds, and names the op in
- * errors. In: a graph and the data of its inputs, params and states. Out: the tensor of every value.
- * The ops themselves are in eval_<theme>.c. */
+/* The interpreter's driver: gives every op its operands and result storage, checks extents, rounds,
+ * and names the op in errors. In: a graph and the data of its inputs, params and states. Out: the
+ * tensor of every value. The ops themselves are in eval_<theme>.c. */
 #include "ir/eval/eval_internal.h"
 
 #include <math.h>
@@ -21,11 +21,12 @@ double moe_eval_round_bf16(double x) {
     if (!isfinite(x) || x == 0)
         return x;
     int e;
-    frexp(x, &e);      /* |x| in [2^(e-1), 2^e) */
-    int q = e - 8;     /* 8 significant bits */
-    if (q < -133)      /* subnormal: the spacing below 2^-126 is 2^-133 */
+    frexp(x, &e);  /* |x| in [2^(e-1), 2^e) */
+    int q = e - 8; /* 8 significant bits */
+    if (q < -133)  /* subnormal: the spacing below 2^-126 is 2^-133 */
         q = -133;
-    double r = ldexp(nearbyint(ldexp(x, -q)), q); /* the default rounding mode: nearest, ties to even */
+    double r =
+        ldexp(nearbyint(ldexp(x, -q)), q); /* the default rounding mode: nearest, ties to even */
     return fabs(r) >= 0x1p128 ? copysign(INFINITY, r) : r;
 }
 
@@ -65,7 +66,8 @@ MoeStatus moe_eval_row_segs(MoeEvalOp *e, int i, const int32_t **out_table, int6
     return NULL;
 }
 
-/* Live rows of a ragged dim: from the table if it is known, else from an operand with rows over the same segments. */
+/* Live rows of a ragged dim: from the table if it is known, else from an operand with rows over the
+ * same segments. */
 static MoeStatus live_rows(MoeEvalContext *c, const MoeValue *seg, int64_t *out) {
     for (int r = 0; r < c->op->n_results; r++)
         if (c->op->results[r] == seg) { /* route_plan: its rows are one for each entry of ids */
@@ -150,7 +152,8 @@ static MoeStatus check_operand(MoeEvalContext *c, int i) {
                              (long long)(type->groups * type->shards + 1));
         return check_table(t);
     }
-    bool fits = t->rank == type->rank && (moe_dtype_is_float(type->dtype) ? t->f != NULL : t->i != NULL);
+    bool fits =
+        t->rank == type->rank && (moe_dtype_is_float(type->dtype) ? t->f != NULL : t->i != NULL);
     for (int d = 0; fits && d < t->rank; d++) {
         int64_t want = type->dims[d].size;
         if (type->dims[d].seg)
@@ -221,7 +224,9 @@ void moe_eval_destroy(MoeEval *ev) {
     free(ev);
 }
 
-void moe_eval_set_flags(MoeEval *ev, unsigned flags) { ev->flags = flags; }
+void moe_eval_set_flags(MoeEval *ev, unsigned flags) {
+    ev->flags = flags;
+}
 
 static MoeStatus check_given(const MoeEval *ev, const MoeValue *v, bool floats, int64_t n) {
     const char *name = v->name ? v->name : "?";

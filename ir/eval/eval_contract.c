@@ -1,7 +1,8 @@
 /* Contractions: matmul and weight_grad, plain or grouped by expert. */
 #include "ir/eval/eval_internal.h"
 
-/* out (rows, n), zero, += a (rows, k) times b: (n, k) if tb, else (k, n). Ascending k either way. */
+/* out (rows, n), zero, += a (rows, k) times b: (n, k) if tb, else (k, n). Ascending k either way.
+ */
 static void multiply(const double *a, const double *b, double *out, int64_t rows, int64_t k,
                      int64_t n, bool tb) {
     for (int64_t r = 0; r < rows; r++) {

@@ -1,5 +1,5 @@
-/* Declarations and the ops that are an identity in one run: input, param, state, const, output, assign, accumulate,
- * batch_sum. */
+/* Declarations and the ops that are an identity in one run: input, param, state, const, output,
+ * assign, accumulate, batch_sum. */
 #include "ir/eval/eval_internal.h"
 
 #include <string.h>
@@ -33,11 +33,17 @@ static MoeStatus load_given(MoeEvalOp *e, bool zero) {
     return NULL;
 }
 
-MoeStatus moe_eval_input(MoeEvalOp *e) { return load_given(e, false); }
+MoeStatus moe_eval_input(MoeEvalOp *e) {
+    return load_given(e, false);
+}
 
-MoeStatus moe_eval_param(MoeEvalOp *e) { return load_given(e, false); }
+MoeStatus moe_eval_param(MoeEvalOp *e) {
+    return load_given(e, false);
+}
 
-MoeStatus moe_eval_state(MoeEvalOp *e) { return load_given(e, true); }
+MoeStatus moe_eval_state(MoeEvalOp *e) {
+    return load_given(e, true);
+}
 
 MoeStatus moe_eval_const(MoeEvalOp *e) {
     double value = moe_attr_f(e->op, "value");
@@ -55,14 +61,15 @@ MoeStatus moe_eval_output(MoeEvalOp *e) {
     return NULL;
 }
 
-/* The copy itself waits for moe_eval_commit: within a run a param keeps the value it started with. */
+/* The copy itself waits for moe_eval_commit: within a run a param keeps the value it started with.
+ */
 MoeStatus moe_eval_assign(MoeEvalOp *e) {
     MoeOpcode to = e->op->operands[0]->def->opcode;
     if (to != MOE_OP_PARAM && to != MOE_OP_STATE)
         return moe_error(MOE_E_INPUT, "only params and states can be assigned");
     if (e->in[0]->n != e->in[1]->n)
-        return moe_error(MOE_E_INPUT, "%lld elements do not fit into %lld",
-                         (long long)e->in[1]->n, (long long)e->in[0]->n);
+        return moe_error(MOE_E_INPUT, "%lld elements do not fit into %lld", (long long)e->in[1]->n,
+                         (long long)e->in[0]->n);
     return NULL;
 }
 

@@ -1,10 +1,12 @@
-/* Elementwise ops: broadcasting align-right, a missing or size-1 dim repeats; convert; broadcast. */
+/* Elementwise ops: broadcasting align-right, a missing or size-1 dim repeats; convert; broadcast.
+ */
 #include "ir/eval/eval_internal.h"
 
 #include <math.h>
 #include <string.h>
 
-/* Element strides of operand t along the dims of out; 0 where it repeats. Error if extents do not fit. */
+/* Element strides of operand t along the dims of out; 0 where it repeats. Error if extents do not
+ * fit. */
 static MoeStatus strides_in(const MoeTensor *t, const MoeTensor *out, int64_t st[MOE_MAX_RANK]) {
     int64_t step = 1;
     int shift = out->rank - t->rank;
@@ -73,17 +75,27 @@ static MoeStatus binary(MoeEvalOp *e, Fn2 fn) {
 
 /* BINARY(op, float expression, i32 expression): i32 wraps. */
 #define BINARY(name, fexpr, iexpr)                                                                 \
-    static double name##_f(double a, double b) { return fexpr; }                                   \
-    static int32_t name##_i(int32_t a, int32_t b) { return iexpr; }                                \
-    MoeStatus moe_eval_##name(MoeEvalOp *e) { return binary(e, (Fn2){name##_f, name##_i}); }
+    static double name##_f(double a, double b) {                                                   \
+        return fexpr;                                                                              \
+    }                                                                                              \
+    static int32_t name##_i(int32_t a, int32_t b) {                                                \
+        return iexpr;                                                                              \
+    }                                                                                              \
+    MoeStatus moe_eval_##name(MoeEvalOp *e) {                                                      \
+        return binary(e, (Fn2){name##_f, name##_i});                                               \
+    }
 BINARY(add, a + b, (int32_t)((uint32_t)a + (uint32_t)b))
 BINARY(sub, a - b, (int32_t)((uint32_t)a - (uint32_t)b))
-BINARY(mul, a * b, (int32_t)((uint32_t)a * (uint32_t)b))
+BINARY(mul, a *b, (int32_t)((uint32_t)a *(uint32_t)b))
 BINARY(max, a > b ? a : b, a > b ? a : b)
 BINARY(min, a < b ? a : b, a < b ? a : b)
 
-static double div_f(double a, double b) { return a / b; }
-MoeStatus moe_eval_div(MoeEvalOp *e) { return binary(e, (Fn2){div_f, NULL}); }
+static double div_f(double a, double b) {
+    return a / b;
+}
+MoeStatus moe_eval_div(MoeEvalOp *e) {
+    return binary(e, (Fn2){div_f, NULL});
+}
 
 static MoeStatus unary(MoeEvalOp *e, double (*fn)(double)) {
     if (!e->out->f)
@@ -94,8 +106,12 @@ static MoeStatus unary(MoeEvalOp *e, double (*fn)(double)) {
 }
 
 #define UNARY(name, expr)                                                                          \
-    static double name##_f(double x) { return expr; }                                              \
-    MoeStatus moe_eval_##name(MoeEvalOp *e) { return unary(e, name##_f); }
+    static double name##_f(double x) {                                                             \
+        return expr;                                                                               \
+    }                                                                                              \
+    MoeStatus moe_eval_##name(MoeEvalOp *e) {                                                      \
+        return unary(e, name##_f);                                                                 \
+    }
 UNARY(neg, -x)
 UNARY(exp, exp(x))
 UNARY(log, log(x))
@@ -123,4 +139,6 @@ static void copy1(const MoeTensor *const *in, MoeTensor *out, int64_t o, int64_t
         out->i[o] = in[0]->i[a];
 }
 
-MoeStatus moe_eval_broadcast(MoeEvalOp *e) { return each(e, 1, copy1, NULL); }
+MoeStatus moe_eval_broadcast(MoeEvalOp *e) {
+    return each(e, 1, copy1, NULL);
+}

@@ -1,9 +1,11 @@
-/* Routing and moving rows between token order and expert order. T tokens, K experts each, R = T*K expert rows. */
+/* Routing and moving rows between token order and expert order. T tokens, K experts each, R = T*K
+ * expert rows. */
 #include "ir/eval/eval_internal.h"
 
 #include <string.h>
 
-/* Rows sorted by (expert, token, position in the token's list): for each expert in turn, all of ids in order. */
+/* Rows sorted by (expert, token, position in the token's list): for each expert in turn, all of ids
+ * in order. */
 MoeStatus moe_eval_route_plan(MoeEvalOp *e) {
     const MoeTensor *ids = e->in[0];
     MoeTensor *seg = &e->out[0], *src = &e->out[1], *inv = &e->out[2];
@@ -58,8 +60,9 @@ static MoeStatus check_plan(const MoeTensor *src, const MoeTensor *inv) {
     }
     for (int64_t r = 0; r < src->n; r++)
         if (inv->i[src->i[r]] != r)
-            return moe_error(MOE_E_INPUT, "row %lld comes from position %d, but inv sends that to "
-                                          "row %d",
+            return moe_error(MOE_E_INPUT,
+                             "row %lld comes from position %d, but inv sends that to "
+                             "row %d",
                              (long long)r, src->i[r], inv->i[src->i[r]]);
     return NULL;
 }

@@ -1,8 +1,9 @@
 /* What the files of the interpreter share: its state, the per-op functions, and small checks.
  *
- * Every op of ops.def has moe_eval_<name>; the declarations below and the table in eval.c come from the op table, so an
- * op without one fails at link time by name. Functions may trust that operands and results have the extents of their
- * types (eval.c checks them); they check the data: ids, positions, segment tables. */
+ * Every op of ops.def has moe_eval_<name>; the declarations below and the table in eval.c come from
+ * the op table, so an op without one fails at link time by name. Functions may trust that operands
+ * and results have the extents of their types (eval.c checks them); they check the data: ids,
+ * positions, segment tables. */
 #ifndef MOE_IR_EVAL_INTERNAL_H
 #define MOE_IR_EVAL_INTERNAL_H
 
@@ -20,7 +21,8 @@ struct MoeEval {
     unsigned flags;
     int n_values;        /* of the graph when the interpreter was made */
     MoeEvalGiven *given; /* by value id */
-    MoeTensor **tensors; /* by value id: results of the last run, in run_arena; NULL: not computed */
+    MoeTensor *
+        *tensors; /* by value id: results of the last run, in run_arena; NULL: not computed */
     MoeArena *run_arena; /* of the last run; NULL before the first */
 };
 
@@ -37,8 +39,8 @@ typedef struct {
 #include "ir/ops.def"
 #undef OP
 
-/* The live table that the rows of operand i are ragged over, or for static rows one segment of all rows (made in the
- * arena: groups = shards = 1). *out_groups * *out_shards segments. */
+/* The live table that the rows of operand i are ragged over, or for static rows one segment of all
+ * rows (made in the arena: groups = shards = 1). *out_groups * *out_shards segments. */
 MoeStatus moe_eval_row_segs(MoeEvalOp *e, int i, const int32_t **out_table, int64_t *out_groups,
                             int64_t *out_shards);
 /* Error unless 0 <= id < n. `what` names the number: "id", "label", "position". */

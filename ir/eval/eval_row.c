@@ -1,11 +1,13 @@
-/* Row ops: each row by itself; and the reductions over all rows or elements. Sums are plain sums in f64: the order that
- * docs/NUMBERS.md fixes is for f32. */
+/* Row ops: each row by itself; and the reductions over all rows or elements. Sums are plain sums in
+ * f64: the order that docs/NUMBERS.md fixes is for f32. */
 #include "ir/eval/eval_internal.h"
 
 #include <math.h>
 
 /* The tensor as rows of the last dim. */
-static int64_t n_cols(const MoeTensor *t) { return t->dims[t->rank - 1]; }
+static int64_t n_cols(const MoeTensor *t) {
+    return t->dims[t->rank - 1];
+}
 
 static int64_t n_rows(const MoeTensor *t) {
     int64_t n = 1;
@@ -36,8 +38,8 @@ MoeStatus moe_eval_row_max(MoeEvalOp *e) {
     return NULL;
 }
 
-/* k rounds of "the largest not yet taken": strict > keeps the lower id on ties. NaN counts as -inf, so that the ids are
- * distinct whatever the data. */
+/* k rounds of "the largest not yet taken": strict > keeps the lower id on ties. NaN counts as -inf,
+ * so that the ids are distinct whatever the data. */
 MoeStatus moe_eval_topk(MoeEvalOp *e) {
     int64_t rows = n_rows(e->in[0]), cols = n_cols(e->in[0]), k = moe_attr_i(e->op, "k");
     bool *taken = MOE_NEW_N(e->arena, bool, cols);

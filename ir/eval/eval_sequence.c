@@ -1,4 +1,5 @@
-/* Ops that know tokens and their order: embedding, rotary positions, attention and their gradients. */
+/* Ops that know tokens and their order: embedding, rotary positions, attention and their gradients.
+ */
 #include "ir/eval/eval_internal.h"
 
 #include <math.h>
@@ -67,7 +68,8 @@ static double dot(const double *a, const double *b, int64_t n) {
     return sum;
 }
 
-/* q (T, heads, dim), k and v (T, kv_heads, dim); query head h reads key head h / (heads / kv_heads). */
+/* q (T, heads, dim), k and v (T, kv_heads, dim); query head h reads key head h / (heads /
+ * kv_heads). */
 MoeStatus moe_eval_attention(MoeEvalOp *e) {
     const Attn a = attn_of(e->op);
     const double *q = e->in[0]->f, *k = e->in[1]->f, *v = e->in[2]->f;
@@ -94,8 +96,8 @@ MoeStatus moe_eval_attention(MoeEvalOp *e) {
     return NULL;
 }
 
-/* With P = exp(scale q.k - lse), D = do.o: dv += P do; dS = P (do.v - D); dq += scale dS k; dk += scale dS q.
- * (Dao et al., FlashAttention, appendix B.) */
+/* With P = exp(scale q.k - lse), D = do.o: dv += P do; dS = P (do.v - D); dq += scale dS k; dk +=
+ * scale dS q. (Dao et al., FlashAttention, appendix B.) */
 MoeStatus moe_eval_attention_grad(MoeEvalOp *e) {
     const Attn a = attn_of(e->op);
     const double *q = e->in[0]->f, *k = e->in[1]->f, *v = e->in[2]->f;

@@ -341,8 +341,9 @@ bool moe_case_check(const MoeOpCase *c, int r, const MoeTensor *want, const MoeT
         return true;
     double w = want->f ? want->f[at] : want->i[at], g = want->f ? got->f[at] : got->i[at];
     double bound = want->f ? tol->absolute + tol->of_max * top + tol->of_element * fabs(w) : 0;
-    moe_str_printf(why, "y%d: %lld of %lld elements are off; element %lld is %.9g, expected %.9g, "
-                        "bound %.3g",
+    moe_str_printf(why,
+                   "y%d: %lld of %lld elements are off; element %lld is %.9g, expected %.9g, "
+                   "bound %.3g",
                    r, (long long)bad, (long long)want->n, (long long)at, g, w, bound);
     return false;
 }

@@ -38,10 +38,13 @@ static void make_id(MoeOpCase *c) {
     const struct {
         const char *key;
         int64_t value;
-    } fields[] = {{"C", c->cols},       {"k", c->k},           {"n", c->n},       {"E", c->experts},
-                  {"K", c->topk},       {"V", c->shards},      {"h", c->heads},   {"kv", c->kv_heads},
-                  {"d", c->head_dim},   {"seq", c->seq},       {"win", c->window}, {"N", c->vocab},
-                  {"tb", c->tb},        {"inverse", c->inverse}};
+    } fields[] = {{"C", c->cols},     {"k", c->k},
+                  {"n", c->n},        {"E", c->experts},
+                  {"K", c->topk},     {"V", c->shards},
+                  {"h", c->heads},    {"kv", c->kv_heads},
+                  {"d", c->head_dim}, {"seq", c->seq},
+                  {"win", c->window}, {"N", c->vocab},
+                  {"tb", c->tb},      {"inverse", c->inverse}};
     MoeStr s = {0};
     moe_str_printf(&s, "%s/%s/T=%lld", moe_op_info(c->op)->name, moe_dtype_name(c->dtype),
                    (long long)c->rows);
@@ -75,43 +78,127 @@ static void list_cases(MoeCaseList *l, MoeOpcode op) {
     const MoeTolerance exact = {0, 0, 0}, rounded = moe_tol_rounded();
     const MoeTolerance sig = {1e-38, 0, 6e-7}; /* exp to 2 ulp, a sum and a division */
     switch (op) {
-    case MOE_OP_INPUT: case MOE_OP_PARAM: case MOE_OP_STATE: case MOE_OP_CONST: case MOE_OP_OUTPUT:
-    case MOE_OP_ASSIGN: moe_cases_declaration(l, op); break;
-    case MOE_OP_ADD: moe_cases_elementwise(l, op, 2, rounded, true); moe_cases_integer_add(l); break;
-    case MOE_OP_SUB: case MOE_OP_MUL: case MOE_OP_DIV: moe_cases_elementwise(l, op, 2, rounded, true); break;
-    case MOE_OP_MAX: case MOE_OP_MIN: moe_cases_elementwise(l, op, 2, exact, true); break;
-    case MOE_OP_NEG: moe_cases_elementwise(l, op, 1, exact, true); break;
-    case MOE_OP_EXP: moe_cases_elementwise(l, op, 1, (MoeTolerance){0, 0, 4e-7}, true); break;
-    case MOE_OP_LOG: moe_cases_elementwise(l, op, 1, (MoeTolerance){2e-7, 0, 4e-7}, true); break;
-    case MOE_OP_SQRT: moe_cases_elementwise(l, op, 1, rounded, true); break;
-    case MOE_OP_RSQRT: moe_cases_elementwise(l, op, 1, (MoeTolerance){0, 0, 2.4e-7}, true); break;
-    case MOE_OP_SIGMOID: moe_cases_elementwise(l, op, 1, sig, true); break;
-    case MOE_OP_SILU: moe_cases_elementwise(l, op, 1, sig, false); break;
-    case MOE_OP_CONVERT: moe_cases_convert(l); break;
-    case MOE_OP_BROADCAST: moe_cases_broadcast(l); break;
-    case MOE_OP_ROW_SUM: case MOE_OP_ROW_MAX: moe_cases_row_reduce(l, op); break;
-    case MOE_OP_TOPK: case MOE_OP_TAKE: case MOE_OP_PUT: moe_cases_routed(l, op); break;
-    case MOE_OP_COL_SUM: moe_cases_col_sum(l); break;
-    case MOE_OP_SUM_SQUARES: moe_cases_sum_squares(l); break;
-    case MOE_OP_ACCUMULATE: moe_cases_identity(l, op, MOE_F32); break;
-    case MOE_OP_BATCH_SUM: moe_cases_identity(l, op, MOE_I32); break;
-    case MOE_OP_MATMUL: moe_cases_matmul(l); break;
-    case MOE_OP_WEIGHT_GRAD: moe_cases_weight_grad(l); break;
-    case MOE_OP_ROUTE_PLAN: moe_cases_routed(l, op); break;
-    case MOE_OP_EXPERT_COUNTS: case MOE_OP_ROW_COUNT: moe_cases_count(l, op); break;
-    case MOE_OP_COUNT_VALID: moe_cases_count_valid(l); break;
-    case MOE_OP_DISPATCH: moe_cases_move(l, op, true); break;
-    case MOE_OP_GATHER_SUM: moe_cases_move(l, op, false); break;
-    case MOE_OP_DISPATCH_WEIGHT: case MOE_OP_COLLECT_WEIGHT: moe_cases_routed(l, op); break;
-    case MOE_OP_EMBEDDING: case MOE_OP_EMBEDDING_GRAD: moe_cases_embedding(l, op); break;
-    case MOE_OP_ROPE: moe_cases_rope(l); break;
-    case MOE_OP_ATTENTION: case MOE_OP_ATTENTION_GRAD: moe_cases_attention(l, op); break;
-    case MOE_OP_LINEAR_CROSS_ENTROPY: case MOE_OP_LINEAR_CROSS_ENTROPY_GRAD:
-        moe_cases_cross_entropy(l, op); break;
-    case MOE_OP_SOFTMAX: moe_cases_elementwise(l, op, 1, (MoeTolerance){1e-38, 0, 4e-6}, false); break;
-    case MOE_OP_RMSNORM: moe_cases_rmsnorm(l); break;
-    case MOE_OP_ADAMW: moe_cases_adamw(l); break;
-    case MOE_N_OPS: break;
+    case MOE_OP_INPUT:
+    case MOE_OP_PARAM:
+    case MOE_OP_STATE:
+    case MOE_OP_CONST:
+    case MOE_OP_OUTPUT:
+    case MOE_OP_ASSIGN:
+        moe_cases_declaration(l, op);
+        break;
+    case MOE_OP_ADD:
+        moe_cases_elementwise(l, op, 2, rounded, true);
+        moe_cases_integer_add(l);
+        break;
+    case MOE_OP_SUB:
+    case MOE_OP_MUL:
+    case MOE_OP_DIV:
+        moe_cases_elementwise(l, op, 2, rounded, true);
+        break;
+    case MOE_OP_MAX:
+    case MOE_OP_MIN:
+        moe_cases_elementwise(l, op, 2, exact, true);
+        break;
+    case MOE_OP_NEG:
+        moe_cases_elementwise(l, op, 1, exact, true);
+        break;
+    case MOE_OP_EXP:
+        moe_cases_elementwise(l, op, 1, (MoeTolerance){0, 0, 4e-7}, true);
+        break;
+    case MOE_OP_LOG:
+        moe_cases_elementwise(l, op, 1, (MoeTolerance){2e-7, 0, 4e-7}, true);
+        break;
+    case MOE_OP_SQRT:
+        moe_cases_elementwise(l, op, 1, rounded, true);
+        break;
+    case MOE_OP_RSQRT:
+        moe_cases_elementwise(l, op, 1, (MoeTolerance){0, 0, 2.4e-7}, true);
+        break;
+    case MOE_OP_SIGMOID:
+        moe_cases_elementwise(l, op, 1, sig, true);
+        break;
+    case MOE_OP_SILU:
+        moe_cases_elementwise(l, op, 1, sig, false);
+        break;
+    case MOE_OP_CONVERT:
+        moe_cases_convert(l);
+        break;
+    case MOE_OP_BROADCAST:
+        moe_cases_broadcast(l);
+        break;
+    case MOE_OP_ROW_SUM:
+    case MOE_OP_ROW_MAX:
+        moe_cases_row_reduce(l, op);
+        break;
+    case MOE_OP_TOPK:
+    case MOE_OP_TAKE:
+    case MOE_OP_PUT:
+        moe_cases_routed(l, op);
+        break;
+    case MOE_OP_COL_SUM:
+        moe_cases_col_sum(l);
+        break;
+    case MOE_OP_SUM_SQUARES:
+        moe_cases_sum_squares(l);
+        break;
+    case MOE_OP_ACCUMULATE:
+        moe_cases_identity(l, op, MOE_F32);
+        break;
+    case MOE_OP_BATCH_SUM:
+        moe_cases_identity(l, op, MOE_I32);
+        break;
+    case MOE_OP_MATMUL:
+        moe_cases_matmul(l);
+        break;
+    case MOE_OP_WEIGHT_GRAD:
+        moe_cases_weight_grad(l);
+        break;
+    case MOE_OP_ROUTE_PLAN:
+        moe_cases_routed(l, op);
+        break;
+    case MOE_OP_EXPERT_COUNTS:
+    case MOE_OP_ROW_COUNT:
+        moe_cases_count(l, op);
+        break;
+    case MOE_OP_COUNT_VALID:
+        moe_cases_count_valid(l);
+        break;
+    case MOE_OP_DISPATCH:
+        moe_cases_move(l, op, true);
+        break;
+    case MOE_OP_GATHER_SUM:
+        moe_cases_move(l, op, false);
+        break;
+    case MOE_OP_DISPATCH_WEIGHT:
+    case MOE_OP_COLLECT_WEIGHT:
+        moe_cases_routed(l, op);
+        break;
+    case MOE_OP_EMBEDDING:
+    case MOE_OP_EMBEDDING_GRAD:
+        moe_cases_embedding(l, op);
+        break;
+    case MOE_OP_ROPE:
+        moe_cases_rope(l);
+        break;
+    case MOE_OP_ATTENTION:
+    case MOE_OP_ATTENTION_GRAD:
+        moe_cases_attention(l, op);
+        break;
+    case MOE_OP_LINEAR_CROSS_ENTROPY:
+    case MOE_OP_LINEAR_CROSS_ENTROPY_GRAD:
+        moe_cases_cross_entropy(l, op);
+        break;
+    case MOE_OP_SOFTMAX:
+        moe_cases_elementwise(l, op, 1, (MoeTolerance){1e-38, 0, 4e-6}, false);
+        break;
+    case MOE_OP_RMSNORM:
+        moe_cases_rmsnorm(l);
+        break;
+    case MOE_OP_ADAMW:
+        moe_cases_adamw(l);
+        break;
+    case MOE_N_OPS:
+        break;
     }
 }
 

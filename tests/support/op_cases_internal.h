@@ -1,11 +1,10 @@
 /* Shared by the lists of cases (op_cases.c, op_cases_plain.c, op_cases_model.c) only.
  *
- * Tolerances are for a kernel in f32 (bf16 where the dtype says so) against the f64 interpreter, on standard normal data
- * of exactly the same bits:
- *   exact      the op moves or compares values: equal bits
- *   rounded    correctly rounded f32: half an ulp, 6e-8 of the element (bf16: one ulp of bf16, 2^-7, as a tie may
- *              fall to the other side after the rounding to f32)
- *   sum of n   n additions of products of variance 1: errors add up like eps * n / 2 at the most likely, 2e-7 * n here,
+ * Tolerances are for a kernel in f32 (bf16 where the dtype says so) against the f64 interpreter, on
+ * standard normal data of exactly the same bits: exact      the op moves or compares values: equal
+ * bits rounded    correctly rounded f32: half an ulp, 6e-8 of the element (bf16: one ulp of bf16,
+ * 2^-7, as a tie may fall to the other side after the rounding to f32) sum of n   n additions of
+ * products of variance 1: errors add up like eps * n / 2 at the most likely, 2e-7 * n here,
  *              absolute, because a sum of n signed terms may cancel */
 #ifndef MOE_TESTS_OP_CASES_INTERNAL_H
 #define MOE_TESTS_OP_CASES_INTERNAL_H
@@ -26,7 +25,9 @@ static inline MoeTolerance moe_tol_sum(int64_t n) {
     return (MoeTolerance){2e-7 * (double)n, 0, 2.4e-7};
 }
 
-static inline MoeTolerance moe_tol_rounded(void) { return (MoeTolerance){0, 0, 1.2e-7}; }
+static inline MoeTolerance moe_tol_rounded(void) {
+    return (MoeTolerance){0, 0, 1.2e-7};
+}
 
 /* op_cases_plain.c: declarations, elementwise, rows, reductions, the update. */
 void moe_cases_declaration(MoeCaseList *l, MoeOpcode op);

@@ -20,9 +20,14 @@ static const struct {
               {1023, 2, 8, 8, MOE_SHARDS_FIRST, MOE_ROUTING_RANDOM}};
 
 static MoeOpCase on_route(MoeOpcode op, size_t i) {
-    return (MoeOpCase){.op = op, .dtype = MOE_F32, .rows = routes[i].rows, .topk = routes[i].topk,
-                       .experts = routes[i].experts, .shards = routes[i].shards,
-                       .layout = routes[i].layout, .routing = routes[i].routing};
+    return (MoeOpCase){.op = op,
+                       .dtype = MOE_F32,
+                       .rows = routes[i].rows,
+                       .topk = routes[i].topk,
+                       .experts = routes[i].experts,
+                       .shards = routes[i].shards,
+                       .layout = routes[i].layout,
+                       .routing = routes[i].routing};
 }
 
 void moe_cases_routed(MoeCaseList *l, MoeOpcode op) {
@@ -61,15 +66,19 @@ void moe_cases_count(MoeCaseList *l, MoeOpcode op) {
 
 static const struct {
     int64_t rows, k, n;
-} gemms[] = {{0, 16, 16},   {1, 1, 1},     {1, 513, 33},  {1, 48, 130},  {17, 7, 16},
-             {17, 33, 49},  {17, 130, 1},  {7, 16, 513},  {9, 48, 48},   {64, 64, 96},
-             {65, 130, 97}, {300, 33, 7},  {1023, 16, 33}, {1023, 48, 17}, {257, 513, 130}};
+} gemms[] = {{0, 16, 16},   {1, 1, 1},    {1, 513, 33},   {1, 48, 130},   {17, 7, 16},
+             {17, 33, 49},  {17, 130, 1}, {7, 16, 513},   {9, 48, 48},    {64, 64, 96},
+             {65, 130, 97}, {300, 33, 7}, {1023, 16, 33}, {1023, 48, 17}, {257, 513, 130}};
 
 void moe_cases_matmul(MoeCaseList *l) {
     for (size_t i = 0; i < LEN(gemms); i++)
         for (int way = 0; way < 8; way++) {
-            MoeOpCase c = {.op = MOE_OP_MATMUL, .rows = gemms[i].rows, .k = gemms[i].k,
-                           .n = gemms[i].n, .shards = i % 2 ? 8 : 1, .layout = MOE_SHARDS_RANDOM,
+            MoeOpCase c = {.op = MOE_OP_MATMUL,
+                           .rows = gemms[i].rows,
+                           .k = gemms[i].k,
+                           .n = gemms[i].n,
+                           .shards = i % 2 ? 8 : 1,
+                           .layout = MOE_SHARDS_RANDOM,
                            .tolerance = {moe_tol_sum(gemms[i].k)}};
             c.tb = way & 1;
             c.grouped = way & 2;
@@ -81,16 +90,24 @@ void moe_cases_matmul(MoeCaseList *l) {
             moe_case_add(l, c);
         }
     /* Static rows, without any table. */
-    moe_case_add(l, (MoeOpCase){.op = MOE_OP_MATMUL, .form = MOE_FORM_MATRIX, .k = 33, .n = 49, .tb = true,
-                       .tolerance = {moe_tol_sum(33)}});
+    moe_case_add(l, (MoeOpCase){.op = MOE_OP_MATMUL,
+                                .form = MOE_FORM_MATRIX,
+                                .k = 33,
+                                .n = 49,
+                                .tb = true,
+                                .tolerance = {moe_tol_sum(33)}});
 }
 
 void moe_cases_weight_grad(MoeCaseList *l) {
     for (size_t i = 0; i < MOE_N_LEAF_SHAPES; i++)
         for (int way = 0; way < 4; way++) {
             const size_t j = (i * 7 + 3) % LEN(gemms);
-            MoeOpCase c = {.op = MOE_OP_WEIGHT_GRAD, .rows = moe_leaf_shapes[i].rows, .k = gemms[j].k,
-                           .n = gemms[j].n, .shards = moe_leaf_shapes[i].shards, .layout = moe_leaf_shapes[i].layout,
+            MoeOpCase c = {.op = MOE_OP_WEIGHT_GRAD,
+                           .rows = moe_leaf_shapes[i].rows,
+                           .k = gemms[j].k,
+                           .n = gemms[j].n,
+                           .shards = moe_leaf_shapes[i].shards,
+                           .layout = moe_leaf_shapes[i].layout,
                            .tolerance = {moe_tol_sum(moe_leaf_shapes[i].rows)}};
             c.grouped = way & 1;
             c.dtype = way & 2 ? MOE_BF16 : MOE_F32;
@@ -105,8 +122,12 @@ void moe_cases_weight_grad(MoeCaseList *l) {
 void moe_cases_embedding(MoeCaseList *l, MoeOpcode op) {
     for (size_t i = 0; i < MOE_N_LEAF_SHAPES; i++) {
         static const int64_t vocab[] = {160, 1000, 5}, cols[] = {16, 7, 33, 48, 1, 130};
-        MoeOpCase c = {.op = op, .rows = moe_leaf_shapes[i].rows, .shards = moe_leaf_shapes[i].shards,
-                       .layout = moe_leaf_shapes[i].layout, .vocab = vocab[i % 3], .cols = cols[i % 6]};
+        MoeOpCase c = {.op = op,
+                       .rows = moe_leaf_shapes[i].rows,
+                       .shards = moe_leaf_shapes[i].shards,
+                       .layout = moe_leaf_shapes[i].layout,
+                       .vocab = vocab[i % 3],
+                       .cols = cols[i % 6]};
         if (op == MOE_OP_EMBEDDING_GRAD)
             c.tolerance[0] = moe_tol_sum(moe_leaf_shapes[i].rows);
         moe_case_add(l, c);
@@ -117,38 +138,48 @@ void moe_cases_embedding(MoeCaseList *l, MoeOpcode op) {
 void moe_cases_rope(MoeCaseList *l) {
     static const struct {
         int64_t heads, dim, seq, batch;
-    } shapes[] = {{1, 2, 1, 3}, {2, 8, 7, 1}, {3, 24, 17, 2}, {4, 64, 32, 3}, {1, 16, 1023, 1},
-                  {8, 6, 9, 0}};
+    } shapes[] = {{1, 2, 1, 3},   {2, 8, 7, 1},     {3, 24, 17, 2},
+                  {4, 64, 32, 3}, {1, 16, 1023, 1}, {8, 6, 9, 0}};
     for (size_t i = 0; i < LEN(shapes); i++)
         for (int inverse = 0; inverse < 2; inverse++)
-            moe_case_add(l, (MoeOpCase){.op = MOE_OP_ROPE, .heads = shapes[i].heads,
-                               .head_dim = shapes[i].dim, .seq = shapes[i].seq,
-                               .rows = shapes[i].seq * shapes[i].batch, .shards = i % 2 ? 8 : 1,
-                               .inverse = inverse, .layout = MOE_SHARDS_RANDOM,
-                               .tolerance = {{4e-6 + 1e-6 * (double)shapes[i].seq, 0, 0}}});
+            moe_case_add(l,
+                         (MoeOpCase){.op = MOE_OP_ROPE,
+                                     .heads = shapes[i].heads,
+                                     .head_dim = shapes[i].dim,
+                                     .seq = shapes[i].seq,
+                                     .rows = shapes[i].seq * shapes[i].batch,
+                                     .shards = i % 2 ? 8 : 1,
+                                     .inverse = inverse,
+                                     .layout = MOE_SHARDS_RANDOM,
+                                     .tolerance = {{4e-6 + 1e-6 * (double)shapes[i].seq, 0, 0}}});
 }
 
-/* f32: exp and sums of f32, a few 1e-6. bf16: P (and dS) are rounded to bf16 inside, each off by 2^-9 of itself, and o by
- * 2^-8 of itself when stored; lse is computed in f32 either way. */
+/* f32: exp and sums of f32, a few 1e-6. bf16: P (and dS) are rounded to bf16 inside, each off by
+ * 2^-9 of itself, and o by 2^-8 of itself when stored; lse is computed in f32 either way. */
 void moe_cases_attention(MoeCaseList *l, MoeOpcode op) {
     static const struct {
         int64_t heads, kv, dim, seq, batch, window;
-    } shapes[] = {{1, 1, 8, 1, 1, 0},    {4, 1, 8, 7, 3, 0},   {4, 2, 24, 17, 2, 0},
-                  {2, 2, 64, 33, 2, 0},  {4, 4, 16, 64, 1, 0}, {6, 2, 8, 65, 2, 16},
+    } shapes[] = {{1, 1, 8, 1, 1, 0},    {4, 1, 8, 7, 3, 0},     {4, 2, 24, 17, 2, 0},
+                  {2, 2, 64, 33, 2, 0},  {4, 4, 16, 64, 1, 0},   {6, 2, 8, 65, 2, 16},
                   {2, 1, 24, 129, 1, 1}, {3, 1, 64, 130, 1, 64}, {2, 1, 8, 341, 3, 100},
-                  {4, 2, 8, 9, 2, 3},    {2, 2, 8, 16, 0, 0},   {8, 4, 32, 48, 2, 0}};
+                  {4, 2, 8, 9, 2, 3},    {2, 2, 8, 16, 0, 0},    {8, 4, 32, 48, 2, 0}};
     for (size_t i = 0; i < LEN(shapes); i++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
-            MoeOpCase c = {.op = op, .dtype = bf16 ? MOE_BF16 : MOE_F32, .heads = shapes[i].heads,
-                           .kv_heads = shapes[i].kv, .head_dim = shapes[i].dim,
-                           .seq = shapes[i].seq, .rows = shapes[i].seq * shapes[i].batch,
-                           .window = shapes[i].window, .shards = i % 2 ? 8 : 1,
+            MoeOpCase c = {.op = op,
+                           .dtype = bf16 ? MOE_BF16 : MOE_F32,
+                           .heads = shapes[i].heads,
+                           .kv_heads = shapes[i].kv,
+                           .head_dim = shapes[i].dim,
+                           .seq = shapes[i].seq,
+                           .rows = shapes[i].seq * shapes[i].batch,
+                           .window = shapes[i].window,
+                           .shards = i % 2 ? 8 : 1,
                            .layout = MOE_SHARDS_RANDOM};
-            const MoeTolerance grad = bf16 ? (MoeTolerance){0, 0x1p-6, 0x1p-7}
-                                           : (MoeTolerance){2e-6, 1e-5, 0};
+            const MoeTolerance grad =
+                bf16 ? (MoeTolerance){0, 0x1p-6, 0x1p-7} : (MoeTolerance){2e-6, 1e-5, 0};
             if (op == MOE_OP_ATTENTION) {
-                c.tolerance[0] = bf16 ? (MoeTolerance){0x1p-7, 0, 0x1p-7}
-                                      : (MoeTolerance){8e-6, 0, 1e-6};
+                c.tolerance[0] =
+                    bf16 ? (MoeTolerance){0x1p-7, 0, 0x1p-7} : (MoeTolerance){8e-6, 0, 1e-6};
                 c.tolerance[1] = (MoeTolerance){8e-6, 0, 1e-6};
             } else
                 c.tolerance[0] = c.tolerance[1] = c.tolerance[2] = grad;
@@ -156,26 +187,30 @@ void moe_cases_attention(MoeCaseList *l, MoeOpcode op) {
         }
 }
 
-/* Logits have a standard deviation of 2. nll and dh come from f32 sums whatever the operands; bf16 rounds dlogits inside,
- * as the interpreter does, but values near a tie may fall to the other side: 2^-8 of the element. */
+/* Logits have a standard deviation of 2. nll and dh come from f32 sums whatever the operands; bf16
+ * rounds dlogits inside, as the interpreter does, but values near a tie may fall to the other side:
+ * 2^-8 of the element. */
 void moe_cases_cross_entropy(MoeCaseList *l, MoeOpcode op) {
     static const struct {
         int64_t rows, cols, vocab, shards;
         MoeShardLayout layout;
-    } shapes[] = {{0, 16, 160, 8, MOE_SHARDS_EVEN},    {1, 7, 160, 1, MOE_SHARDS_EVEN},
-                  {17, 33, 160, 8, MOE_SHARDS_RANDOM}, {17, 48, 1000, 8, MOE_SHARDS_FIRST},
-                  {130, 130, 1000, 8, MOE_SHARDS_EVEN}, {300, 16, 5, 4, MOE_SHARDS_LAST},
+    } shapes[] = {{0, 16, 160, 8, MOE_SHARDS_EVEN},      {1, 7, 160, 1, MOE_SHARDS_EVEN},
+                  {17, 33, 160, 8, MOE_SHARDS_RANDOM},   {17, 48, 1000, 8, MOE_SHARDS_FIRST},
+                  {130, 130, 1000, 8, MOE_SHARDS_EVEN},  {300, 16, 5, 4, MOE_SHARDS_LAST},
                   {1023, 24, 160, 8, MOE_SHARDS_RANDOM}, {3, 513, 1, 1, MOE_SHARDS_EVEN},
                   {129, 1, 33, 1, MOE_SHARDS_EVEN}};
     for (size_t i = 0; i < LEN(shapes); i++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
-            MoeOpCase c = {.op = op, .dtype = bf16 ? MOE_BF16 : MOE_F32, .rows = shapes[i].rows,
-                           .cols = shapes[i].cols, .vocab = shapes[i].vocab,
-                           .shards = shapes[i].shards, .layout = shapes[i].layout};
+            MoeOpCase c = {.op = op,
+                           .dtype = bf16 ? MOE_BF16 : MOE_F32,
+                           .rows = shapes[i].rows,
+                           .cols = shapes[i].cols,
+                           .vocab = shapes[i].vocab,
+                           .shards = shapes[i].shards,
+                           .layout = shapes[i].layout};
             c.tolerance[0] = (MoeTolerance){1e-5, 0, 1e-6};
             c.tolerance[1] = c.tolerance[2] =
                 bf16 ? (MoeTolerance){1e-6, 0x1p-8, 0} : (MoeTolerance){1e-6, 2e-5, 0};
             moe_case_add(l, c);
         }
 }
-

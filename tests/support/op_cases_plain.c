@@ -5,29 +5,35 @@ static const MoeTolerance exact = {0, 0, 0};
 static const MoeTolerance bf16_rounded = {1e-38, 0, 0x1p-7};
 
 const MoeLeafShape moe_leaf_shapes[MOE_N_LEAF_SHAPES] = {
-    {0, 8, MOE_SHARDS_EVEN},   {1, 8, MOE_SHARDS_LAST},     {17, 8, MOE_SHARDS_RANDOM},
-    {127, 1, MOE_SHARDS_EVEN}, {128, 8, MOE_SHARDS_FIRST},  {129, 1, MOE_SHARDS_EVEN},
-    {300, 4, MOE_SHARDS_LAST}, {1023, 8, MOE_SHARDS_EVEN},  {1023, 8, MOE_SHARDS_RANDOM},
+    {0, 8, MOE_SHARDS_EVEN},   {1, 8, MOE_SHARDS_LAST},    {17, 8, MOE_SHARDS_RANDOM},
+    {127, 1, MOE_SHARDS_EVEN}, {128, 8, MOE_SHARDS_FIRST}, {129, 1, MOE_SHARDS_EVEN},
+    {300, 4, MOE_SHARDS_LAST}, {1023, 8, MOE_SHARDS_EVEN}, {1023, 8, MOE_SHARDS_RANDOM},
     {1023, 1, MOE_SHARDS_EVEN}};
 
 /* Rows and columns that elementwise and row ops see. */
 static const struct {
     int64_t rows, cols, shards;
     MoeShardLayout layout;
-} grid[] = {{0, 7, 8, MOE_SHARDS_EVEN},      {1, 1, 1, MOE_SHARDS_EVEN},
-            {1, 513, 8, MOE_SHARDS_LAST},    {17, 1, 8, MOE_SHARDS_EVEN},
-            {17, 16, 8, MOE_SHARDS_RANDOM},  {17, 33, 1, MOE_SHARDS_EVEN},
-            {17, 130, 8, MOE_SHARDS_FIRST},  {1023, 7, 8, MOE_SHARDS_RANDOM},
-            {1023, 48, 1, MOE_SHARDS_EVEN},  {257, 513, 8, MOE_SHARDS_EVEN}};
+} grid[] = {{0, 7, 8, MOE_SHARDS_EVEN},     {1, 1, 1, MOE_SHARDS_EVEN},
+            {1, 513, 8, MOE_SHARDS_LAST},   {17, 1, 8, MOE_SHARDS_EVEN},
+            {17, 16, 8, MOE_SHARDS_RANDOM}, {17, 33, 1, MOE_SHARDS_EVEN},
+            {17, 130, 8, MOE_SHARDS_FIRST}, {1023, 7, 8, MOE_SHARDS_RANDOM},
+            {1023, 48, 1, MOE_SHARDS_EVEN}, {257, 513, 8, MOE_SHARDS_EVEN}};
 
 static MoeOpCase on_grid(MoeOpcode op, MoeDtype d, size_t i, MoeTolerance t) {
-    return (MoeOpCase){.op = op, .dtype = d, .rows = grid[i].rows, .cols = grid[i].cols,
-                       .shards = grid[i].shards, .layout = grid[i].layout, .tolerance = {t, t, t}};
+    return (MoeOpCase){.op = op,
+                       .dtype = d,
+                       .rows = grid[i].rows,
+                       .cols = grid[i].cols,
+                       .shards = grid[i].shards,
+                       .layout = grid[i].layout,
+                       .tolerance = {t, t, t}};
 }
 
-void moe_cases_elementwise(MoeCaseList *l, MoeOpcode op, int operands, MoeTolerance f32, bool bf16) {
-    static const MoeCaseForm two[] = {MOE_FORM_PLAIN, MOE_FORM_COLS,  MOE_FORM_ROWS,
-                                      MOE_FORM_SCALAR, MOE_FORM_LEFT, MOE_FORM_OUTER,
+void moe_cases_elementwise(MoeCaseList *l, MoeOpcode op, int operands, MoeTolerance f32,
+                           bool bf16) {
+    static const MoeCaseForm two[] = {MOE_FORM_PLAIN,  MOE_FORM_COLS,   MOE_FORM_ROWS,
+                                      MOE_FORM_SCALAR, MOE_FORM_LEFT,   MOE_FORM_OUTER,
                                       MOE_FORM_VECTOR, MOE_FORM_MATRIX, MOE_FORM_STACK,
                                       MOE_FORM_EXPERT, MOE_FORM_SAME};
     static const MoeCaseForm one[] = {MOE_FORM_SCALAR, MOE_FORM_VECTOR, MOE_FORM_STACK,
@@ -86,7 +92,8 @@ void moe_cases_convert(MoeCaseList *l) {
             }
 }
 
-/* VECTOR: rows = 0; SCALAR, COLS, ROWS: what is repeated; MATRIX: static rows; EXPERT: a scalar over expert rows. */
+/* VECTOR: rows = 0; SCALAR, COLS, ROWS: what is repeated; MATRIX: static rows; EXPERT: a scalar
+ * over expert rows. */
 void moe_cases_broadcast(MoeCaseList *l) {
     static const MoeCaseForm forms[] = {MOE_FORM_VECTOR, MOE_FORM_SCALAR, MOE_FORM_COLS,
                                         MOE_FORM_ROWS,   MOE_FORM_MATRIX, MOE_FORM_EXPERT};
@@ -128,8 +135,11 @@ void moe_cases_count_valid(MoeCaseList *l) {
 void moe_cases_col_sum(MoeCaseList *l) {
     static const int64_t cols[] = {7, 1, 16, 33, 48, 130, 513};
     for (size_t i = 0; i < MOE_N_LEAF_SHAPES; i++) {
-        MoeOpCase c = {.op = MOE_OP_COL_SUM, .rows = moe_leaf_shapes[i].rows, .shards = moe_leaf_shapes[i].shards,
-                       .layout = moe_leaf_shapes[i].layout, .cols = cols[i % LEN(cols)],
+        MoeOpCase c = {.op = MOE_OP_COL_SUM,
+                       .rows = moe_leaf_shapes[i].rows,
+                       .shards = moe_leaf_shapes[i].shards,
+                       .layout = moe_leaf_shapes[i].layout,
+                       .cols = cols[i % LEN(cols)],
                        .tolerance = {moe_tol_sum(moe_leaf_shapes[i].rows)}};
         moe_case_add(l, c);
         c.form = MOE_FORM_EXPERT;
@@ -139,14 +149,17 @@ void moe_cases_col_sum(MoeCaseList *l) {
     }
 }
 
-/* VECTOR [n], MATRIX [3,n], STACK [3,5,n]: around the block of 4096. All terms positive, so relative to the sum. */
+/* VECTOR [n], MATRIX [3,n], STACK [3,5,n]: around the block of 4096. All terms positive, so
+ * relative to the sum. */
 void moe_cases_sum_squares(MoeCaseList *l) {
     static const int64_t n[] = {1, 7, 513, 1365, 1366, 4095, 4096, 4097, 12289};
     static const MoeCaseForm forms[] = {MOE_FORM_VECTOR, MOE_FORM_MATRIX, MOE_FORM_STACK};
     for (size_t i = 0; i < LEN(n); i++)
         for (size_t f = 0; f < LEN(forms); f++)
-            moe_case_add(l, (MoeOpCase){.op = MOE_OP_SUM_SQUARES, .cols = n[i], .form = forms[f],
-                               .tolerance = {{0, 0, 4e-6}}});
+            moe_case_add(l, (MoeOpCase){.op = MOE_OP_SUM_SQUARES,
+                                        .cols = n[i],
+                                        .form = forms[f],
+                                        .tolerance = {{0, 0, 4e-6}}});
 }
 
 void moe_cases_identity(MoeCaseList *l, MoeOpcode op, MoeDtype d) {
@@ -162,19 +175,24 @@ void moe_cases_rmsnorm(MoeCaseList *l) {
         moe_case_add(l, on_grid(MOE_OP_RMSNORM, MOE_F32, i, (MoeTolerance){0, 0, 4e-6}));
 }
 
-/* p' = p (1 - lr wd) - update with lr = 0.1, |update| about lr: absolute, in f32 of values of about 4. */
+/* p' = p (1 - lr wd) - update with lr = 0.1, |update| about lr: absolute, in f32 of values of
+ * about 4. */
 void moe_cases_adamw(MoeCaseList *l) {
     static const int64_t n[] = {1, 7, 16, 513, 4099};
     static const MoeCaseForm forms[] = {MOE_FORM_VECTOR, MOE_FORM_MATRIX, MOE_FORM_STACK};
     for (size_t i = 0; i < LEN(n); i++)
         for (size_t f = 0; f < LEN(forms); f++)
-            moe_case_add(l, (MoeOpCase){.op = MOE_OP_ADAMW, .cols = n[i], .form = forms[f],
+            moe_case_add(
+                l, (MoeOpCase){.op = MOE_OP_ADAMW,
+                               .cols = n[i],
+                               .form = forms[f],
                                .tolerance = {{1e-6, 0, 4e-7}, {4e-7, 0, 4e-7}, {0, 0, 1e-6}}});
 }
 
 void moe_cases_declaration(MoeCaseList *l, MoeOpcode op) {
-    moe_case_add(l, (MoeOpCase){.op = op, .rows = 5, .cols = 7, .shards = 8, .tolerance = {moe_tol_rounded()}});
+    moe_case_add(
+        l,
+        (MoeOpCase){.op = op, .rows = 5, .cols = 7, .shards = 8, .tolerance = {moe_tol_rounded()}});
     if (op == MOE_OP_INPUT || op == MOE_OP_CONST || op == MOE_OP_OUTPUT)
         moe_case_add(l, (MoeOpCase){.op = op, .dtype = MOE_I32, .rows = 5, .cols = 7, .shards = 8});
 }
-

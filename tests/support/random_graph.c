@@ -1,5 +1,6 @@
-/* Random inputs by use; see the header. First the roles of all values are read off their consumers, then the segment
- * tables are made (token tables, then the plans of move ops, then other tables), then everything else. */
+/* Random inputs by use; see the header. First the roles of all values are read off their consumers,
+ * then the segment tables are made (token tables, then the plans of move ops, then other tables),
+ * then everything else. */
 #include "tests/support/random_graph.h"
 
 #include <math.h>
@@ -8,8 +9,20 @@
 #include "base/rng.h"
 
 typedef enum {
-    ROLE_NORMAL, ROLE_POSITIVE, ROLE_DIVISOR, ROLE_SQUARE, ROLE_TIES, ROLE_SMALL, ROLE_FIXED,
-    ROLE_IDS, ROLE_DISTINCT, ROLE_LABELS, ROLE_COUNT, ROLE_WIDE, ROLE_PLAN, ROLE_DERIVED
+    ROLE_NORMAL,
+    ROLE_POSITIVE,
+    ROLE_DIVISOR,
+    ROLE_SQUARE,
+    ROLE_TIES,
+    ROLE_SMALL,
+    ROLE_FIXED,
+    ROLE_IDS,
+    ROLE_DISTINCT,
+    ROLE_LABELS,
+    ROLE_COUNT,
+    ROLE_WIDE,
+    ROLE_PLAN,
+    ROLE_DERIVED
 } RoleKind;
 
 typedef struct {
@@ -49,15 +62,17 @@ static void set_role(Fill *f, const MoeValue *v, RoleKind kind, int64_t range) {
 static const struct {
     const char *name;
     double value;
-} scalars[] = {{"clip", 0.7},   {"lr", 0.1},          {"beta1", 0.9},    {"beta2", 0.95},
-               {"eps", 1e-8},   {"weight_decay", 0.1}, {"bias1", 0.19},  {"bias2", 0.0975},
-               {"max_grad_norm", 1.0}};
+} scalars[] = {{"clip", 0.7},   {"lr", 0.1},       {"beta1", 0.9},
+               {"beta2", 0.95}, {"eps", 1e-8},     {"weight_decay", 0.1},
+               {"bias1", 0.19}, {"bias2", 0.0975}, {"max_grad_norm", 1.0}};
 
 static void set_fixed(Fill *f, const MoeValue *v, double value) {
     f->roles[v->id] = (Role){ROLE_FIXED, 0, value};
 }
 
-static bool is_move(const MoeOp *op) { return moe_op_info(op->opcode)->kind == MOE_KIND_MOVE; }
+static bool is_move(const MoeOp *op) {
+    return moe_op_info(op->opcode)->kind == MOE_KIND_MOVE;
+}
 
 static void read_roles(Fill *f, const MoeOp *op) {
     MoeValue *const *in = op->operands;
@@ -165,7 +180,8 @@ static void fill_token_table(const Fill *f, const MoeValue *seg, MoeTensor *t) {
     }
 }
 
-/* A table over several groups, without a plan behind it: each row falls on a group by the routing. */
+/* A table over several groups, without a plan behind it: each row falls on a group by the routing.
+ */
 static void fill_group_table(const Fill *f, const MoeValue *seg, MoeTensor *t) {
     int64_t rows = table_rows(f, seg), shards = seg->type.shards, groups = seg->type.groups;
     uint64_t stream = stream_of(seg);
@@ -202,7 +218,8 @@ void moe_random_expert_ids(int32_t *ids, int64_t rows, int64_t k, int64_t expert
         }
 }
 
-/* Plan inputs of a move op: segs<E,V> table, src (R), inv (T, K), as route_plan makes them from random ids. */
+/* Plan inputs of a move op: segs<E,V> table, src (R), inv (T, K), as route_plan makes them from
+ * random ids. */
 static MoeStatus fill_plan(Fill *f, const MoeOp *op) {
     const MoeValue *src_v = op->operands[1], *inv_v = op->operands[2];
     MoeTensor *src = moe_inputs_of(f->out, src_v), *inv = moe_inputs_of(f->out, inv_v);
@@ -212,7 +229,8 @@ static MoeStatus fill_plan(Fill *f, const MoeOp *op) {
     MoeTensor *seg = seg_v ? moe_inputs_of(f->out, seg_v) : NULL;
     MoeTensor *tok = tok_v ? moe_inputs_of(f->out, tok_v) : NULL;
     if (!src || !inv || !seg || !tok)
-        return moe_error(MOE_E_INPUT, "random inputs: src, inv and their tables must all be inputs");
+        return moe_error(MOE_E_INPUT,
+                         "random inputs: src, inv and their tables must all be inputs");
     if (f->planned[seg_v->id] == PLAN_FILLED)
         return NULL; /* at an earlier move op of the same plan */
     f->planned[seg_v->id] = PLAN_FILLED;
@@ -278,7 +296,8 @@ static void fill_floats(const Fill *f, const MoeValue *v, MoeTensor *t) {
     Role r = f->roles[v->id];
     int64_t cols = t->dims[t->rank - 1] > 0 ? t->dims[t->rank - 1] : 1;
     double mean = 0, std = 1;
-    if (op->opcode == MOE_OP_PARAM && r.kind != ROLE_FIXED) { /* near its initial value, never constant */
+    if (op->opcode == MOE_OP_PARAM &&
+        r.kind != ROLE_FIXED) { /* near its initial value, never constant */
         const MoeAttr *given = moe_attr(op, "std");
         mean = !strcmp(moe_attr_s(op, "init"), "ones");
         std = !strcmp(moe_attr_s(op, "init"), "normal") ? (given ? given->f : 0.05) : 0.1;
@@ -334,7 +353,8 @@ static MoeStatus make_storage(const Fill *f, const MoeValue *v, MoeTensor *t) {
         if (type->dims[d].seg) {
             const MoeTensor *seg = moe_inputs_of(f->out, type->dims[d].seg);
             if (!seg)
-                return moe_error(MOE_E_INPUT, "random inputs: an input is ragged over a computed table");
+                return moe_error(MOE_E_INPUT,
+                                 "random inputs: an input is ragged over a computed table");
             t->dims[d] = seg->i[seg->n - 1];
         }
         t->n *= t->dims[d];
@@ -385,8 +405,9 @@ static void fill_tables(Fill *f, bool of_tokens) {
 
 MoeStatus moe_random_inputs(const MoeGraph *g, const MoeRandomOptions *o, MoeArena *a,
                             MoeInputs *out) {
-    Fill f = {g, o, a, out, MOE_NEW_N(a, Role, g->n_values + 1),
-              MOE_NEW_N(a, PlanState, g->n_values + 1), 1};
+    Fill f = {
+        g, o, a, out, MOE_NEW_N(a, Role, g->n_values + 1), MOE_NEW_N(a, PlanState, g->n_values + 1),
+        1};
     list_inputs(&f);
     fill_tables(&f, true);
     for (size_t k = 0; k < g->n_ops; k++)

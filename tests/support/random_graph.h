@@ -1,8 +1,9 @@
-/* Random data for the inputs, params and states of any graph: deterministic by seed and value name, and sensible by how
- * a value is used. Segment tables are valid and fit the capacities; ids are in range (a few labels -1), expert ids
- * distinct in a row; src and inv of a move op form a plan with their tables; operands of log, sqrt, rsqrt are positive,
- * divisors away from zero; floats otherwise standard normal, exact in their dtype.
- * Used by the op cases, the gradient and property tests, and whoever compares a compiled graph with the interpreter. */
+/* Random data for the inputs, params and states of any graph: deterministic by seed and value name,
+ * and sensible by how a value is used. Segment tables are valid and fit the capacities; ids are in
+ * range (a few labels -1), expert ids distinct in a row; src and inv of a move op form a plan with
+ * their tables; operands of log, sqrt, rsqrt are positive, divisors away from zero; floats
+ * otherwise standard normal, exact in their dtype. Used by the op cases, the gradient and property
+ * tests, and whoever compares a compiled graph with the interpreter. */
 #ifndef MOE_TESTS_RANDOM_GRAPH_H
 #define MOE_TESTS_RANDOM_GRAPH_H
 
@@ -50,7 +51,8 @@ typedef struct {
     size_t n;
 } MoeInputs;
 
-/* Error if the graph asks for what cannot be made (say, src an input but inv computed). Memory from `a`. */
+/* Error if the graph asks for what cannot be made (say, src an input but inv computed). Memory from
+ * `a`. */
 MoeStatus moe_random_inputs(const MoeGraph *g, const MoeRandomOptions *o, MoeArena *a,
                             MoeInputs *out);
 /* The data of a value, or of the input with a name; NULL if there is none. */

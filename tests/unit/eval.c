@@ -1,5 +1,6 @@
-/* The interpreter, op by op, against values worked out by hand or by another program (PyTorch in f64 for attention,
- * cross entropy, rope, norms and AdamW, on x_i = sin(a i + b)), and its errors. */
+/* The interpreter, op by op, against values worked out by hand or by another program (PyTorch in
+ * f64 for attention, cross entropy, rope, norms and AdamW, on x_i = sin(a i + b)), and its errors.
+ */
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -151,11 +152,12 @@ START_TEST(elementwise_unary) {
 END_TEST
 
 START_TEST(integers_wrap_and_convert) {
-    Rig r = open_rig("%a = input {name = \"a\"} : i32[3]\n"
-                     "%b = const {value = 1} : i32[1]\n"
-                     "%0 = add %a, %b : i32[3]\n%1 = convert %a {to = \"f32\"} : f32[3]\n"
-                     "%2 = batch_sum %a : i32[3]\n"
-                     "output %0 {name = \"y\"}\noutput %1 {name = \"f\"}\noutput %2 {name = \"s\"}\n");
+    Rig r =
+        open_rig("%a = input {name = \"a\"} : i32[3]\n"
+                 "%b = const {value = 1} : i32[1]\n"
+                 "%0 = add %a, %b : i32[3]\n%1 = convert %a {to = \"f32\"} : f32[3]\n"
+                 "%2 = batch_sum %a : i32[3]\n"
+                 "output %0 {name = \"y\"}\noutput %1 {name = \"f\"}\noutput %2 {name = \"s\"}\n");
     give_i(&r, "a", 3, I(5, -7, INT32_MAX));
     ok(moe_eval_run(r.ev));
     expect_i(&r, "y", 3, I(6, -6, INT32_MIN));
@@ -165,7 +167,8 @@ START_TEST(integers_wrap_and_convert) {
 }
 END_TEST
 
-/* Against the definition on 16-bit patterns: every bf16 is itself, midpoints go to the even neighbour. */
+/* Against the definition on 16-bit patterns: every bf16 is itself, midpoints go to the even
+ * neighbour. */
 START_TEST(bf16_rounds_once) {
     for (uint32_t h = 0; h < 0x7f7f; h++) { /* positive finite, with a finite successor */
         double lo = moe_bf16_to_f32((uint16_t)h), hi = moe_bf16_to_f32((uint16_t)(h + 1));
@@ -188,11 +191,12 @@ END_TEST
 
 /* Values of type bf16 are rounded whenever they are produced, f32 only on request. */
 START_TEST(rounding_follows_types) {
-    Rig r = open_rig("%x = input {name = \"x\"} : f32[1]\n%b = convert %x {to = \"bf16\"} : bf16[1]\n"
-                     "%q = input {name = \"q\"} : bf16[1]\n%s = add %b, %q : bf16[1]\n"
-                     "%f = add %x, %x : f32[1]\n"
-                     "output %b {name = \"b\"}\noutput %s {name = \"s\"}\noutput %f {name = \"f\"}\n"
-                     "output %q {name = \"q\"}\n");
+    Rig r =
+        open_rig("%x = input {name = \"x\"} : f32[1]\n%b = convert %x {to = \"bf16\"} : bf16[1]\n"
+                 "%q = input {name = \"q\"} : bf16[1]\n%s = add %b, %q : bf16[1]\n"
+                 "%f = add %x, %x : f32[1]\n"
+                 "output %b {name = \"b\"}\noutput %s {name = \"s\"}\noutput %f {name = \"f\"}\n"
+                 "output %q {name = \"q\"}\n");
     give_f(&r, "x", 1, F(1.0 / 3));
     give_f(&r, "q", 1, F(256.7)); /* becomes 256 or 258: 8 bits */
     ok(moe_eval_run(r.ev));
@@ -233,18 +237,19 @@ END_TEST
 /* ---- rows and reductions ---- */
 
 START_TEST(row_ops) {
-    Rig r = open_rig("%tok = input {name = \"tok\"} : segs<1, 1>\n"
-                     "%x = input {name = \"x\"} : f32[r<=2 @%tok, 4]\n"
-                     "%w = input {name = \"w\"} : f32[4]\n"
-                     "%s = row_sum %x : f32[r<=2 @%tok, 1]\n%m = row_max %x : f32[r<=2 @%tok, 1]\n"
-                     "%k = topk %x {k = 3} : i32[r<=2 @%tok, 3]\n"
-                     "%t = take %x, %k : f32[r<=2 @%tok, 3]\n"
-                     "%p = put %t, %k {cols = 5} : f32[r<=2 @%tok, 5]\n"
-                     "%c = col_sum %x : f32[4]\n%v = row_sum %w : f32[1]\n"
-                     "%q = sum_squares %w : f32[1]\n%a = accumulate %w : f32[4]\n"
-                     "output %s {name = \"s\"}\noutput %m {name = \"m\"}\noutput %k {name = \"k\"}\n"
-                     "output %t {name = \"t\"}\noutput %p {name = \"p\"}\noutput %c {name = \"c\"}\n"
-                     "output %v {name = \"v\"}\noutput %q {name = \"q\"}\noutput %a {name = \"a\"}\n");
+    Rig r =
+        open_rig("%tok = input {name = \"tok\"} : segs<1, 1>\n"
+                 "%x = input {name = \"x\"} : f32[r<=2 @%tok, 4]\n"
+                 "%w = input {name = \"w\"} : f32[4]\n"
+                 "%s = row_sum %x : f32[r<=2 @%tok, 1]\n%m = row_max %x : f32[r<=2 @%tok, 1]\n"
+                 "%k = topk %x {k = 3} : i32[r<=2 @%tok, 3]\n"
+                 "%t = take %x, %k : f32[r<=2 @%tok, 3]\n"
+                 "%p = put %t, %k {cols = 5} : f32[r<=2 @%tok, 5]\n"
+                 "%c = col_sum %x : f32[4]\n%v = row_sum %w : f32[1]\n"
+                 "%q = sum_squares %w : f32[1]\n%a = accumulate %w : f32[4]\n"
+                 "output %s {name = \"s\"}\noutput %m {name = \"m\"}\noutput %k {name = \"k\"}\n"
+                 "output %t {name = \"t\"}\noutput %p {name = \"p\"}\noutput %c {name = \"c\"}\n"
+                 "output %v {name = \"v\"}\noutput %q {name = \"q\"}\noutput %a {name = \"a\"}\n");
     give_i(&r, "tok", 2, I(0, 2));
     give_f(&r, "x", 8, F(2, 5, 5, -1, 0, 0, 0, -3)); /* ties go to the lower id */
     give_f(&r, "w", 4, F(1, -2, 3, -4));
@@ -269,10 +274,12 @@ START_TEST(norms) {
     give_wave(&r, "x", 6, 0.37, 1.1);
     give_f(&r, "w", 3, F(1, 0.5, -2));
     ok(moe_eval_run(r.ev));
-    expect_f(&r, "n", 6, F(0.937089392857696, 0.523073022426644, -2.02722347474188,
-                           1.41580874031589, 0.46972013342477, -0.671845920757241));
-    expect_f(&r, "s", 6, F(0.313993857185899, 0.348309137756032, 0.33769700505807,
-                           0.433738492856411, 0.331095099169283, 0.235166407974306));
+    expect_f(&r, "n", 6,
+             F(0.937089392857696, 0.523073022426644, -2.02722347474188, 1.41580874031589,
+               0.46972013342477, -0.671845920757241));
+    expect_f(&r, "s", 6,
+             F(0.313993857185899, 0.348309137756032, 0.33769700505807, 0.433738492856411,
+               0.331095099169283, 0.235166407974306));
     close_rig(&r);
 }
 END_TEST
@@ -280,14 +287,15 @@ END_TEST
 /* ---- contractions ---- */
 
 START_TEST(matmuls) {
-    Rig r = open_rig("%seg = input {name = \"seg\"} : segs<3, 2>\n"
-                     "%a = input {name = \"a\"} : f32[r<=9 @%seg, 2]\n"
-                     "%b = input {name = \"b\"} : f32[3, 3, 2]\n"
-                     "%w = input {name = \"w\"} : f32[2, 3]\n"
-                     "%0 = matmul %a, %b {tb = 1, grouped = 1} : f32[r<=9 @%seg, 3]\n"
-                     "%1 = matmul %a, %w {tb = 0, grouped = 0} : f32[r<=9 @%seg, 3]\n"
-                     "%2 = weight_grad %0, %a {grouped = 1} : f32[3, 3, 2]\n"
-                     "output %0 {name = \"g\"}\noutput %1 {name = \"p\"}\noutput %2 {name = \"d\"}\n");
+    Rig r =
+        open_rig("%seg = input {name = \"seg\"} : segs<3, 2>\n"
+                 "%a = input {name = \"a\"} : f32[r<=9 @%seg, 2]\n"
+                 "%b = input {name = \"b\"} : f32[3, 3, 2]\n"
+                 "%w = input {name = \"w\"} : f32[2, 3]\n"
+                 "%0 = matmul %a, %b {tb = 1, grouped = 1} : f32[r<=9 @%seg, 3]\n"
+                 "%1 = matmul %a, %w {tb = 0, grouped = 0} : f32[r<=9 @%seg, 3]\n"
+                 "%2 = weight_grad %0, %a {grouped = 1} : f32[3, 3, 2]\n"
+                 "output %0 {name = \"g\"}\noutput %1 {name = \"p\"}\noutput %2 {name = \"d\"}\n");
     give_i(&r, "seg", 7, I(0, 1, 2, 2, 2, 2, 3)); /* two rows, none, one */
     give_f(&r, "a", 6, F(1, 2, 3, 4, 5, 6));
     give_f(&r, "b", 18, F(1, 0, 0, 1, 1, 1, 9, 9, 9, 9, 9, 9, 2, 0, 0, 2, 1, -1));
@@ -295,17 +303,17 @@ START_TEST(matmuls) {
     ok(moe_eval_run(r.ev));
     expect_f(&r, "g", 9, F(1, 2, 3, 3, 4, 7, 10, 12, -1));
     expect_f(&r, "p", 9, F(9, 12, 15, 19, 26, 33, 29, 40, 51));
-    expect_f(&r, "d", 18,
-             F(10, 14, 14, 20, 24, 34, 0, 0, 0, 0, 0, 0, 50, 60, 60, 72, -5, -6));
+    expect_f(&r, "d", 18, F(10, 14, 14, 20, 24, 34, 0, 0, 0, 0, 0, 0, 50, 60, 60, 72, -5, -6));
     close_rig(&r);
 }
 END_TEST
 
 START_TEST(plain_weight_grad_spans_shards) {
-    Rig r = open_rig("%tok = input {name = \"tok\"} : segs<1, 4>\n"
-                     "%a = input {name = \"a\"} : f32[r<=5 @%tok, 1]\n"
-                     "%b = input {name = \"b\"} : f32[r<=5 @%tok, 2]\n"
-                     "%0 = weight_grad %a, %b {grouped = 0} : f32[1, 2]\noutput %0 {name = \"d\"}\n");
+    Rig r =
+        open_rig("%tok = input {name = \"tok\"} : segs<1, 4>\n"
+                 "%a = input {name = \"a\"} : f32[r<=5 @%tok, 1]\n"
+                 "%b = input {name = \"b\"} : f32[r<=5 @%tok, 2]\n"
+                 "%0 = weight_grad %a, %b {grouped = 0} : f32[1, 2]\noutput %0 {name = \"d\"}\n");
     give_i(&r, "tok", 5, I(0, 0, 2, 2, 3));
     give_f(&r, "a", 3, F(1, 10, 100));
     give_f(&r, "b", 6, F(1, 2, 3, 4, 5, 6));
@@ -359,11 +367,12 @@ END_TEST
 /* ---- sequence ---- */
 
 START_TEST(embeddings) {
-    Rig r = open_rig("%t = input {name = \"t\"} : f32[3, 2]\n%tok = input {name = \"tok\"} : segs<1, 1>\n"
-                     "%ids = input {name = \"ids\"} : i32[r<=4 @%tok]\n"
-                     "%x = embedding %t, %ids : f32[r<=4 @%tok, 2]\n"
-                     "%d = embedding_grad %x, %ids {vocab = 3} : f32[3, 2]\n"
-                     "output %x {name = \"x\"}\noutput %d {name = \"d\"}\n");
+    Rig r = open_rig(
+        "%t = input {name = \"t\"} : f32[3, 2]\n%tok = input {name = \"tok\"} : segs<1, 1>\n"
+        "%ids = input {name = \"ids\"} : i32[r<=4 @%tok]\n"
+        "%x = embedding %t, %ids : f32[r<=4 @%tok, 2]\n"
+        "%d = embedding_grad %x, %ids {vocab = 3} : f32[3, 2]\n"
+        "output %x {name = \"x\"}\noutput %d {name = \"d\"}\n");
     give_f(&r, "t", 6, F(1, 2, 3, 4, 5, 6));
     give_i(&r, "tok", 2, I(0, 4));
     give_i(&r, "ids", 4, I(2, 0, 2, 2));
@@ -397,13 +406,14 @@ END_TEST
 #define ATTN "{heads = 2, kv_heads = 1, head_dim = 2, seq = 3, window = 2, scale = 0.7}"
 
 START_TEST(attention) {
-    Rig r = open_rig("%q = input {name = \"q\"} : f32[6, 4]\n%k = input {name = \"k\"} : f32[6, 2]\n"
-                     "%v = input {name = \"v\"} : f32[6, 2]\n%g = input {name = \"g\"} : f32[6, 4]\n"
-                     "%o, %l = attention %q, %k, %v " ATTN " : f32[6, 4], f32[6, 2]\n"
-                     "%dq, %dk, %dv = attention_grad %q, %k, %v, %o, %l, %g " ATTN
-                     " : f32[6, 4], f32[6, 2], f32[6, 2]\n"
-                     "output %o {name = \"o\"}\noutput %l {name = \"l\"}\noutput %dq {name = \"dq\"}\n"
-                     "output %dk {name = \"dk\"}\noutput %dv {name = \"dv\"}\n");
+    Rig r =
+        open_rig("%q = input {name = \"q\"} : f32[6, 4]\n%k = input {name = \"k\"} : f32[6, 2]\n"
+                 "%v = input {name = \"v\"} : f32[6, 2]\n%g = input {name = \"g\"} : f32[6, 4]\n"
+                 "%o, %l = attention %q, %k, %v " ATTN " : f32[6, 4], f32[6, 2]\n"
+                 "%dq, %dk, %dv = attention_grad %q, %k, %v, %o, %l, %g " ATTN
+                 " : f32[6, 4], f32[6, 2], f32[6, 2]\n"
+                 "output %o {name = \"o\"}\noutput %l {name = \"l\"}\noutput %dq {name = \"dq\"}\n"
+                 "output %dk {name = \"dk\"}\noutput %dv {name = \"dv\"}\n");
     give_wave(&r, "q", 24, 0.37, 1.1);
     give_wave(&r, "k", 12, 0.53, 0.2);
     give_wave(&r, "v", 12, 0.71, 0.4);
@@ -460,16 +470,18 @@ START_TEST(cross_entropy) {
     const double *nll = F(1.49934249388932, 0, 1.48892693096487);
     expect_f(&r, "a", 3, nll);
     expect_f(&r, "n", 3, nll);
-    expect_f(&r, "dh", 6, F(-0.0119273794987765, 0.206515257455927, 0, 0, -0.716074038665698,
-                            0.366695275230236));
-    expect_f(&r, "dw", 8, F(0.914975344933189, 0.39561928507788, -0.140567644735063,
-                            0.131936778014241, -0.64312024330977, -0.492594378347463,
-                            -0.131287456888356, -0.0349616847446572));
+    expect_f(
+        &r, "dh", 6,
+        F(-0.0119273794987765, 0.206515257455927, 0, 0, -0.716074038665698, 0.366695275230236));
+    expect_f(&r, "dw", 8,
+             F(0.914975344933189, 0.39561928507788, -0.140567644735063, 0.131936778014241,
+               -0.64312024330977, -0.492594378347463, -0.131287456888356, -0.0349616847446572));
     close_rig(&r);
 }
 END_TEST
 
-/* Two steps of torch.optim.AdamW(lr=0.01, betas=(0.9, 0.95), weight_decay=0.1); state starts at zero and is committed. */
+/* Two steps of torch.optim.AdamW(lr=0.01, betas=(0.9, 0.95), weight_decay=0.1); state starts at
+ * zero and is committed. */
 START_TEST(adamw_steps) {
     static const char *const scalars[] = {"clip", "lr",           "beta1", "beta2",
                                           "eps",  "weight_decay", "bias1", "bias2"};
@@ -490,7 +502,8 @@ START_TEST(adamw_steps) {
     give_wave(&r, "p", 3, 0.37, 1.1);
     for (int step = 1; step <= 2; step++) {
         const double b1 = 0.9, b2 = 0.95;
-        const double values[] = {0.5, 0.01, b1, b2, 1e-8, 0.1, 1 - pow(b1, step), 1 - pow(b2, step)};
+        const double values[] = {
+            0.5, 0.01, b1, b2, 1e-8, 0.1, 1 - pow(b1, step), 1 - pow(b2, step)};
         for (int i = 0; i < 8; i++)
             give_f(&r, scalars[i], 1, &values[i]);
         if (step == 1)
@@ -512,9 +525,10 @@ END_TEST
 
 /* Within a run every read of a param sees its old value: two params can swap. */
 START_TEST(assign_swaps) {
-    Rig r = open_rig("%a = param {name = \"a\", init = \"ones\", decay = 0} : f32[1]\n"
-                     "%b = param {name = \"b\", init = \"ones\", decay = 0} : f32[1]\n"
-                     "assign %a, %b\nassign %b, %a\noutput %a {name = \"a\"}\noutput %b {name = \"b\"}\n");
+    Rig r = open_rig(
+        "%a = param {name = \"a\", init = \"ones\", decay = 0} : f32[1]\n"
+        "%b = param {name = \"b\", init = \"ones\", decay = 0} : f32[1]\n"
+        "assign %a, %b\nassign %b, %a\noutput %a {name = \"a\"}\noutput %b {name = \"b\"}\n");
     give_f(&r, "a", 1, F(1));
     give_f(&r, "b", 1, F(2));
     ok(moe_eval_run(r.ev));
@@ -529,10 +543,11 @@ END_TEST
 /* ---- errors ---- */
 
 START_TEST(bad_data_is_named) {
-    static const char body[] = "%t = input {name = \"t\"} : f32[3, 2]\n"
-                               "%tok = input {name = \"tok\"} : segs<1, 2>\n"
-                               "%ids = input {name = \"ids\"} : i32[r<=4 @%tok]\n"
-                               "%x = embedding %t, %ids : f32[r<=4 @%tok, 2]\noutput %x {name = \"x\"}\n";
+    static const char body[] =
+        "%t = input {name = \"t\"} : f32[3, 2]\n"
+        "%tok = input {name = \"tok\"} : segs<1, 2>\n"
+        "%ids = input {name = \"ids\"} : i32[r<=4 @%tok]\n"
+        "%x = embedding %t, %ids : f32[r<=4 @%tok, 2]\noutput %x {name = \"x\"}\n";
     Rig r = open_rig(body);
     expect_error(&r, "%t = input", "no data");
     give_f(&r, "t", 6, F(1, 2, 3, 4, 5, 6));
@@ -571,11 +586,12 @@ START_TEST(bad_indices) {
                  {"%0 = linear_cross_entropy %x, %x, %l : f32[2, 1]\n", "label 2 at position 1"}};
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         MoeStr s = {0};
-        moe_str_printf(&s,
-                       "%%x = input {name = \"x\"} : f32[2, 3]\n%%x2 = input {name = \"x2\"} : f32[2, 2]\n"
-                       "%%i = input {name = \"i\"} : i32[2, 2]\n%%l = input {name = \"l\"} : i32[2]\n"
-                       "%soutput %%0 {name = \"y\"}\n",
-                       cases[c].line);
+        moe_str_printf(
+            &s,
+            "%%x = input {name = \"x\"} : f32[2, 3]\n%%x2 = input {name = \"x2\"} : f32[2, 2]\n"
+            "%%i = input {name = \"i\"} : i32[2, 2]\n%%l = input {name = \"l\"} : i32[2]\n"
+            "%soutput %%0 {name = \"y\"}\n",
+            cases[c].line);
         Rig r = open_rig(moe_str_c(&s));
         moe_str_free(&s);
         give_f(&r, "x", 6, F(1, 2, 3, 4, 5, 6));
@@ -585,8 +601,9 @@ START_TEST(bad_indices) {
         expect_error(&r, cases[c].error, "= ");
         close_rig(&r);
     }
-    Rig r = open_rig("%x = input {name = \"x\"} : f32[1, 2]\n%i = input {name = \"i\"} : i32[1, 2]\n"
-                     "%0 = put %x, %i {cols = 3} : f32[1, 3]\noutput %0 {name = \"y\"}\n");
+    Rig r =
+        open_rig("%x = input {name = \"x\"} : f32[1, 2]\n%i = input {name = \"i\"} : i32[1, 2]\n"
+                 "%0 = put %x, %i {cols = 3} : f32[1, 3]\noutput %0 {name = \"y\"}\n");
     give_f(&r, "x", 2, F(1, 2));
     give_i(&r, "i", 2, I(1, 1));
     expect_error(&r, "stands twice", "put");
@@ -595,13 +612,14 @@ START_TEST(bad_indices) {
 END_TEST
 
 START_TEST(bad_plans) {
-    Rig r = open_rig("%tok = input {name = \"tok\"} : segs<1, 1>\n%seg = input {name = \"seg\"} : segs<2, 1>\n"
-                     "%x = input {name = \"x\"} : f32[r<=2 @%tok, 1]\n"
-                     "%src = input {name = \"src\"} : i32[r<=2 @%seg]\n"
-                     "%inv = input {name = \"inv\"} : i32[r<=2 @%tok, 1]\n"
-                     "%0 = dispatch %x, %src, %inv : f32[r<=2 @%seg, 1]\noutput %0 {name = \"y\"}\n"
-                     "%a, %b, %c = route_plan %inv {experts = 2} : segs<2, 1>, i32[r<=2 @%a], "
-                     "i32[r<=2 @%tok, 1]\n");
+    Rig r = open_rig(
+        "%tok = input {name = \"tok\"} : segs<1, 1>\n%seg = input {name = \"seg\"} : segs<2, 1>\n"
+        "%x = input {name = \"x\"} : f32[r<=2 @%tok, 1]\n"
+        "%src = input {name = \"src\"} : i32[r<=2 @%seg]\n"
+        "%inv = input {name = \"inv\"} : i32[r<=2 @%tok, 1]\n"
+        "%0 = dispatch %x, %src, %inv : f32[r<=2 @%seg, 1]\noutput %0 {name = \"y\"}\n"
+        "%a, %b, %c = route_plan %inv {experts = 2} : segs<2, 1>, i32[r<=2 @%a], "
+        "i32[r<=2 @%tok, 1]\n");
     give_i(&r, "tok", 2, I(0, 2));
     give_i(&r, "seg", 3, I(0, 1, 2));
     give_f(&r, "x", 2, F(1, 2));
@@ -680,8 +698,8 @@ static void check_text(const MoeOpCase *c, const MoeModule *m) {
     moe_module_destroy(again);
 }
 
-/* Every case builds, fills, runs, prints and parses; its results pass their own check once rounded to their dtypes, and
- * fail it when an element is clearly off. */
+/* Every case builds, fills, runs, prints and parses; its results pass their own check once rounded
+ * to their dtypes, and fail it when an element is clearly off. */
 START_TEST(case_runs) {
     size_t n = moe_op_cases((MoeOpcode)_i, NULL, 0);
     MoeOpCase *cases = calloc(n, sizeof *cases);
@@ -723,7 +741,8 @@ END_TEST
 
 int main(void) {
     Suite *s = suite_create("eval");
-    TCase *ops = tcase_create("ops"), *errors = tcase_create("errors"), *table = tcase_create("cases");
+    TCase *ops = tcase_create("ops"), *errors = tcase_create("errors"),
+          *table = tcase_create("cases");
     tcase_add_test(ops, elementwise_broadcasts);
     tcase_add_test(ops, elementwise_unary);
     tcase_add_test(ops, integers_wrap_and_convert);

@@ -1,6 +1,7 @@
-/* The gradient rules against central differences of the f64 interpreter: every differentiable op of the case table, then
- * the blocks of a model. The loss is the sum of the results weighted by random cotangents (the plain sum of a softmax has
- * no gradient, so a check with it would pass whatever the rule says). No bf16: its rounding has no derivative. */
+/* The gradient rules against central differences of the f64 interpreter: every differentiable op of
+ * the case table, then the blocks of a model. The loss is the sum of the results weighted by random
+ * cotangents (the plain sum of a softmax has no gradient, so a check with it would pass whatever
+ * the rule says). No bf16: its rounding has no derivative. */
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -34,7 +35,8 @@ static bool can_weigh(const MoeType *t) {
 
 /* ---- the check ---- */
 
-/* Builds a graph with a loss, which it returns; called twice, for the forward graph and the one that is differentiated. */
+/* Builds a graph with a loss, which it returns; called twice, for the forward graph and the one
+ * that is differentiated. */
 typedef MoeValue *(*BuildFn)(MoeModule *m, const void *arg);
 
 typedef struct {
@@ -53,7 +55,8 @@ static double run_loss(MoeEval *ev, const MoeValue *loss, const char *what) {
     return moe_eval_get(ev, loss)->f[0];
 }
 
-/* d loss / d x[at], by the five-point rule with step h: off by h^4/30 times the fifth derivative. */
+/* d loss / d x[at], by the five-point rule with step h: off by h^4/30 times the fifth derivative.
+ */
 static double difference(MoeEval *ev, const MoeValue *loss, const MoeInputData *in, int64_t at,
                          const char *what) {
     static const double steps[4] = {-2, -1, 1, 2}, weights[4] = {1, -8, 8, -1};
@@ -69,8 +72,8 @@ static double difference(MoeEval *ev, const MoeValue *loss, const MoeInputData *
     return sum / (12 * h);
 }
 
-/* Not the cotangents ("c", "c0", ..): the loss is linear in them, and their gradients are values of the graph, which may
- * wait for an accumulate. */
+/* Not the cotangents ("c", "c0", ..): the loss is linear in them, and their gradients are values of
+ * the graph, which may wait for an accumulate. */
 static bool is_float_input(const MoeOp *op) {
     return (op->opcode == MOE_OP_INPUT || op->opcode == MOE_OP_PARAM) &&
            op->results[0]->type.kind == MOE_TYPE_TENSOR && op->results[0]->type.dtype == MOE_F32 &&
@@ -136,7 +139,8 @@ static double check_gradients(const Check *c) {
     MoeEval *fe = moe_eval_create(f), *be = moe_eval_create(b);
     ok(moe_inputs_give(&inputs, fe), c->what);
     for (size_t i = 0; i < inputs.n; i++) {
-        MoeInputs one = {&(MoeInputData){same_input(b, inputs.items[i].value), inputs.items[i].t}, 1};
+        MoeInputs one = {&(MoeInputData){same_input(b, inputs.items[i].value), inputs.items[i].t},
+                         1};
         ok(moe_inputs_give(&one, be), c->what);
     }
     ok(moe_eval_run(be), c->what);
@@ -159,7 +163,8 @@ static const char *const grad_column[] = {
 #undef OP
 };
 
-/* A case's graph with a loss on its results that can have one; attention's lse has no gradient by contract. */
+/* A case's graph with a loss on its results that can have one; attention's lse has no gradient by
+ * contract. */
 static MoeValue *case_loss(MoeModule *m, const void *arg) {
     const MoeOpCase *c = arg;
     MoeGraph *g = moe_op_case_build(m, c);
@@ -188,7 +193,8 @@ static bool usable(const MoeOpCase *c) {
     MoeGraph *g = moe_op_case_build(m, c);
     bool any = false;
     for (size_t k = 0; k < g->n_ops; k++)
-        any = any || (g->ops[k]->opcode == MOE_OP_OUTPUT && can_weigh(&g->ops[k]->operands[0]->type));
+        any =
+            any || (g->ops[k]->opcode == MOE_OP_OUTPUT && can_weigh(&g->ops[k]->operands[0]->type));
     moe_module_destroy(m);
     return any;
 }
@@ -204,8 +210,11 @@ START_TEST(op_gradient) {
     for (size_t i = 0; i < n; i++) {
         if (!usable(&cases[i]))
             continue;
-        Check c = {cases[i].id, case_loss, &cases[i],
-                   {7 + i, cases[i].rows, cases[i].layout, cases[i].routing, 0.2}, NULL};
+        Check c = {cases[i].id,
+                   case_loss,
+                   &cases[i],
+                   {7 + i, cases[i].rows, cases[i].layout, cases[i].routing, 0.2},
+                   NULL};
         seen = fmax(seen, check_gradients(&c));
         used++;
     }
@@ -285,13 +294,15 @@ static MoeValue *norm(MoeGraph *g, MoeValue *x, const char *name) {
 static MoeValue *swiglu(MoeGraph *g, MoeValue *x, MoeValue *w1, MoeValue *w2, MoeValue *w3,
                         MoeValue *row_scale) {
     bool grouped = w1->type.rank == 3;
-    MoeValue *h = times(g, moe_build1(g, MOE_OP_SILU, linear(g, x, w1, grouped)),
-                        linear(g, x, w3, grouped));
+    MoeValue *h =
+        times(g, moe_build1(g, MOE_OP_SILU, linear(g, x, w1, grouped)), linear(g, x, w3, grouped));
     MoeValue *y = linear(g, h, w2, grouped);
     return row_scale ? times(g, y, row_scale) : y;
 }
 
-static MoeGraph *block(MoeModule *m) { return moe_module_add_graph(m, "block"); }
+static MoeGraph *block(MoeModule *m) {
+    return moe_module_add_graph(m, "block");
+}
 
 static MoeValue *mlp_loss(MoeModule *m, const void *arg) {
     (void)arg;
@@ -302,8 +313,8 @@ static MoeValue *mlp_loss(MoeModule *m, const void *arg) {
     return weigh(g, moe_build2(g, MOE_OP_ADD, x, y), "c");
 }
 
-/* Mixtral's router: softmax, top-k, renormalised weights. `gap` (T, E) keeps the logits of a row apart, so that no
- * difference step changes the choice. */
+/* Mixtral's router: softmax, top-k, renormalised weights. `gap` (T, E) keeps the logits of a row
+ * apart, so that no difference step changes the choice. */
 typedef struct {
     MoeValue *logits, *probs, *ids, *weights; /* (T, E), (T, E), (T, k), (T, k) */
 } Routed;
@@ -319,7 +330,8 @@ static Routed route(MoeGraph *g, MoeValue *x, int64_t k) {
     return r;
 }
 
-/* Rows of `gap`: a random order of 0, 3, 6, .. ; the gate's logits have a standard deviation of about 0.5. */
+/* Rows of `gap`: a random order of 0, 3, 6, .. ; the gate's logits have a standard deviation of
+ * about 0.5. */
 static void set_gaps(const MoeInputs *inputs) {
     MoeTensor *gap = moe_inputs_find(inputs, "gap"), *gate = moe_inputs_find(inputs, "gate");
     int32_t order[EXPERTS * CAP];
@@ -338,8 +350,8 @@ static MoeValue *experts(MoeGraph *g, MoeValue *x, const Routed *r, MoeValue **o
     MoeType up = moe_type_3d(MOE_F32, EXPERTS, INTER, HIDDEN);
     MoeType down = moe_type_3d(MOE_F32, EXPERTS, HIDDEN, INTER);
     MoeValue *rows = moe_build(g, MOE_OP_DISPATCH, (MoeValue *[]){x, src, inv}, 3, MOE_END);
-    MoeValue *s = moe_build(g, MOE_OP_DISPATCH_WEIGHT, (MoeValue *[]){r->weights, src, inv}, 3,
-                            MOE_END);
+    MoeValue *s =
+        moe_build(g, MOE_OP_DISPATCH_WEIGHT, (MoeValue *[]){r->weights, src, inv}, 3, MOE_END);
     MoeValue *y = swiglu(g, rows, param(g, "e1", "normal", up), param(g, "e2", "normal", down),
                          param(g, "e3", "normal", up), s);
     *out_seg = plan->results[0];
@@ -364,7 +376,8 @@ static MoeValue *f32_of(MoeGraph *g, MoeValue *i32) {
     return moe_build_convert(g, moe_build1(g, MOE_OP_BATCH_SUM, i32), MOE_F32);
 }
 
-/* E sum_e (rows_e / T) (sum_t p_te / T), as transformers' load_balancing_loss_func; counts have no gradient. */
+/* E sum_e (rows_e / T) (sum_t p_te / T), as transformers' load_balancing_loss_func; counts have no
+ * gradient. */
 static MoeValue *balance(MoeGraph *g, const Routed *r, MoeValue *seg) {
     MoeValue *tok = (MoeValue *)r->probs->type.dims[0].seg;
     MoeValue *rows = f32_of(g, moe_build1(g, MOE_OP_EXPERT_COUNTS, seg));
@@ -381,8 +394,8 @@ static MoeValue *z_loss(MoeGraph *g, const Routed *r) {
     MoeValue *e = moe_build1(g, MOE_OP_EXP, moe_build2(g, MOE_OP_SUB, r->logits, top));
     MoeValue *lse = moe_build1(g, MOE_OP_LOG, moe_build1(g, MOE_OP_ROW_SUM, e));
     lse = moe_build2(g, MOE_OP_ADD, lse, top);
-    MoeValue *sum = moe_build1(g, MOE_OP_ACCUMULATE,
-                               moe_build1(g, MOE_OP_COL_SUM, times(g, lse, lse)));
+    MoeValue *sum =
+        moe_build1(g, MOE_OP_ACCUMULATE, moe_build1(g, MOE_OP_COL_SUM, times(g, lse, lse)));
     MoeValue *tok = (MoeValue *)r->probs->type.dims[0].seg;
     return moe_build2(g, MOE_OP_DIV, sum, f32_of(g, moe_build1(g, MOE_OP_ROW_COUNT, tok)));
 }
@@ -406,10 +419,9 @@ static MoeValue *attend(MoeGraph *g, MoeValue *x, int64_t window) {
                   moe_af("theta", 100), moe_ai("seq", SEQ), moe_ai("inverse", 0), MOE_END);
     k = moe_build(g, MOE_OP_ROPE, &k, 1, moe_ai("heads", KV), moe_ai("head_dim", DIM),
                   moe_af("theta", 100), moe_ai("seq", SEQ), moe_ai("inverse", 0), MOE_END);
-    MoeOp *o = moe_op_build(g, MOE_OP_ATTENTION, (MoeValue *[]){q, k, v}, 3,
-                            moe_ai("heads", HEADS), moe_ai("kv_heads", KV), moe_ai("head_dim", DIM),
-                            moe_ai("seq", SEQ), moe_ai("window", window), moe_af("scale", 0.5),
-                            MOE_END);
+    MoeOp *o = moe_op_build(g, MOE_OP_ATTENTION, (MoeValue *[]){q, k, v}, 3, moe_ai("heads", HEADS),
+                            moe_ai("kv_heads", KV), moe_ai("head_dim", DIM), moe_ai("seq", SEQ),
+                            moe_ai("window", window), moe_af("scale", 0.5), MOE_END);
     MoeValue *y = linear(g, o->results[0], weight(g, "o", HIDDEN, HEADS * DIM), false);
     return moe_build2(g, MOE_OP_ADD, x, y);
 }
@@ -420,8 +432,8 @@ static MoeValue *attention_loss(MoeModule *m, const void *arg) {
     return weigh(g, attend(g, x, *(const int *)arg), "c");
 }
 
-/* One decoder layer from ids to the loss of a training step: mean cross entropy plus both router losses; tied embeddings,
- * so one parameter gets contributions of two kinds. */
+/* One decoder layer from ids to the loss of a training step: mean cross entropy plus both router
+ * losses; tied embeddings, so one parameter gets contributions of two kinds. */
 static MoeValue *model_loss(MoeModule *m, const void *arg) {
     MoeGraph *g = block(m);
     MoeDim rows = token_rows(g);
@@ -444,20 +456,26 @@ static MoeValue *model_loss(MoeModule *m, const void *arg) {
 }
 
 /* Each block at full, odd and tiny batches, shards empty or not. */
-static void check_block(const char *name, BuildFn build, int arg, void (*prepare)(const MoeInputs *)) {
+static void check_block(const char *name, BuildFn build, int arg,
+                        void (*prepare)(const MoeInputs *)) {
     static const struct {
         int64_t rows;
         MoeShardLayout layout;
     } batches[] = {{-1, MOE_SHARDS_EVEN}, {15, MOE_SHARDS_RANDOM}, {5, MOE_SHARDS_LAST}};
     for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
-        Check c = {name, build, &arg, {11 + i, batches[i].rows, batches[i].layout,
-                   MOE_ROUTING_RANDOM, 0.2}, prepare};
+        Check c = {name,
+                   build,
+                   &arg,
+                   {11 + i, batches[i].rows, batches[i].layout, MOE_ROUTING_RANDOM, 0.2},
+                   prepare};
         double seen = check_gradients(&c);
         ck_assert_msg(seen > 1e-3, "%s: largest gradient %g", name, seen);
     }
 }
 
-START_TEST(mlp) { check_block("mlp", mlp_loss, 0, NULL); }
+START_TEST(mlp) {
+    check_block("mlp", mlp_loss, 0, NULL);
+}
 END_TEST
 
 START_TEST(router) {
@@ -472,7 +490,9 @@ START_TEST(moe_layer) {
 }
 END_TEST
 
-START_TEST(router_losses) { check_block("balance and z", balance_loss, 2, set_gaps); }
+START_TEST(router_losses) {
+    check_block("balance and z", balance_loss, 2, set_gaps);
+}
 END_TEST
 
 START_TEST(attention_layer) {
@@ -481,7 +501,9 @@ START_TEST(attention_layer) {
 }
 END_TEST
 
-START_TEST(model) { check_block("model", model_loss, 2, set_gaps); }
+START_TEST(model) {
+    check_block("model", model_loss, 2, set_gaps);
+}
 END_TEST
 
 int main(void) {

@@ -1,6 +1,7 @@
-/* Properties that hold for any data, on thousands of random cases through the interpreter: routing (every token exactly k
- * times, rows sorted, src and inv bijections), top-k, pairs of ops that are each other's transpose, attention's sight,
- * independence of names of experts and order of tokens, decompositions, memory placement. A failure prints the seed. */
+/* Properties that hold for any data, on thousands of random cases through the interpreter: routing
+ * (every token exactly k times, rows sorted, src and inv bijections), top-k, pairs of ops that are
+ * each other's transpose, attention's sight, independence of names of experts and order of tokens,
+ * decompositions, memory placement. A failure prints the seed. */
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -51,10 +52,13 @@ static bool table_ok(const MoeTensor *t, int64_t n) {
 }
 
 static void check_plan(const MoeOpCase *c, const MoeCaseRun *run, uint64_t seed) {
-    const MoeTensor *ids = moe_inputs_find(&run->inputs, "x0"), *tok = moe_inputs_find(&run->inputs, "tok");
-    const MoeTensor *seg = moe_case_want(run, 0), *src = moe_case_want(run, 1), *inv = moe_case_want(run, 2);
+    const MoeTensor *ids = moe_inputs_find(&run->inputs, "x0"),
+                    *tok = moe_inputs_find(&run->inputs, "tok");
+    const MoeTensor *seg = moe_case_want(run, 0), *src = moe_case_want(run, 1),
+                    *inv = moe_case_want(run, 2);
     int64_t k = c->topk, v = c->shards, rows = c->rows * k;
-    REQUIRE(ids->n == rows && src->n == rows && inv->n == rows, "seed %llu: rows", (unsigned long long)seed);
+    REQUIRE(ids->n == rows && src->n == rows && inv->n == rows, "seed %llu: rows",
+            (unsigned long long)seed);
     REQUIRE(table_ok(seg, rows), "seed %llu: the table", (unsigned long long)seed);
     int *seen = calloc((size_t)rows + 1, sizeof *seen);
     for (int64_t r = 0; r < rows; r++) {
@@ -77,8 +81,8 @@ static void check_plan(const MoeOpCase *c, const MoeCaseRun *run, uint64_t seed)
             for (int64_t r = seg->i[e * v + s]; r < seg->i[e * v + s + 1]; r++) {
                 int64_t token = src->i[r] / k;
                 REQUIRE(ids->i[src->i[r]] == e && token >= tok->i[s] && token < tok->i[s + 1],
-                        "seed %llu: row %lld lies in segment (%lld, %lld)", (unsigned long long)seed,
-                        (long long)r, (long long)e, (long long)s);
+                        "seed %llu: row %lld lies in segment (%lld, %lld)",
+                        (unsigned long long)seed, (long long)r, (long long)e, (long long)s);
             }
     free(seen);
 }
@@ -97,8 +101,8 @@ START_TEST(plans_route_each_choice_once) {
 }
 END_TEST
 
-/* Against counting: an id is among the k if fewer than k columns beat it (larger, or equal with a lower id), and stands
- * at the place of that count. */
+/* Against counting: an id is among the k if fewer than k columns beat it (larger, or equal with a
+ * lower id), and stands at the place of that count. */
 START_TEST(topk_orders_by_value_then_id) {
     int64_t ties = 0;
     for (uint64_t seed = 0; seed < 2000; seed++) {
@@ -212,7 +216,8 @@ START_TEST(there_and_back) {
         x = moe_inputs_find(&run.inputs, "x0");
         y = apply(&run, &back, moe_case_want(&run, 0));
         for (int64_t k = 0; k < x->n; k++)
-            REQUIRE(y.f[k] == x->f[k], "seed %llu: weight %lld", (unsigned long long)seed, (long long)k);
+            REQUIRE(y.f[k] == x->f[k], "seed %llu: weight %lld", (unsigned long long)seed,
+                    (long long)k);
         moe_case_run_close(&run);
     }
 }
@@ -236,8 +241,8 @@ START_TEST(rope_rotates) {
         REQUIRE(fabs(inner(x, x) - inner(y, y)) <= 1e-12 * (double)(x->n + 1), "seed %llu: length",
                 (unsigned long long)seed);
         for (int64_t k = 0; k < x->n; k++)
-            REQUIRE(fabs(z.f[k] - x->f[k]) <= 1e-13 * (1 + fabs(x->f[k])), "seed %llu: element %lld",
-                    (unsigned long long)seed, (long long)k);
+            REQUIRE(fabs(z.f[k] - x->f[k]) <= 1e-13 * (1 + fabs(x->f[k])),
+                    "seed %llu: element %lld", (unsigned long long)seed, (long long)k);
         moe_case_run_close(&run);
     }
 }
@@ -245,8 +250,8 @@ END_TEST
 
 /* ---- attention ---- */
 
-/* Changing k and v at position s changes the outputs of exactly the positions that see s: t in s..s+window-1 of its
- * sequence. */
+/* Changing k and v at position s changes the outputs of exactly the positions that see s: t in
+ * s..s+window-1 of its sequence. */
 START_TEST(attention_sees_what_it_should) {
     int64_t changed = 0, kept = 0;
     for (uint64_t seed = 0; seed < 300; seed++) {
@@ -322,14 +327,15 @@ static void run_layer(const MoeGraph *g, const MoeInputs *in, double y[T * N]) {
     moe_eval_destroy(ev);
 }
 
-static void permute_rows(void *data, size_t row_bytes, int64_t rows, const int32_t *to, MoeArena *a) {
+static void permute_rows(void *data, size_t row_bytes, int64_t rows, const int32_t *to,
+                         MoeArena *a) {
     char *old = moe_arena_copy(a, data, row_bytes * (size_t)rows);
     for (int64_t r = 0; r < rows; r++)
         memcpy((char *)data + (size_t)to[r] * row_bytes, old + (size_t)r * row_bytes, row_bytes);
 }
 
-/* Renaming experts changes no bit of any token; reordering tokens moves their results and changes no bit either, for a
- * token's sum goes by its own list. */
+/* Renaming experts changes no bit of any token; reordering tokens moves their results and changes
+ * no bit either, for a token's sum goes by its own list. */
 START_TEST(names_and_order_do_not_matter) {
     MoeGraph *g;
     MoeModule *m = layer(&g);
@@ -348,13 +354,15 @@ START_TEST(names_and_order_do_not_matter) {
             ids->i[p] = expert_to[ids->i[p]];
         permute_rows(moe_inputs_find(&in, "experts")->f, sizeof(double) * N * C, E, expert_to, a);
         run_layer(g, &in, got);
-        REQUIRE(!memcmp(want, got, sizeof want), "seed %llu: experts renamed", (unsigned long long)seed);
+        REQUIRE(!memcmp(want, got, sizeof want), "seed %llu: experts renamed",
+                (unsigned long long)seed);
         permute_rows(ids->i, sizeof(int32_t) * K, T, token_to, a);
         permute_rows(moe_inputs_find(&in, "x")->f, sizeof(double) * C, T, token_to, a);
         permute_rows(moe_inputs_find(&in, "w")->f, sizeof(double) * K, T, token_to, a);
         permute_rows(want, sizeof(double) * N, T, token_to, a);
         run_layer(g, &in, got);
-        REQUIRE(!memcmp(want, got, sizeof want), "seed %llu: tokens reordered", (unsigned long long)seed);
+        REQUIRE(!memcmp(want, got, sizeof want), "seed %llu: tokens reordered",
+                (unsigned long long)seed);
         moe_arena_destroy(a);
     }
     moe_module_destroy(m);
@@ -384,16 +392,16 @@ START_TEST(decomposition_keeps_values) {
         parts.eval = moe_eval_create(parts.graph);
         ok(moe_case_fill(parts.graph, &cases[i], 3, parts.arena, &parts.inputs));
         for (size_t k = 0; k < parts.inputs.n; k++) /* the same data: roles may look different */
-            parts.inputs.items[k].t =
-                *moe_inputs_find(&whole.inputs, moe_attr_s(parts.inputs.items[k].value->def, "name"));
+            parts.inputs.items[k].t = *moe_inputs_find(
+                &whole.inputs, moe_attr_s(parts.inputs.items[k].value->def, "name"));
         ok(moe_inputs_give(&parts.inputs, parts.eval));
         ok(moe_eval_run(parts.eval));
         for (int r = 0; moe_case_want(&whole, r); r++) {
             const MoeTensor *a = moe_case_want(&whole, r), *b = moe_case_want(&parts, r);
             for (int64_t k = 0; k < a->n; k++)
                 REQUIRE(fabs(a->f[k] - b->f[k]) <= 1e-13 * (fabs(a->f[k]) + 1e-3),
-                        "%s: y%d[%lld] is %.17g whole, %.17g in parts", cases[i].id, r, (long long)k,
-                        a->f[k], b->f[k]);
+                        "%s: y%d[%lld] is %.17g whole, %.17g in parts", cases[i].id, r,
+                        (long long)k, a->f[k], b->f[k]);
         }
         moe_case_run_close(&whole);
         moe_case_run_close(&parts);
@@ -404,7 +412,8 @@ START_TEST(decomposition_keeps_values) {
 }
 END_TEST
 
-/* Placement: what is live together never overlaps; the peak is what is used, and no less than the bound. */
+/* Placement: what is live together never overlaps; the peak is what is used, and no less than the
+ * bound. */
 START_TEST(live_ranges_never_overlap) {
     for (uint64_t seed = 0; seed < 400; seed++) {
         MoeArena *a = moe_arena_create();
