@@ -1,0 +1,416 @@
+/* Emits the product over rows (wgrad.h).
+ *
+ * A task owns a block of dw: `block_n` rows x some panels of columns. Leaf by leaf (128 rows) it packs the leaf's rows of dy and x, block columns
+ * only, into scratch, [steps][block_n] and panels [steps][width], and runs register tiles over them. A tile starts at zero, and before it
+ * is stored adds the tiles of the earlier subtrees on its way up the tree (tree.h), so folding costs one pass over one block for most leaves. */
+#include "codegen/cpu/wgrad.h"
+
+#include <stdio.h>
+#include "base/assert.h"
+#include "codegen/cpu/kernel_table.h"
+#include "codegen/cpu/tree.h"
+#include "ir/numbers.h"
+
+#define BLOCK_TILES 16
+#define BLOCK_PANELS 4
+#define MIN_TASKS 32
+
+typedef struct {
+    const MoeWgrad *w;
+    MoeEmit *e;
+    MoePanels panels;
+    int tile_rows, unit; /* block_n is a multiple of unit: whole tiles and whole vectors */
+    int64_t block_n, block_panels, n_blocks, k_blocks, steps; /* steps of a whole leaf */
+    int64_t c_stride, slot_bytes, pack_dy, pack_x, slots, scratch; /* bytes; offsets in scratch */
+    MoeTree leaves, shards;
+    MoeTreeList list;
+    MoeVal fn[2];                                   /* full and tail panels */
+    MoeVal n0, n_live, p0, p1, col0, k_live, group; /* of the task */
+} Wgrad;
+
+static int64_t lcm(int64_t a, int64_t b) {
+    int64_t m = a;
+    while (m % b)
+        m += a;
+    return m;
+}
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static void plan(Wgrad *x, const MoeCpuTarget *t, const MoeWgrad *w) {
+    x->w = w;
+    x->panels = moe_panels(t, w->k);
+    x->tile_rows = t->isa.tile_rows;
+    x->unit = (int)lcm(t->isa.tile_rows, t->isa.lanes);
+    int64_t n_panels = moe_panels_count(&x->panels), units = ceil_div(w->n, x->unit);
+    int64_t max_units = (int64_t)x->tile_rows * BLOCK_TILES / x->unit, min_units = ceil_div(max_units, 4);
+    int64_t block_units = units < max_units ? units : max_units;
+    x->block_panels = n_panels < BLOCK_PANELS ? n_panels : BLOCK_PANELS;
+    while (w->rows.groups * ceil_div(units, block_units) * ceil_div(n_panels, x->block_panels) < MIN_TASKS) {
+        if (block_units > min_units)
+            block_units = ceil_div(block_units, 2);
+        else if (x->block_panels > 1)
+            x->block_panels--;
+        else
+            break;
+    }
+    x->block_n = block_units * x->unit;
+    x->n_blocks = ceil_div(w->n, x->block_n);
+    x->k_blocks = ceil_div(n_panels, x->block_panels);
+    x->steps = moe_tile_steps(w->elem, MOE_LEAF_ROWS);
+    int64_t cols = x->block_panels * x->panels.full * x->panels.lanes;
+    x->c_stride = cols * 4;
+    x->slot_bytes = x->block_n * x->c_stride;
+    x->pack_dy = 0;
+    x->pack_x = x->block_n * x->steps * 4;
+    x->slots = x->pack_x + cols * x->steps * 4;
+    int n_slots = moe_tree_levels(ceil_div(w->rows.capacity, MOE_LEAF_ROWS)) +
+                  moe_tree_levels(w->rows.shards) + 1;
+    x->scratch = x->slots + n_slots * x->slot_bytes + 64;
+}
+
+/* Slots: those of the leaf tree, those of the shard tree, then the result. */
+static MoeVal slot(Wgrad *x, MoeVal number) {
+    MoeVal at = moe_iadd(x->e, moe_imul(x->e, number, moe_k64(x->e, x->slot_bytes)), moe_k64(x->e, x->slots));
+    return moe_at_bytes(x->e, x->e->scratch, at);
+}
+
+static int result_slot(const Wgrad *x) { return x->leaves.levels + x->shards.levels; }
+
+/* ---- packing a leaf ---- */
+
+typedef struct {
+    MoeVal base, src, local; /* local: row number of the buffer's first row */
+    int64_t stride, gather;
+} Side;
+
+static MoeVal side_row(Wgrad *x, const Side *s, MoeVal row) {
+    MoeEmit *e = x->e;
+    if (s->local)
+        row = moe_isub(e, row, s->local);
+    if (s->gather)
+        row = moe_idiv(e, moe_load_index(e, s->src, row), moe_k64(e, s->gather));
+    return moe_at_bytes(e, s->base, moe_imul(e, row, moe_k64(e, s->stride)));
+}
+
+/* Lanes of raw bf16 at row[col], widened to i32. */
+static MoeVal load_raw(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask) {
+    MoeEmit *e = x->e;
+    MoeVal f = moe_vload(e, MOE_BF16, row, col, mask); /* bits << 16 */
+    MoeVal by[64];
+    for (int i = 0; i < e->lanes; i++)
+        by[i] = moe_k32(e, 16);
+    return LLVMBuildLShr(e->b, LLVMBuildBitCast(e->b, f, e->vi32, ""),
+                         LLVMConstVector(by, (unsigned)e->lanes), "");
+}
+
+/* One vector of a step: f32, or the pair of rows `a`, `b` (b NULL: zero). */
+static void pack_vector(Wgrad *x, MoeVal a, MoeVal b, MoeVal col, MoeVal mask, MoeVal dst) {
+    MoeEmit *e = x->e;
+    MoeVal v;
+    if (x->w->elem != MOE_TILE_DOT) {
+        v = moe_vload(e, x->w->dtype, a, col, mask);
+    } else {
+        v = load_raw(x, a, col, mask);
+        if (b) /* the widened load has the bits in the upper half already */
+            v = LLVMBuildOr(e->b, v, LLVMBuildBitCast(e->b, moe_vload(e, MOE_BF16, b, col, mask), e->vi32, ""), "");
+    }
+    LLVMSetAlignment(LLVMBuildStore(e->b, v, dst), 4);
+}
+
+/* `live` columns from col0 of the step's rows, to dst; `cols` of the whole operand says whether masks are needed at all. */
+static void pack_span(Wgrad *x, MoeVal a, MoeVal b, MoeVal col0, MoeVal live, int64_t cols, MoeVal dst) {
+    MoeEmit *e = x->e;
+    MoeVal lanes = moe_k64(e, e->lanes);
+    MoeVal whole = moe_imul(e, moe_idiv(e, live, lanes), lanes);
+    MoeLoop l;
+    moe_loop_begin(e, &l, moe_k64(e, 0), whole, lanes);
+    pack_vector(x, a, b, moe_iadd(e, col0, l.index), NULL, moe_at(e, dst, l.index, 4));
+    moe_loop_end(e, &l);
+    if (cols % e->lanes == 0)
+        return;
+    MoeIf part;
+    MoeVal rest = moe_isub(e, live, whole);
+    moe_if_begin(e, &part, LLVMBuildICmp(e->b, LLVMIntSGT, rest, moe_k64(e, 0), ""));
+    pack_vector(x, a, b, moe_iadd(e, col0, whole), moe_mask(e, rest), moe_at(e, dst, whole, 4));
+    moe_if_end(e, &part);
+}
+
+/* The block's panels of one step of x: `cls` 0 full, 1 tail. */
+static void pack_panels(Wgrad *x, MoeVal a, MoeVal b, MoeVal step, int cls) {
+    MoeEmit *e = x->e;
+    int width = cls == 0 ? x->panels.full : x->panels.tail;
+    MoeVal n_full = moe_k64(e, x->panels.n_full), cols = moe_k64(e, (int64_t)width * e->lanes);
+    MoeVal lo = cls == 0 ? x->p0 : moe_imax(e, x->p0, n_full);
+    MoeVal hi = cls == 0 ? moe_imin(e, x->p1, n_full) : x->p1;
+    MoeLoop l;
+    moe_loop_begin(e, &l, lo, hi, moe_k64(e, 1));
+    MoeVal col = moe_panels_first(e, &x->panels, l.index);
+    MoeVal at = moe_imul(e, moe_isub(e, col, x->col0), moe_k64(e, x->steps));
+    at = moe_iadd(e, at, moe_imul(e, step, cols));
+    MoeVal dst = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)), at, 4);
+    MoeVal live = moe_imin(e, cols, moe_isub(e, moe_k64(e, x->w->k), col));
+    pack_span(x, a, b, col, live, x->w->k, dst);
+    moe_loop_end(e, &l);
+}
+
+static void pack_step(Wgrad *x, const Side *dy, const Side *xs, MoeVal step, MoeVal row, bool pair, bool has_second) {
+    MoeEmit *e = x->e;
+    MoeVal second = moe_iadd(e, row, moe_k64(e, 1));
+    MoeVal a = side_row(x, dy, row), b = pair && has_second ? side_row(x, dy, second) : NULL;
+    MoeVal at = moe_imul(e, step, moe_k64(e, x->block_n));
+    MoeVal dst = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_dy)), at, 4);
+    pack_span(x, a, b, x->n0, x->n_live, x->w->n, dst);
+    a = side_row(x, xs, row);
+    b = pair && has_second ? side_row(x, xs, second) : NULL;
+    for (int cls = 0; cls < 2; cls++)
+        if (cls == 0 ? x->panels.n_full : x->panels.n_tail)
+            pack_panels(x, a, b, step, cls);
+}
+
+/* Rows row0 .. row0 + n_rows; returns the number of steps. */
+static MoeVal pack_leaf(Wgrad *x, const Side *dy, const Side *xs, MoeVal row0, MoeVal n_rows) {
+    MoeEmit *e = x->e;
+    bool pair = x->w->elem == MOE_TILE_DOT;
+    int per = pair ? 2 : 1;
+    MoeVal whole = moe_idiv(e, n_rows, moe_k64(e, per));
+    MoeLoop l;
+    moe_loop_begin(e, &l, moe_k64(e, 0), whole, moe_k64(e, 1));
+    pack_step(x, dy, xs, l.index, moe_iadd(e, row0, moe_imul(e, l.index, moe_k64(e, per))), pair, true);
+    moe_loop_end(e, &l);
+    if (pair) { /* an odd last row, paired with zero */
+        MoeIf odd;
+        moe_if_begin(e, &odd, LLVMBuildICmp(e->b, LLVMIntNE, moe_irem(e, n_rows, moe_k64(e, 2)), moe_k64(e, 0), ""));
+        pack_step(x, dy, xs, whole, moe_iadd(e, row0, moe_imul(e, whole, moe_k64(e, 2))), pair, false);
+        moe_if_end(e, &odd);
+    }
+    return moe_iceildiv(e, n_rows, per);
+}
+
+/* ---- tiles ---- */
+
+/* All tiles of the block over the packed leaf: added to the listed slots, stored at dest. */
+static void run_tiles(Wgrad *x, MoeVal steps, MoeVal dest) {
+    MoeEmit *e = x->e;
+    MoeVal n_full = moe_k64(e, x->panels.n_full), n_folds = moe_tree_list_count(e, &x->list);
+    for (int cls = 0; cls < 2; cls++) {
+        if (!(cls == 0 ? x->panels.n_full : x->panels.n_tail))
+            continue;
+        MoeVal lo = cls == 0 ? x->p0 : moe_imax(e, x->p0, n_full);
+        MoeVal hi = cls == 0 ? moe_imin(e, x->p1, n_full) : x->p1;
+        MoeLoop lp, lt;
+        moe_loop_begin(e, &lp, lo, hi, moe_k64(e, 1));
+        MoeVal col = moe_isub(e, moe_panels_first(e, &x->panels, lp.index), x->col0);
+        MoeVal b = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)),
+                          moe_imul(e, col, moe_k64(e, x->steps)), 4);
+        moe_loop_begin(e, &lt, moe_k64(e, 0), x->n_live, moe_k64(e, x->tile_rows));
+        MoeVal a = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_dy)), lt.index, 4);
+        MoeVal offset = moe_iadd(e, moe_imul(e, lt.index, moe_k64(e, x->c_stride)),
+                                 moe_imul(e, col, moe_k64(e, 4)));
+        MoeVal args[] = {a, moe_k64(e, x->block_n * 4), b, steps, x->list.items, n_folds, offset, dest,
+                         moe_k64(e, x->c_stride)};
+        moe_emit_call(e, x->fn[cls], args, 9);
+        moe_loop_end(e, &lt);
+        moe_loop_end(e, &lp);
+    }
+}
+
+/* The leaves of one run lo .. hi (hi > lo), at place `shard` of the shard tree (next: the next place with rows). */
+static void run_leaves(Wgrad *x, const Side *dy, const Side *xs, MoeVal lo, MoeVal hi, MoeVal shard, MoeVal next) {
+    MoeEmit *e = x->e;
+    MoeVal n_leaves = moe_iceildiv(e, moe_isub(e, hi, lo), MOE_LEAF_ROWS), one = moe_k64(e, 1);
+    MoeVal base = LLVMBuildPtrToInt(e->b, slot(x, moe_k64(e, 0)), e->i64, "");
+    MoeVal shard_base = LLVMBuildPtrToInt(e->b, slot(x, moe_k64(e, x->leaves.levels)), e->i64, "");
+    MoeVal dest_at = moe_alloca(e, e->i64, 1);
+    moe_tree_reset(e, &x->leaves);
+    MoeLoop l;
+    moe_loop_begin(e, &l, moe_k64(e, 0), n_leaves, one);
+    MoeVal row0 = moe_iadd(e, lo, moe_imul(e, l.index, moe_k64(e, MOE_LEAF_ROWS)));
+    MoeVal rows = moe_imin(e, moe_isub(e, hi, row0), moe_k64(e, MOE_LEAF_ROWS));
+    MoeVal steps = pack_leaf(x, dy, xs, row0, rows);
+    moe_tree_list_clear(e, &x->list);
+    MoeVal after = moe_iadd(e, l.index, one);
+    MoeVal is_last = LLVMBuildICmp(e->b, LLVMIntEQ, after, n_leaves, "");
+    MoeVal end = moe_k64(e, (int64_t)1 << x->leaves.levels);
+    MoeVal level = moe_tree_climb(e, &x->leaves, l.index, LLVMBuildSelect(e->b, is_last, end, after, ""),
+                                  base, x->slot_bytes, &x->list);
+    LLVMBuildStore(e->b, level, dest_at);
+    MoeIf root;
+    moe_if_begin(e, &root, is_last); /* it is the run's root, and goes on in the shard tree */
+    level = moe_tree_climb(e, &x->shards, shard, next, shard_base, x->slot_bytes, &x->list);
+    LLVMBuildStore(e->b, moe_iadd(e, level, moe_k64(e, x->leaves.levels)), dest_at);
+    moe_if_end(e, &root);
+    run_tiles(x, steps, slot(x, LLVMBuildLoad2(e->b, e->i64, dest_at, "")));
+    moe_loop_end(e, &l);
+}
+
+/* ---- the result ---- */
+
+static void zero_result(Wgrad *x) {
+    MoeEmit *e = x->e;
+    MoeLoop l;
+    moe_loop_begin(e, &l, moe_k64(e, 0), moe_k64(e, x->slot_bytes / 4), moe_k64(e, e->lanes));
+    moe_vstore(e, MOE_F32, LLVMConstNull(e->v32), slot(x, moe_k64(e, result_slot(x))), l.index, NULL);
+    moe_loop_end(e, &l);
+}
+
+/* One vector of the block: in a chunk with the slots of earlier chunks added. */
+static void write_vector(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask, MoeVal n_folds) {
+    MoeEmit *e = x->e;
+    const MoeWgrad *w = x->w;
+    MoeVal from = moe_iadd(e, moe_imul(e, row, moe_k64(e, x->c_stride / 4)), col);
+    MoeVal v = moe_vload(e, MOE_F32, slot(x, moe_k64(e, result_slot(x))), from, NULL);
+    MoeVal out_row = moe_iadd(e, moe_imul(e, x->group, moe_k64(e, w->n)), moe_iadd(e, x->n0, row));
+    MoeVal at = moe_iadd(e, moe_imul(e, out_row, moe_k64(e, w->k)), moe_iadd(e, x->col0, col));
+    MoeVal out = moe_emit_buf(e, w->buf_out);
+    if (w->rows.mode == MOE_ROWS_RANGE) {
+        MoeVal table = moe_emit_buf(e, w->rows.buf), slots = moe_emit_buf(e, w->buf_slots);
+        MoeCarryLoop l;
+        moe_carry_begin(e, &l, moe_k64(e, 0), n_folds, moe_k64(e, 1), &v, 1);
+        MoeVal number = moe_load_index(e, table, moe_iadd(e, l.l.index, moe_k64(e, MOE_CHUNK_FOLDS)));
+        MoeVal left = moe_at(e, slots, moe_imul(e, number, moe_k64(e, w->n * w->k)), 4);
+        v = LLVMBuildFAdd(e->b, moe_vload(e, MOE_F32, left, at, mask), v, "");
+        moe_carry_end(e, &l, &v);
+        MoeVal dest = moe_load_index(e, table, moe_k64(e, MOE_CHUNK_DEST));
+        MoeVal is_out = LLVMBuildICmp(e->b, LLVMIntSLT, dest, moe_k64(e, 0), "");
+        MoeVal kept = moe_at(e, slots, moe_imul(e, dest, moe_k64(e, w->n * w->k)), 4);
+        out = LLVMBuildSelect(e->b, is_out, out, kept, "");
+    }
+    moe_vstore(e, MOE_F32, v, out, at, mask);
+}
+
+static void write_result(Wgrad *x) {
+    MoeEmit *e = x->e;
+    MoeVal lanes = moe_k64(e, e->lanes), n_folds = NULL;
+    if (x->w->rows.mode == MOE_ROWS_RANGE)
+        n_folds = moe_load_index(e, moe_emit_buf(e, x->w->rows.buf), moe_k64(e, MOE_CHUNK_N_FOLDS));
+    MoeVal whole = moe_imul(e, moe_idiv(e, x->k_live, lanes), lanes);
+    MoeLoop lr, lc;
+    moe_loop_begin(e, &lr, moe_k64(e, 0), x->n_live, moe_k64(e, 1));
+    moe_loop_begin(e, &lc, moe_k64(e, 0), whole, lanes);
+    write_vector(x, lr.index, lc.index, NULL, n_folds);
+    moe_loop_end(e, &lc);
+    if (x->w->k % e->lanes) {
+        MoeIf part;
+        MoeVal rest = moe_isub(e, x->k_live, whole);
+        moe_if_begin(e, &part, LLVMBuildICmp(e->b, LLVMIntSGT, rest, moe_k64(e, 0), ""));
+        write_vector(x, lr.index, whole, moe_mask(e, rest), n_folds);
+        moe_if_end(e, &part);
+    }
+    moe_loop_end(e, &lr);
+}
+
+/* ---- the kernel ---- */
+
+static MoeVal shard_entry(Wgrad *x, MoeVal shard) {
+    MoeEmit *e = x->e;
+    MoeVal base = moe_imul(e, x->group, moe_k64(e, x->w->rows.shards));
+    return moe_load_index(e, moe_emit_buf(e, x->w->rows.buf), moe_iadd(e, base, shard));
+}
+
+/* The first place after `shard` that has rows; the number of places if none has. */
+static MoeVal next_shard(Wgrad *x, MoeVal shard) {
+    MoeEmit *e = x->e;
+    MoeVal none = moe_k64(e, (int64_t)1 << x->shards.levels), one = moe_k64(e, 1), found = none;
+    MoeCarryLoop l;
+    moe_carry_begin(e, &l, moe_iadd(e, shard, one), moe_k64(e, x->w->rows.shards), one, &found, 1);
+    MoeVal rows = LLVMBuildICmp(e->b, LLVMIntSGT, shard_entry(x, moe_iadd(e, l.l.index, one)),
+                                shard_entry(x, l.l.index), "");
+    MoeVal first = LLVMBuildAnd(e->b, rows, LLVMBuildICmp(e->b, LLVMIntEQ, found, none, ""), "");
+    found = LLVMBuildSelect(e->b, first, l.l.index, found, "");
+    moe_carry_end(e, &l, &found);
+    return found;
+}
+
+static void run_rows(Wgrad *x, const Side *dy, const Side *xs) {
+    MoeEmit *e = x->e;
+    const MoeRowSpace *rows = &x->w->rows;
+    MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1), lo, hi;
+    moe_row_space_range(e, rows, x->group, &lo, &hi);
+    MoeIf some;
+    moe_if_begin(e, &some, LLVMBuildICmp(e->b, LLVMIntSGT, hi, lo, ""));
+    moe_tree_reset(e, &x->shards);
+    if (rows->mode == MOE_ROWS_STATIC || rows->mode == MOE_ROWS_RANGE) {
+        run_leaves(x, dy, xs, lo, hi, zero, one);
+    } else {
+        MoeLoop l;
+        moe_loop_begin(e, &l, zero, moe_k64(e, rows->shards), one);
+        lo = shard_entry(x, l.index);
+        hi = shard_entry(x, moe_iadd(e, l.index, one));
+        MoeIf here;
+        moe_if_begin(e, &here, LLVMBuildICmp(e->b, LLVMIntSGT, hi, lo, ""));
+        run_leaves(x, dy, xs, lo, hi, l.index, next_shard(x, l.index));
+        moe_if_end(e, &here);
+        moe_loop_end(e, &l);
+    }
+    moe_if_else(e, &some);
+    zero_result(x);
+    moe_if_end(e, &some);
+}
+
+static void kernel_body(Wgrad *x) {
+    MoeEmit *e = x->e;
+    const MoeWgrad *w = x->w;
+    x->leaves = moe_tree_create(e, ceil_div(w->rows.capacity, MOE_LEAF_ROWS));
+    x->shards = moe_tree_create(e, w->rows.shards);
+    x->list = moe_tree_list_create(e, x->leaves.levels + x->shards.levels + 1);
+    int64_t blocks = x->n_blocks * x->k_blocks;
+    x->group = moe_idiv(e, e->task, moe_k64(e, blocks));
+    MoeVal block = moe_irem(e, e->task, moe_k64(e, blocks));
+    x->n0 = moe_imul(e, moe_idiv(e, block, moe_k64(e, x->k_blocks)), moe_k64(e, x->block_n));
+    x->n_live = moe_imin(e, moe_isub(e, moe_k64(e, w->n), x->n0), moe_k64(e, x->block_n));
+    x->p0 = moe_imul(e, moe_irem(e, block, moe_k64(e, x->k_blocks)), moe_k64(e, x->block_panels));
+    x->p1 = moe_imin(e, moe_iadd(e, x->p0, moe_k64(e, x->block_panels)),
+                     moe_k64(e, moe_panels_count(&x->panels)));
+    x->col0 = moe_panels_first(e, &x->panels, x->p0);
+    MoeVal col1 = moe_imin(e, moe_panels_first(e, &x->panels, x->p1), moe_k64(e, w->k));
+    x->k_live = moe_isub(e, col1, x->col0);
+    Side dy = {.base = moe_emit_buf(e, w->buf_dy), .stride = w->dy_stride, .gather = w->gather_dy};
+    Side xs = {.base = moe_emit_buf(e, w->buf_x), .stride = w->x_stride, .gather = w->gather_x};
+    if (w->gather_dy)
+        dy.src = moe_emit_buf(e, w->buf_src_dy);
+    if (w->gather_x)
+        xs.src = moe_emit_buf(e, w->buf_src_x);
+    if (w->dy_local)
+        dy.local = moe_load_index(e, moe_emit_buf(e, w->rows.buf), moe_k64(e, MOE_CHUNK_LO));
+    run_rows(x, &dy, &xs);
+    write_result(x);
+}
+
+static void make_key(const MoeWgrad *w, char *key, size_t cap) {
+    snprintf(key, cap,
+             "wgrad %d %s rows=%d:%d T=%lld g=%lld v=%lld n=%lld k=%lld strides=%lld,%lld gather=%lld,%lld local=%d "
+             "bufs=%d,%d,%d,%d,%d,%d",
+             (int)w->elem, moe_dtype_name(w->dtype), (int)w->rows.mode, w->rows.buf,
+             (long long)w->rows.capacity, (long long)w->rows.groups, (long long)w->rows.shards, (long long)w->n,
+             (long long)w->k, (long long)w->dy_stride, (long long)w->x_stride, (long long)w->gather_dy,
+             (long long)w->gather_x, w->dy_local, w->buf_dy, w->buf_src_dy, w->buf_x, w->buf_src_x, w->buf_out,
+             w->buf_slots);
+}
+
+const char *moe_wgrad_emit(MoeCpuTarget *t, const MoeWgrad *w, MoeLowered *out) {
+    MoeEmit emit, *e = &emit;
+    Wgrad wgrad = {.e = e}, *x = &wgrad;
+    MOE_ASSERT(w->n > 0 && w->k > 0, "wgrad: an extent of zero");
+    plan(x, t, w);
+    moe_cpu_need_scratch(out, x->scratch);
+    char key[512];
+    make_key(w, key, sizeof key);
+    const char *name;
+    if (!moe_emit_begin(t, key, "wgrad", e, &name))
+        return name;
+    MoeTileElem tile = w->elem == MOE_TILE_WIDE ? MOE_TILE_F32 : w->elem; /* widened when packed */
+    if (x->panels.n_full)
+        x->fn[0] = moe_tile_wgrad(t, tile, x->tile_rows, x->panels.full);
+    if (x->panels.n_tail)
+        x->fn[1] = moe_tile_wgrad(t, tile, x->tile_rows, x->panels.tail);
+    moe_emit_tasks_body(e);
+    MoeVal n = moe_k64(e, w->rows.groups * x->n_blocks * x->k_blocks);
+    if (w->rows.mode == MOE_ROWS_RANGE)
+        n = moe_imul(e, n, moe_load_index(e, moe_emit_buf(e, w->rows.buf), moe_k64(e, MOE_CHUNK_ACTIVE)));
+    moe_emit_return(e, n);
+    moe_emit_kernel_body(e);
+    kernel_body(x);
+    moe_emit_end(e);
+    return name;
+}
