@@ -68,9 +68,9 @@ static void collect(Report *r) {
         line->flops += times * s->flops;
         line->bytes += times * s->bytes;
         line->predicted += times * s->seconds;
-        line->measured += r->profile ? times * r->profile[i] : 0;
+        line->measured += r->profile ? r->profile[i] : 0; /* of all micro-batches */
         r->predicted += times * s->seconds;
-        r->measured += r->profile ? times * r->profile[i] : 0;
+        r->measured += r->profile ? r->profile[i] : 0;
     }
 }
 

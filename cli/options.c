@@ -1,53 +1,53 @@
-/* The parser, settings file and environment over the one option table. */
-#include "cli/options.h"
+/* The one option table, and the parser, settings file and environment over it. */
+#include "cli/options_internal.h"
 
 #include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/assert.h"
 #include "base/json.h"
 
-typedef enum { TYPE_STRING, TYPE_INT, TYPE_REAL, TYPE_FLAG, TYPE_CHOICE, TYPE_SIZE } Type;
-
-typedef struct {
-    const char *name;
-    char short_name;
-    Type type;
-    const char *default_value, *metavar, *commands, *help;
-} Row;
-
-static const Row rows[N_OPTIONS] = {
-#define OPT(id, name, short_name, type, default_value, metavar, commands, help)                                                 \
+const MoeOptionRow moe_option_rows[N_OPTIONS] = {
+#define OPT(id, name, short_name, type, default_value, metavar, commands, help)                    \
     {name, short_name, TYPE_##type, default_value, metavar, commands, help},
 #include "cli/options.def"
 #undef OPT
 };
+static const MoeOptionRow *const rows = moe_option_rows;
 
-static const struct {
-    const char *name, *positionals, *summary;
-} commands[] = {
+const MoeCommandRow moe_command_rows[] = {
 #define COMMAND(name, positionals, summary) {#name, positionals, summary},
 #include "cli/commands.def"
 #undef COMMAND
 };
-enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
-static bool applies(const Row *r, const char *command) {
+bool moe_option_applies(const MoeOptionRow *r, const char *command) {
     char key[64];
     snprintf(key, sizeof key, " %s ", command);
     return strstr(r->commands, key) != NULL;
 }
 
+int moe_command_index(const char *name) {
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (strcmp(moe_command_rows[i].name, name) == 0)
+            return i;
+    return -1;
+}
+
 static int find(const char *command, const char *name, size_t n) {
     for (int i = 0; i < N_OPTIONS; i++)
-        if (applies(&rows[i], command) && strlen(rows[i].name) == n && strncmp(rows[i].name, name, n) == 0)
+        if (moe_option_applies(&rows[i], command) && strlen(rows[i].name) == n &&
+            strncmp(rows[i].name, name, n) == 0)
             return i;
     return -1;
 }
 
 static bool choice_ok(const char *choices, const char *value) {
-    size_t n = strlen(value);
+    size_t n = strcspn(value, "|");
+    if (n == 0 || value[n])
+        return false;
     for (const char *p = choices; p; p = strchr(p, '|') ? strchr(p, '|') + 1 : NULL)
         if (strncmp(p, value, n) == 0 && (p[n] == '|' || p[n] == 0))
             return true;
@@ -80,7 +80,7 @@ static bool parse_size(const char *s, int64_t *out) {
     return true;
 }
 
-static MoeStatus check(const Row *r, const char *value, const char *source) {
+static MoeStatus check(const MoeOptionRow *r, const char *value, const char *source) {
     int64_t i;
     double f;
     const char *want = NULL;
@@ -104,13 +104,16 @@ static MoeStatus check(const Row *r, const char *value, const char *source) {
         break;
     }
     if (want)
-        return moe_error(MOE_E_MISUSE, "%s: \"%s\" is not %s%s", source, value, r->type == TYPE_CHOICE ? "one of " : "", want);
+        return moe_error(MOE_E_MISUSE, "%s: \"%s\" is not %s%s", source, value,
+                         r->type == TYPE_CHOICE ? "one of " : "", want);
     return NULL;
 }
 
 static char *own(MoeOptions *o, const char *text) {
     o->owned = realloc(o->owned, sizeof *o->owned * (size_t)(o->n_owned + 1));
-    return o->owned[o->n_owned++] = strdup(text);
+    char *copy = strdup(text);
+    MOE_ASSERT(o->owned && copy, "out of memory for the settings");
+    return o->owned[o->n_owned++] = copy;
 }
 
 static MoeStatus set(MoeOptions *o, int id, const char *value, const char *source) {
@@ -120,27 +123,41 @@ static MoeStatus set(MoeOptions *o, int id, const char *value, const char *sourc
     return NULL;
 }
 
-static void env_name(const Row *r, char out[64]) {
+static void env_name(const MoeOptionRow *r, char out[64]) {
     size_t n = (size_t)snprintf(out, 64, "MOEC_%s", r->name);
     for (size_t i = 0; i < n; i++)
         out[i] = out[i] == '-' ? '_' : (char)toupper((unsigned char)out[i]);
 }
 
-static MoeStatus unknown_option(const char *command, const char *source, const char *name) {
-    const char *names[N_OPTIONS];
+/* source: the settings file, or NULL for the command line, where dashes are "--" or "-". */
+static MoeStatus unknown_option(const char *command, const char *source, const char *dashes,
+                                const char *name) {
+    const char *names[N_OPTIONS], *elsewhere = NULL;
     size_t n = 0;
     for (int i = 0; i < N_OPTIONS; i++)
-        if (applies(&rows[i], command))
+        if (moe_option_applies(&rows[i], command))
             names[n++] = rows[i].name;
+        else if (strcmp(rows[i].name, name) == 0)
+            elsewhere = rows[i].commands;
+    MoeStr hint = {0};
     const char *near = moe_nearest_name(name, names, n);
-    return moe_error(MOE_E_MISUSE, "%s: unknown option \"%s\"%s%s%s; 'moec help %s' lists the options", source, name,
-                     near ? " (did you mean --" : "", near ? near : "", near ? "?)" : "", command);
+    if (elsewhere)
+        moe_str_printf(&hint, " (it belongs to:%.*s)", (int)strlen(elsewhere) - 1, elsewhere);
+    else if (near)
+        moe_str_printf(&hint, " (did you mean \"%s%s\"?)", source ? "" : "--", near);
+    MoeStatus st = moe_error(
+        MOE_E_MISUSE, "%s%sunknown option \"%s%s\"%s; 'moec help %s' lists the options",
+        source ? source : "", source ? ": " : "", dashes, name, moe_str_c(&hint), command);
+    moe_str_free(&hint);
+    return st;
 }
 
 static MoeStatus from_file(MoeOptions *o, const char *path) {
     json_t *json = NULL;
     MOE_TRY(moe_json_load_file(path, 1 << 20, &json));
-    MoeStatus st = json_is_object(json) ? NULL : moe_error(MOE_E_INPUT, "%s: expected a JSON object of settings", path);
+    MoeStatus st = json_is_object(json)
+                       ? NULL
+                       : moe_error(MOE_E_INPUT, "%s: expected a JSON object of settings", path);
     const char *key;
     json_t *v;
     char source[512], text[64];
@@ -148,7 +165,7 @@ static MoeStatus from_file(MoeOptions *o, const char *path) {
         json_object_foreach(json, key, v) {
             int id = find(o->command, key, strlen(key));
             if (id < 0) {
-                st = unknown_option(o->command, path, key);
+                st = unknown_option(o->command, path, "", key);
                 break;
             }
             const char *value = text;
@@ -161,7 +178,8 @@ static MoeStatus from_file(MoeOptions *o, const char *path) {
             else if (json_is_real(v))
                 snprintf(text, sizeof text, "%.17g", json_real_value(v));
             else {
-                st = moe_error(MOE_E_INPUT, "%s: \"%s\" must be a string, a number or true/false", path, key);
+                st = moe_error(MOE_E_INPUT, "%s: \"%s\" must be a string, a number or true/false",
+                               path, key);
                 break;
             }
             snprintf(source, sizeof source, "%s: %s", path, key);
@@ -173,17 +191,53 @@ static MoeStatus from_file(MoeOptions *o, const char *path) {
     return st;
 }
 
-/* One pass over argv; with only_config, just --config is looked at (the file ranks below the rest). */
+static void add_positional(MoeOptions *o, const char *arg) {
+    o->positionals =
+        realloc(o->positionals, sizeof *o->positionals * (size_t)(o->n_positionals + 1));
+    MOE_ASSERT(o->positionals, "out of memory for the arguments");
+    o->positionals[o->n_positionals++] = arg;
+}
+
+/* "--name", "--name=value", "--no-name", "-x", "-xvalue", "-x=value". *value: what the argument
+ * itself holds of a value, or NULL. */
+static MoeStatus read_flag(const char *command, const char *arg, int *out_id, const char **value) {
+    if (arg[1] != '-') {
+        for (int i = 0; i < N_OPTIONS; i++)
+            if (rows[i].short_name == arg[1] && moe_option_applies(&rows[i], command)) {
+                *out_id = i;
+                *value = arg[2] == '=' ? arg + 3 : arg[2] ? arg + 2 : NULL;
+                return NULL;
+            }
+        return unknown_option(command, NULL, "-", arg + 1);
+    }
+    const char *name = arg + 2, *eq = strchr(name, '=');
+    size_t n = eq ? (size_t)(eq - name) : strlen(name);
+    *value = eq ? eq + 1 : NULL;
+    *out_id = find(command, name, n);
+    if (*out_id < 0 && strncmp(name, "no-", 3) == 0 && !eq) {
+        int id = find(command, name + 3, n - 3);
+        if (id >= 0 && rows[id].type == TYPE_FLAG) {
+            *out_id = id;
+            *value = "false";
+        }
+    }
+    if (*out_id >= 0)
+        return NULL;
+    char text[128];
+    snprintf(text, sizeof text, "%.*s", (int)(n < 100 ? n : 100), name);
+    return unknown_option(command, NULL, "--", text);
+}
+
+/* One pass over argv; with only_config, just --config and --help are looked at (the settings file
+ * ranks below the rest). */
 static MoeStatus from_flags(MoeOptions *o, int argc, char **argv, bool only_config) {
     bool options_end = false;
     char source[128];
     for (int a = 0; a < argc; a++) {
-        const char *arg = argv[a];
+        const char *arg = argv[a], *value;
         if (options_end || arg[0] != '-' || arg[1] == 0) {
-            if (!only_config) {
-                o->positionals = realloc(o->positionals, sizeof *o->positionals * (size_t)(o->n_positionals + 1));
-                o->positionals[o->n_positionals++] = arg;
-            }
+            if (!only_config)
+                add_positional(o, arg);
             continue;
         }
         if (strcmp(arg, "--") == 0) {
@@ -194,41 +248,29 @@ static MoeStatus from_flags(MoeOptions *o, int argc, char **argv, bool only_conf
             o->want_help = true;
             continue;
         }
-        int id = -1;
-        bool negated = false;
-        const char *value = NULL;
-        if (arg[1] == '-') {
-            const char *eq = strchr(arg + 2, '=');
-            size_t n = eq ? (size_t)(eq - arg - 2) : strlen(arg + 2);
-            value = eq ? eq + 1 : NULL;
-            id = find(o->command, arg + 2, n);
-            if (id < 0 && strncmp(arg + 2, "no-", 3) == 0 && !eq) {
-                id = find(o->command, arg + 5, n - 3);
-                negated = id >= 0 && rows[id].type == TYPE_FLAG;
-                id = negated ? id : -1;
-            }
-            if (id < 0) {
-                snprintf(source, sizeof source, "%.*s", (int)n, arg + 2);
-                return unknown_option(o->command, "moec", source);
-            }
-        } else {
-            for (int i = 0; i < N_OPTIONS && id < 0; i++)
-                if (rows[i].short_name == arg[1] && applies(&rows[i], o->command))
-                    id = i;
-            if (id < 0)
-                return unknown_option(o->command, "moec", arg + 1);
-            value = arg[2] ? arg + 2 : NULL;
-        }
+        int id;
+        MOE_TRY(read_flag(o->command, arg, &id, &value));
         snprintf(source, sizeof source, "--%s", rows[id].name);
-        if (rows[id].type == TYPE_FLAG)
-            value = value ? value : negated ? "false" : "true";
-        else if (!value) {
-            if (a + 1 >= argc)
-                return moe_error(MOE_E_MISUSE, "%s needs a value: --%s %s", source, rows[id].name, rows[id].metavar);
+        if (!value && rows[id].type == TYPE_FLAG)
+            value = "true";
+        if (!value && a + 1 >= argc)
+            return moe_error(MOE_E_MISUSE, "%s needs a value: %s %s", source, source,
+                             rows[id].metavar);
+        if (!value)
             value = argv[++a];
-        }
         if (only_config == (id == OPT_CONFIG))
             MOE_TRY(set(o, id, value, source));
+    }
+    return NULL;
+}
+
+static MoeStatus from_environment(MoeOptions *o, bool only_config) {
+    for (int i = 0; i < N_OPTIONS; i++) {
+        char name[64];
+        env_name(&rows[i], name);
+        const char *v = getenv(name);
+        if (v && moe_option_applies(&rows[i], o->command) && only_config == (i == OPT_CONFIG))
+            MOE_TRY(set(o, i, v, name));
     }
     return NULL;
 }
@@ -240,17 +282,13 @@ MoeStatus moe_options_parse(const char *command, int argc, char **argv, MoeOptio
         out->values[i] = rows[i].default_value;
         out->source[i] = "default";
     }
+    MOE_TRY(from_environment(out, true));
     MOE_TRY(from_flags(out, argc, argv, true));
-    out->want_help = false;
+    if (out->want_help) /* whatever else is wrong, help is what was asked for */
+        return NULL;
     if (*out->values[OPT_CONFIG])
         MOE_TRY(from_file(out, out->values[OPT_CONFIG]));
-    for (int i = 0; i < N_OPTIONS; i++) {
-        char name[64];
-        env_name(&rows[i], name);
-        const char *v = getenv(name);
-        if (v && applies(&rows[i], command) && i != OPT_CONFIG)
-            MOE_TRY(set(out, i, v, name));
-    }
+    MOE_TRY(from_environment(out, false));
     return from_flags(out, argc, argv, false);
 }
 
@@ -262,7 +300,9 @@ void moe_options_free(MoeOptions *o) {
     memset(o, 0, sizeof *o);
 }
 
-const char *moe_opt(const MoeOptions *o, MoeOption id) { return o->values[id]; }
+const char *moe_opt(const MoeOptions *o, MoeOption id) {
+    return o->values[id];
+}
 
 int64_t moe_opt_i(const MoeOptions *o, MoeOption id) {
     int64_t v = 0;
@@ -279,13 +319,17 @@ double moe_opt_f(const MoeOptions *o, MoeOption id) {
     return v;
 }
 
-bool moe_opt_b(const MoeOptions *o, MoeOption id) { return strcmp(o->values[id], "true") == 0; }
-bool moe_opt_given(const MoeOptions *o, MoeOption id) { return strcmp(o->source[id], "default") != 0; }
+bool moe_opt_b(const MoeOptions *o, MoeOption id) {
+    return strcmp(o->values[id], "true") == 0;
+}
+bool moe_opt_given(const MoeOptions *o, MoeOption id) {
+    return strcmp(o->source[id], "default") != 0;
+}
 
 json_t *moe_options_json(const MoeOptions *o) {
     json_t *out = json_object();
     for (int i = 0; i < N_OPTIONS; i++) {
-        if (!applies(&rows[i], o->command) || i == OPT_CONFIG)
+        if (!moe_option_applies(&rows[i], o->command) || i == OPT_CONFIG)
             continue;
         json_t *v = NULL;
         switch (rows[i].type) {
@@ -309,121 +353,24 @@ json_t *moe_options_json(const MoeOptions *o) {
     return out;
 }
 
-static int command_index(const char *name) {
-    for (int i = 0; i < N_COMMANDS; i++)
-        if (strcmp(commands[i].name, name) == 0)
-            return i;
-    return -1;
-}
-
 MoeStatus moe_options_expect(const MoeOptions *o, int n) {
     if (o->n_positionals == n)
         return NULL;
-    int c = command_index(o->command);
-    return moe_error(MOE_E_MISUSE, "usage: moec %s %s [options]   (%d argument%s given, %d expected); 'moec help %s' says more", o->command,
-                     c >= 0 ? commands[c].positionals : "", o->n_positionals, o->n_positionals == 1 ? "" : "s", n, o->command);
+    int c = moe_command_index(o->command);
+    return moe_error(MOE_E_MISUSE,
+                     "usage: moec %s %s [options]   (%d argument%s given, %d expected); 'moec help "
+                     "%s' says more",
+                     o->command, c >= 0 ? moe_command_rows[c].positionals : "", o->n_positionals,
+                     o->n_positionals == 1 ? "" : "s", n, o->command);
 }
 
-bool moe_command_known(const char *name) { return command_index(name) >= 0; }
+bool moe_command_known(const char *name) {
+    return moe_command_index(name) >= 0;
+}
 
 const char *moe_command_nearest(const char *name) {
     const char *names[N_COMMANDS];
     for (int i = 0; i < N_COMMANDS; i++)
-        names[i] = commands[i].name;
+        names[i] = moe_command_rows[i].name;
     return moe_nearest_name(name, names, N_COMMANDS);
-}
-
-/* ---- help, docs, completion ---- */
-
-static void option_label(const Row *r, MoeStr *out) {
-    if (r->short_name)
-        moe_str_printf(out, "-%c, ", r->short_name);
-    moe_str_printf(out, "--%s%s%s", r->name, *r->metavar ? " " : "", r->metavar);
-}
-
-static void wrap(MoeStr *out, const char *text, size_t indent, size_t width) {
-    size_t col = indent;
-    while (*text) {
-        size_t n = strcspn(text, " ");
-        if (col > indent && col + 1 + n > width) {
-            moe_str_printf(out, "\n%*s", (int)indent, "");
-            col = indent;
-        } else if (col > indent) {
-            moe_str_putc(out, ' ');
-            col++;
-        }
-        moe_str_append_n(out, text, n);
-        col += n;
-        text += n;
-        text += strspn(text, " ");
-    }
-    moe_str_putc(out, '\n');
-}
-
-void moe_options_help(const char *command, MoeStr *out) {
-    int c = command ? command_index(command) : -1;
-    if (c < 0) {
-        moe_str_append(out, "moec: a compiler and runtime for training Mixture-of-Experts transformers\n\nusage: moec COMMAND ...\n\n");
-        for (int i = 0; i < N_COMMANDS; i++)
-            moe_str_printf(out, "  %-8s %-10s %s\n", commands[i].name, commands[i].positionals, commands[i].summary);
-        moe_str_append(out, "\n'moec help COMMAND' lists its options. Exit status: 0 good, 1 failed, 2 misuse.\n");
-        return;
-    }
-    moe_str_printf(out, "usage: moec %s %s [options]\n\n%s.\n\noptions (setting order: default < --config FILE < MOEC_NAME < flag):\n",
-                   commands[c].name, commands[c].positionals, commands[c].summary);
-    for (int i = 0; i < N_OPTIONS; i++) {
-        if (!applies(&rows[i], command))
-            continue;
-        MoeStr label = {0}, text = {0};
-        option_label(&rows[i], &label);
-        moe_str_append(&text, rows[i].help);
-        if (*rows[i].default_value && rows[i].default_value[0] != '\n')
-            moe_str_printf(&text, " [%s]", rows[i].default_value);
-        moe_str_printf(out, "  %-28s", moe_str_c(&label));
-        if (label.len > 28)
-            moe_str_printf(out, "\n%30s", "");
-        wrap(out, moe_str_c(&text), 30, 100);
-        moe_str_free(&label);
-        moe_str_free(&text);
-    }
-}
-
-void moe_options_markdown(MoeStr *out) {
-    moe_str_append(out, "# The command line\n\n<!-- made by `moec help markdown`; a test keeps it true -->\n\n"
-                        "Settings: default < JSON file (`--config FILE`) < environment (`MOEC_BATCH` for `--batch`) < flag. Exit status: 0 good, 1 failed, 2 misuse.\n");
-    for (int c = 0; c < N_COMMANDS; c++) {
-        moe_str_printf(out, "\n## moec %s %s\n\n%s.\n", commands[c].name, commands[c].positionals, commands[c].summary);
-        bool first = true;
-        for (int i = 0; i < N_OPTIONS; i++) {
-            if (!applies(&rows[i], commands[c].name))
-                continue;
-            if (first)
-                moe_str_append(out, "\n| option | default | meaning |\n|---|---|---|\n");
-            first = false;
-            MoeStr label = {0};
-            option_label(&rows[i], &label);
-            moe_str_append(out, "| `");
-            for (const char *p = moe_str_c(&label); *p; p++)
-                moe_str_printf(out, *p == '|' ? "\\%c" : "%c", *p);
-            const char *d = rows[i].default_value;
-            moe_str_printf(out, "` | %s%s%s | %s |\n", *d ? "`" : "", d[0] == '\n' ? "\\n" : d, *d ? "`" : "", rows[i].help);
-            moe_str_free(&label);
-        }
-    }
-}
-
-void moe_options_bash(MoeStr *out) {
-    moe_str_append(out, "# bash completion for moec: source <(moec help bash)\n_moec() {\n    local cur=${COMP_WORDS[COMP_CWORD]} cmd=${COMP_WORDS[1]}\n"
-                        "    if [ \"$COMP_CWORD\" = 1 ]; then\n        COMPREPLY=($(compgen -W \"");
-    for (int c = 0; c < N_COMMANDS; c++)
-        moe_str_printf(out, "%s%s", c ? " " : "", commands[c].name);
-    moe_str_append(out, "\" -- \"$cur\"))\n        return\n    fi\n    case $cmd in\n");
-    for (int c = 0; c < N_COMMANDS; c++) {
-        moe_str_printf(out, "    %s) COMPREPLY=($(compgen -W \"", commands[c].name);
-        for (int i = 0; i < N_OPTIONS; i++)
-            if (applies(&rows[i], commands[c].name))
-                moe_str_printf(out, "--%s ", rows[i].name);
-        moe_str_append(out, "\" -f -- \"$cur\")) ;;\n");
-    }
-    moe_str_append(out, "    esac\n}\ncomplete -o filenames -F _moec moec\n");
 }

@@ -26,7 +26,8 @@ typedef struct {
     int n_owned;
 } MoeOptions;
 
-/* argv: what follows the command's name. Unknown options: MOE_E_MISUSE with the nearest known one. */
+/* argv: what follows the command's name. Unknown options: MOE_E_MISUSE with the nearest known one.
+ */
 MoeStatus moe_options_parse(const char *command, int argc, char **argv, MoeOptions *out);
 void moe_options_free(MoeOptions *o);
 const char *moe_opt(const MoeOptions *o, MoeOption id);
@@ -34,7 +35,8 @@ int64_t moe_opt_i(const MoeOptions *o, MoeOption id); /* INT, SIZE */
 double moe_opt_f(const MoeOptions *o, MoeOption id);
 bool moe_opt_b(const MoeOptions *o, MoeOption id);
 bool moe_opt_given(const MoeOptions *o, MoeOption id); /* not the default */
-/* The resolved set of the command's options as a JSON object (new reference), to keep with a run. */
+/* The resolved set of the command's options as a JSON object (new reference), to keep with a run.
+ */
 json_t *moe_options_json(const MoeOptions *o);
 /* Exactly n positionals, else MOE_E_MISUSE that shows the usage line. */
 MoeStatus moe_options_expect(const MoeOptions *o, int n);

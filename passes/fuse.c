@@ -383,6 +383,34 @@ static void end_phase(Fuse *f) {
             force_operands(f, f->ops[i]);
 }
 
+/* convert(dispatch(x)) becomes dispatch(convert(x)): the same bits, fewer rows to convert, and a gather that a matmul can do. */
+static void sink_dispatches(MoeGraph *g) {
+    size_t n;
+    MoeOp **ops = moe_graph_take_ops(g, &n);
+    g->layer = -1;
+    for (size_t i = 0; i < n; i++) {
+        MoeOp *op = ops[i];
+        const MoeOp *d = op->opcode == MOE_OP_CONVERT ? op->operands[0]->def : NULL;
+        if (d && d->opcode == MOE_OP_DISPATCH) {
+            g->phase = op->phase;
+            MoeOp *x = moe_op_clone(g, op, d->operands);
+            MoeValue **operands = MOE_NEW_N(g->arena, MoeValue *, 3);
+            memcpy(operands, d->operands, 3 * sizeof *operands);
+            operands[0] = x->results[0];
+            op->opcode = MOE_OP_DISPATCH; /* the result stays what it was: same type, same readers */
+            op->operands = operands;
+            op->n_operands = 3;
+            int kept = 0;
+            for (int k = 0; k < op->n_attrs; k++)
+                if (strcmp(op->attrs[k].key, "to") != 0)
+                    op->attrs[kept++] = op->attrs[k];
+            op->n_attrs = kept;
+        }
+        moe_graph_append(g, op);
+    }
+    moe_graph_dce(g);
+}
+
 /* The weights of the expert rows are ready long before the list asks for them: as early as their layer allows, so that the
  * tail of a matmul can read them. */
 static void hoist_weights(Fuse *f) {
@@ -474,6 +502,8 @@ static void rebuild(Fuse *f) {
 
 static void fuse_graph(MoeGraph *g, const MoeTarget *t, MoeArena *a) {
     Fuse f = {.g = g, .t = t, .a = a};
+    if (t->fuse.gather_matmul)
+        sink_dispatches(g);
     moe_graph_renumber(g);
     size_t n_operands = 0;
     f.ops = moe_graph_take_ops(g, &f.n_ops);

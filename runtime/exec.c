@@ -148,11 +148,12 @@ static MoeStatus check_ports(const MoePlan *p) {
         if (!train && !eval && !logits)
             continue;
         MOE_TRY(need_port(g, true, "tok", MOE_PLAN_I32, V + 1, true));
-        MOE_TRY(need_port(g, true, "ids", MOE_PLAN_I32, most * p->seq, false));
+        int64_t seqs = logits ? 1 : most;
+        MOE_TRY(need_port(g, true, "ids", MOE_PLAN_I32, seqs * p->seq, false));
         if (!logits)
             MOE_TRY(need_port(g, true, "labels", MOE_PLAN_I32, most * p->seq, false));
         if (logits)
-            MOE_TRY(need_port(g, false, "logits", MOE_PLAN_F32, most * p->seq * p->vocab_size, false));
+            MOE_TRY(need_port(g, false, "logits", MOE_PLAN_F32, p->seq * p->vocab_size, false));
         if (eval)
             MOE_TRY(need_port(g, false, "nll_sum", MOE_PLAN_F32, 1, true));
         if (!logits)
@@ -215,7 +216,6 @@ void moe_exec_destroy(MoeExec *x) {
     moe_free_big(x->region, (size_t)x->region_bytes);
     moe_free_big(x->slab, (size_t)x->slab_bytes);
     moe_free_big(x->scratch, (size_t)x->scratch_bytes);
-    moe_free_big(x->logits, (size_t)x->logits_bytes);
     free(x->buffers);
     free(x->load);
     moe_pool_destroy(x->pool);
@@ -250,7 +250,7 @@ const void *moe_exec_output(MoeExec *x, const char *program, const char *name, c
 const int32_t *moe_exec_load(const MoeExec *x) { return x->load; }
 
 int64_t moe_exec_memory_bytes(const MoeExec *x) {
-    int64_t n = x->region_bytes + x->slab_bytes + x->scratch_bytes + x->logits_bytes;
+    int64_t n = x->region_bytes + x->slab_bytes + x->scratch_bytes;
     for (size_t i = 0; i < x->n_inputs; i++)
         n += x->inputs[i].bytes;
     return n;

@@ -44,7 +44,7 @@ MoeStatus moe_exec_train_step(MoeExec *x, const MoeBatch *b, const MoeHyper *h, 
 MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h, MoeStepResult *out);
 /* Sum of nll and count of labels over the batch. */
 MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int64_t *out_tokens);
-/* logits [n_seqs*seq, vocab], valid until the next run. */
+/* logits [n_seqs*seq, vocab], valid until the next run. n_seqs is at most what the program holds (one, from moec compile). */
 MoeStatus moe_exec_logits(MoeExec *x, const MoeBatch *b, const float **out_logits);
 /* After a train step: rows routed to each expert from each virtual shard, layer by layer: [n_moe_layers][V][E]. Borrowed. */
 const int32_t *moe_exec_load(const MoeExec *x);

@@ -32,8 +32,6 @@ struct MoeExec {
     size_t n_inputs;
     MoeExecProgram *programs; /* like plan->programs */
     int32_t *load;            /* [n_moe_layers][V][E] */
-    float *logits;            /* gathered from micro-batches; NULL until needed */
-    int64_t logits_bytes;
     bool profile;
 };
 

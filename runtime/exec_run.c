@@ -48,6 +48,7 @@ typedef struct {
     int64_t n_seqs;
     MoeExecProgram *g;
     const char *program;
+    int parts; /* micro-batches; the logits program takes its sequences at once */
 } Run;
 
 /* First sequence of virtual shard v. */
@@ -56,7 +57,7 @@ static int64_t shard_start(const MoePlan *p, int64_t n_seqs, int64_t v) { return
 /* Fills tok, ids, labels for micro-batch m; returns its number of sequences and the first. */
 static int64_t set_micro_batch(MoeExec *x, const Run *r, int m, int64_t *out_first) {
     const MoePlan *p = x->plan;
-    const int V = p->virtual_shards, per = V / p->micro_batches;
+    const int V = p->virtual_shards, per = V / r->parts;
     int64_t first = shard_start(p, r->n_seqs, m * per), last = shard_start(p, r->n_seqs, (m + 1) * per);
     int64_t n = (last - first) * p->seq;
     int32_t *tok = moe_exec_input(x, r->program, "tok"), *ids = moe_exec_input(x, r->program, "ids"),
@@ -79,6 +80,7 @@ static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b,
     const MoePlan *p = x->plan;
     out->g = moe_exec_program(x, program);
     out->program = program;
+    out->parts = strcmp(program, "logits") == 0 ? 1 : p->micro_batches;
     if (!out->g)
         return moe_error(MOE_E_INPUT, "the plan has no program \"%s\"; compile it again", program);
     if (b->n_seqs < 1 || b->n_seqs > p->batch)
@@ -280,28 +282,14 @@ MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int6
 }
 
 MoeStatus moe_exec_logits(MoeExec *x, const MoeBatch *b, const float **out_logits) {
-    const MoePlan *p = x->plan;
     Run r;
     int64_t first;
     MOE_TRY(check_batch(x, "logits", b, false, &r));
-    if (p->micro_batches > 1 && !x->logits) {
-        void *data;
-        int64_t bytes = p->batch * p->seq;
-        if (!moe_mul_i64(bytes, p->vocab_size * (int64_t)sizeof(float), &bytes))
-            return moe_error(MOE_E_NOMEM, "the logits of a batch do not fit in memory");
-        MOE_TRY(moe_alloc_big((size_t)bytes, "logits", &data));
-        x->logits = data;
-        x->logits_bytes = bytes;
-    }
-    for (int m = 0; m < p->micro_batches; m++) {
-        int64_t n = set_micro_batch(x, &r, m, &first);
-        if (!n)
-            continue;
-        MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
-        if (p->micro_batches > 1)
-            memcpy(x->logits + first * p->seq * p->vocab_size, moe_exec_output(x, "logits", "logits", NULL),
-                   (size_t)(n * p->seq * p->vocab_size) * sizeof(float));
-    }
-    *out_logits = p->micro_batches > 1 ? x->logits : moe_exec_output(x, "logits", "logits", NULL);
-    return NULL;
+    const MoePlanPort *port;
+    *out_logits = moe_exec_output(x, "logits", "logits", &port);
+    int64_t room = port->elements / (x->plan->seq * x->plan->vocab_size);
+    if (b->n_seqs > room)
+        return moe_error(MOE_E_INPUT, "logits of %lld sequences at once; the plan holds %lld", (long long)b->n_seqs, (long long)room);
+    set_micro_batch(x, &r, 0, &first);
+    return run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false);
 }

@@ -205,3 +205,48 @@ MoeStatus moe_log_step(MoeLog *l, const MoeLogRecord *r, const int32_t *load, co
     moe_status_free(st2);
     return st;
 }
+
+/* ---- reading the trace back ---- */
+
+/* The next number of a line and the ',' or newline after it. */
+static bool next_number(const char **p, const char *end, int64_t *out) {
+    const char *q = *p;
+    int64_t v = 0;
+    if (q >= end || *q < '0' || *q > '9')
+        return false;
+    for (; q < end && *q >= '0' && *q <= '9' && v < INT64_MAX / 10 - 1; q++)
+        v = v * 10 + (*q - '0');
+    *p = q < end ? q + 1 : end;
+    *out = v;
+    return true;
+}
+
+bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size_t n_experts, int64_t *out) {
+    char *path = moe_path_join(run_dir, "trace.csv");
+    MoeMap map;
+    MoeStatus st = moe_path_exists(path) ? moe_map_open(path, &map) : moe_error(MOE_E_IO, "no trace");
+    free(path);
+    if (st) {
+        moe_status_free(st);
+        return false;
+    }
+    bool any = false;
+    const char *p = (const char *)map.data, *stop = p + map.n;
+    while (p < stop) {
+        const char *end = memchr(p, '\n', (size_t)(stop - p));
+        int64_t step, layer, rank, tokens;
+        if (!end)
+            break;
+        if (next_number(&p, end, &step) && next_number(&p, end, &layer) && next_number(&p, end, &rank)) {
+            size_t k = 0;
+            while (k < n_layers && layers[k] != layer)
+                k++;
+            for (size_t e = 0; k < n_layers && e < n_experts && next_number(&p, end, &tokens); e++)
+                out[k * n_experts + e] += tokens;
+            any = any || k < n_layers;
+        }
+        p = end + 1;
+    }
+    moe_map_close(&map);
+    return any;
+}

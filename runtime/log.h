@@ -29,6 +29,10 @@ void moe_log_format(const MoeLogRecord *r, MoeStr *out);
 /* Length of the part of a log (JSON lines or the trace's CSV) that belongs to steps <= last_step and consists of whole lines. */
 int64_t moe_log_keep_bytes(const char *text, int64_t n, bool csv, int64_t last_step);
 
+/* Sums RUN/trace.csv over all its steps: out [n_layers][n_experts] is added to. Lines of other layers are passed over; false when there
+ * is no trace to read. */
+bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size_t n_experts, int64_t *out);
+
 /* Progress on stderr: a line that rewrites itself on a terminal, else a plain line every `seconds`. */
 typedef struct MoeProgress MoeProgress;
 MoeProgress *moe_progress_create(bool quiet, double every_seconds, int64_t steps, double max_seconds);

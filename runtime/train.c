@@ -334,6 +334,8 @@ static MoeStatus loop(Session *s) {
         MoeLogRecord r = {.step = s->state.step};
         moe_progress_say(s->progress, "the run has reached step %lld of %lld already", (long long)s->state.step, (long long)o->steps);
         MOE_TRY(evaluate_into(s, 0, &r));
+        if (o->out_dir)
+            moe_trace_sum(o->out_dir, s->plan->moe_layers, s->plan->n_moe_layers, (size_t)s->plan->experts, s->report->load);
     }
     while (!stop) {
         MoeLogRecord r;

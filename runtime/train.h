@@ -54,7 +54,8 @@ typedef struct {
     double tokens_per_second, mfu;  /* over this session's steps; mfu NAN when the peak is unknown */
     double seconds;                 /* wall time of this session */
     int64_t memory_bytes;
-    int64_t *load;                  /* [n_moe_layers][E] tokens routed during this session; moe_train_report_free */
+    int64_t *load;                  /* [n_moe_layers][E] tokens routed during this session (in the whole run, from its trace, when
+                                       there was nothing left to train); moe_train_report_free */
     size_t n_layers, n_experts;
     bool checkpoint_failed;         /* the last checkpoint could not be written: exit status 1 */
     char *checkpoint;               /* directory of the last good checkpoint, or NULL */

@@ -11,14 +11,20 @@ void moe_fold_create(MoeEmit *e, MoeFold *f, LLVMTypeRef type) {
     f->count = moe_alloca(e, e->i64, 1);
 }
 
-static MoeVal get(MoeEmit *e, MoeVal slot) { return LLVMBuildLoad2(e->b, e->i64, slot, ""); }
-static void set(MoeEmit *e, MoeVal slot, MoeVal v) { LLVMBuildStore(e->b, v, slot); }
+static MoeVal get(MoeEmit *e, MoeVal slot) {
+    return LLVMBuildLoad2(e->b, e->i64, slot, "");
+}
+static void set(MoeEmit *e, MoeVal slot, MoeVal v) {
+    LLVMBuildStore(e->b, v, slot);
+}
 
 static MoeVal item_at(MoeEmit *e, MoeFold *f, MoeVal level) {
     return LLVMBuildInBoundsGEP2(e->b, f->type, f->items, &level, 1, "");
 }
 
-static MoeVal flag_at(MoeEmit *e, MoeFold *f, MoeVal level) { return moe_at(e, f->present, level, 1); }
+static MoeVal flag_at(MoeEmit *e, MoeFold *f, MoeVal level) {
+    return moe_at(e, f->present, level, 1);
+}
 
 void moe_fold_reset(MoeEmit *e, MoeFold *f) {
     set(e, f->depth, moe_k64(e, 0));
@@ -34,7 +40,8 @@ static void fold_top(MoeEmit *e, MoeFold *f) {
     MoeVal fa = LLVMBuildLoad2(e->b, e->i8, flag_at(e, f, left), "");
     MoeVal fb = LLVMBuildLoad2(e->b, e->i8, flag_at(e, f, right), "");
     MoeVal none = LLVMConstInt(e->i8, 0, 0);
-    MoeVal has_a = LLVMBuildICmp(e->b, LLVMIntNE, fa, none, ""), has_b = LLVMBuildICmp(e->b, LLVMIntNE, fb, none, "");
+    MoeVal has_a = LLVMBuildICmp(e->b, LLVMIntNE, fa, none, ""),
+           has_b = LLVMBuildICmp(e->b, LLVMIntNE, fb, none, "");
     MoeVal sum = LLVMBuildSelect(e->b, has_b, LLVMBuildFAdd(e->b, a, b, ""), a, "");
     LLVMBuildStore(e->b, LLVMBuildSelect(e->b, has_a, sum, b, ""), item_at(e, f, left));
     LLVMBuildStore(e->b, LLVMBuildOr(e->b, fa, fb, ""), flag_at(e, f, left));

@@ -1,6 +1,7 @@
-/* The binary tree of docs/NUMBERS.md over items that come one by one, as emitted code: a stack of partial results. Pushing the n-th item folds
- * the two on top once for each trailing zero bit of n; at the end the rest folds from the top down. An absent item takes its place in the tree
- * and adds nothing: a node with one child present is that child. Items are f32 scalars or vectors. */
+/* The binary tree of docs/NUMBERS.md over items that come one by one, as emitted code: a stack of
+ * partial results. Pushing the n-th item folds the two on top once for each trailing zero bit of n;
+ * at the end the rest folds from the top down. An absent item takes its place in the tree and adds
+ * nothing: a node with one child present is that child. Items are f32 scalars or vectors. */
 #ifndef MOE_CODEGEN_CPU_FOLD_H
 #define MOE_CODEGEN_CPU_FOLD_H
 

@@ -1,8 +1,10 @@
 /* embedding: rows of the table by id. embedding_grad: the sum of dy over the tokens of each id.
  *
- * embedding_grad, first launch (one task): a stable counting sort of the tokens by id into the workspace, start i32[vocab + 1] and
- * order i32[T]. Second launch, blocks of ids: for each virtual shard the id's tokens are added in ascending order from +0, in a row of the
- * scratch memory (V, C); then the tree over shards, in which a shard without tokens of this id is absent. Rows of unused ids are zero. */
+ * embedding_grad, first launch (one task): a stable counting sort of the tokens by id into the
+ * workspace, start i32[vocab + 1] and order i32[T]. Second launch, blocks of ids: for each virtual
+ * shard the id's tokens are added in ascending order from +0, in a row of the scratch memory (V,
+ * C); then the tree over shards, in which a shard without tokens of this id is absent. Rows of
+ * unused ids are zero. */
 #include "base/assert.h"
 #include "codegen/cpu/fold.h"
 #include "codegen/cpu/live.h"
@@ -14,7 +16,8 @@ static void copy_row(MoeEmit *e, int64_t cols, MoeVal from, MoeVal to) {
     moe_vstore(e, MOE_F32, moe_vload(e, MOE_F32, from, l.index, NULL), to, l.index, NULL);
     moe_loop_end(e, &l);
     if (cols % e->lanes)
-        moe_vstore(e, MOE_F32, moe_vload(e, MOE_F32, from, whole, NULL), to, whole, moe_mask(e, moe_k64(e, cols % e->lanes)));
+        moe_vstore(e, MOE_F32, moe_vload(e, MOE_F32, from, whole, NULL), to, whole,
+                   moe_mask(e, moe_k64(e, cols % e->lanes)));
 }
 
 static void lower_embedding(MoeCpuTarget *t, const MoeOp *op, MoeLowered *out) {
@@ -36,7 +39,8 @@ static void lower_embedding(MoeCpuTarget *t, const MoeOp *op, MoeLowered *out) {
         MoeLoop rows;
         moe_live_loop(&e, &rows, moe_live_rows(&e, type, seg), per_task);
         MoeVal id = moe_load_index(&e, moe_emit_buf(&e, ids), rows.index);
-        copy_row(&e, cols, moe_at(&e, moe_emit_buf(&e, table), id, cols * 4), moe_at(&e, moe_emit_buf(&e, y), rows.index, cols * 4));
+        copy_row(&e, cols, moe_at(&e, moe_emit_buf(&e, table), id, cols * 4),
+                 moe_at(&e, moe_emit_buf(&e, y), rows.index, cols * 4));
         moe_loop_end(&e, &rows);
         moe_emit_end(&e);
     }
@@ -46,13 +50,19 @@ static void lower_embedding(MoeCpuTarget *t, const MoeOp *op, MoeLowered *out) {
 
 /* ---- the gradient ---- */
 
-static int64_t round64(int64_t n) { return (n + 63) / 64 * 64; }
-static int64_t start_bytes(int64_t vocab) { return round64((vocab + 1) * 4); }
+static int64_t round64(int64_t n) {
+    return (n + 63) / 64 * 64;
+}
+static int64_t start_bytes(int64_t vocab) {
+    return round64((vocab + 1) * 4);
+}
 
 /* bufs: ids, start, order, [tok]. */
 static void emit_sort(MoeEmit *e, const MoeType *ids_type, int seg, int64_t vocab) {
-    MoeVal ids = moe_emit_buf(e, 0), start = moe_emit_buf(e, 1), order = moe_emit_buf(e, 2), next = e->scratch;
-    MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1), n = moe_k64(e, vocab), live = moe_live_rows(e, ids_type, seg);
+    MoeVal ids = moe_emit_buf(e, 0), start = moe_emit_buf(e, 1), order = moe_emit_buf(e, 2),
+           next = e->scratch;
+    MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1), n = moe_k64(e, vocab),
+           live = moe_live_rows(e, ids_type, seg);
     MoeLoop l;
     moe_loop_begin(e, &l, zero, moe_k64(e, vocab + 1), one);
     moe_store_i32(e, zero, start, l.index);
@@ -80,8 +90,10 @@ static void emit_sort(MoeEmit *e, const MoeType *ids_type, int seg, int64_t voca
 static void add_row(MoeEmit *e, int64_t cols, MoeVal row, MoeVal x) {
     MoeLoop l;
     moe_loop_begin(e, &l, moe_k64(e, 0), moe_k64(e, cols), moe_k64(e, e->lanes));
-    MoeVal v = LLVMBuildFAdd(e->b, moe_vload(e, MOE_F32, row, l.index, NULL), moe_vload(e, MOE_F32, x, l.index, NULL), "");
-    moe_vstore(e, MOE_F32, v, row, l.index, NULL); /* rows of the scratch have room for a whole last vector */
+    MoeVal v = LLVMBuildFAdd(e->b, moe_vload(e, MOE_F32, row, l.index, NULL),
+                             moe_vload(e, MOE_F32, x, l.index, NULL), "");
+    moe_vstore(e, MOE_F32, v, row, l.index,
+               NULL); /* rows of the scratch have room for a whole last vector */
     moe_loop_end(e, &l);
 }
 
@@ -101,12 +113,16 @@ typedef struct {
     MoeFold fold;
 } Grad;
 
-/* The tokens order[lo..hi) of one id, summed by shard into the scratch rows. */
-static void sum_by_shard(MoeEmit *e, Grad *g, MoeVal dy, MoeVal order, MoeVal lo, MoeVal hi) {
+/* The tokens order[lo..hi) of one id, summed by shard into the scratch rows. Returns how many
+ * shards have some; *out_last: the last of those. */
+static MoeVal sum_by_shard(MoeEmit *e, Grad *g, MoeVal dy, MoeVal order, MoeVal lo, MoeVal hi,
+                           MoeVal *out_last) {
     LLVMBuilderRef b = e->b;
-    MoeVal one = moe_k64(e, 1), at = lo;
+    MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1),
+           vals[] = {lo, zero, zero}; /* token, shards with tokens, last of them */
     MoeCarryLoop by_shard;
-    moe_carry_begin(e, &by_shard, moe_k64(e, 0), moe_k64(e, g->shards), one, &at, 1);
+    moe_carry_begin(e, &by_shard, zero, moe_k64(e, g->shards), one, vals, 3);
+    MoeVal at = vals[0];
     MoeVal row = moe_at(e, e->scratch, by_shard.l.index, g->row_bytes), v_end = NULL;
     if (g->table)
         v_end = moe_load_index(e, g->table, moe_iadd(e, by_shard.l.index, one));
@@ -116,12 +132,14 @@ static void sum_by_shard(MoeEmit *e, Grad *g, MoeVal dy, MoeVal order, MoeVal lo
         MoeCarryLoop count;
         end = at;
         moe_carry_begin(e, &count, at, hi, one, &end, 1);
-        MoeVal inside = LLVMBuildICmp(b, LLVMIntSLT, moe_load_index(e, order, count.l.index), v_end, "");
+        MoeVal inside =
+            LLVMBuildICmp(b, LLVMIntSLT, moe_load_index(e, order, count.l.index), v_end, "");
         end = moe_iadd(e, end, LLVMBuildZExt(b, inside, e->i64, ""));
         moe_carry_end(e, &count, &end);
     }
     MoeVal some = LLVMBuildICmp(b, LLVMIntSLT, at, end, "");
-    LLVMBuildStore(b, LLVMBuildZExt(b, some, e->i8, ""), moe_at(e, g->present, by_shard.l.index, 1));
+    LLVMBuildStore(b, LLVMBuildZExt(b, some, e->i8, ""),
+                   moe_at(e, g->present, by_shard.l.index, 1));
     MoeIf any;
     moe_if_begin(e, &any, some);
     zero_row(e, g->cols, row, false);
@@ -131,8 +149,12 @@ static void sum_by_shard(MoeEmit *e, Grad *g, MoeVal dy, MoeVal order, MoeVal lo
     MoeVal t = moe_load_index(e, order, tokens.index);
     add_row(e, g->cols, row, moe_at(e, dy, t, g->cols * 4));
     moe_loop_end(e, &tokens);
-    at = end;
-    moe_carry_end(e, &by_shard, &at);
+    vals[0] = end;
+    vals[1] = moe_iadd(e, vals[1], LLVMBuildZExt(b, some, e->i64, ""));
+    vals[2] = LLVMBuildSelect(b, some, by_shard.l.index, vals[2], "");
+    moe_carry_end(e, &by_shard, vals);
+    *out_last = vals[2];
+    return vals[1];
 }
 
 static void fold_shards(MoeEmit *e, Grad *g, MoeVal out_row) {
@@ -141,12 +163,15 @@ static void fold_shards(MoeEmit *e, Grad *g, MoeVal out_row) {
     moe_loop_begin(e, &columns, moe_k64(e, 0), end, moe_k64(e, e->lanes));
     moe_fold_reset(e, &g->fold);
     moe_loop_begin(e, &by_shard, moe_k64(e, 0), moe_k64(e, g->shards), moe_k64(e, 1));
-    MoeVal x = moe_vload(e, MOE_F32, moe_at(e, e->scratch, by_shard.index, g->row_bytes), columns.index, NULL);
+    MoeVal x = moe_vload(e, MOE_F32, moe_at(e, e->scratch, by_shard.index, g->row_bytes),
+                         columns.index, NULL);
     MoeVal flag = LLVMBuildLoad2(e->b, e->i8, moe_at(e, g->present, by_shard.index, 1), "");
-    moe_fold_push(e, &g->fold, x, LLVMBuildICmp(e->b, LLVMIntNE, flag, LLVMConstInt(e->i8, 0, 0), ""));
+    moe_fold_push(e, &g->fold, x,
+                  LLVMBuildICmp(e->b, LLVMIntNE, flag, LLVMConstInt(e->i8, 0, 0), ""));
     moe_loop_end(e, &by_shard);
     MoeVal sum = moe_fold_finish(e, &g->fold, NULL);
-    moe_vstore(e, MOE_F32, sum, out_row, columns.index, moe_mask(e, moe_isub(e, end, columns.index)));
+    moe_vstore(e, MOE_F32, sum, out_row, columns.index,
+               moe_mask(e, moe_isub(e, end, columns.index)));
     moe_loop_end(e, &columns);
 }
 
@@ -155,18 +180,25 @@ static void emit_grad(MoeEmit *e, Grad *g, int seg, int64_t per_task) {
     moe_emit_tasks_body(e);
     moe_live_tasks(e, moe_k64(e, g->vocab), per_task);
     moe_emit_kernel_body(e);
-    MoeVal dy = moe_emit_buf(e, 0), start = moe_emit_buf(e, 1), order = moe_emit_buf(e, 2), one = moe_k64(e, 1);
+    MoeVal dy = moe_emit_buf(e, 0), start = moe_emit_buf(e, 1), order = moe_emit_buf(e, 2),
+           one = moe_k64(e, 1);
     g->table = seg >= 0 ? moe_emit_buf(e, seg) : NULL;
     g->present = moe_alloca(e, e->i8, g->shards);
     moe_fold_create(e, &g->fold, e->v32);
     MoeLoop ids;
     moe_live_loop(e, &ids, moe_k64(e, g->vocab), per_task);
-    MoeVal lo = moe_load_index(e, start, ids.index), hi = moe_load_index(e, start, moe_iadd(e, ids.index, one));
+    MoeVal lo = moe_load_index(e, start, ids.index),
+           hi = moe_load_index(e, start, moe_iadd(e, ids.index, one));
     MoeVal row = moe_at(e, moe_emit_buf(e, 3), ids.index, g->cols * 4);
     MoeIf used;
     moe_if_begin(e, &used, LLVMBuildICmp(e->b, LLVMIntSLT, lo, hi, ""));
-    sum_by_shard(e, g, dy, order, lo, hi);
+    MoeVal last, n = sum_by_shard(e, g, dy, order, lo, hi, &last);
+    MoeIf alone; /* most ids of a large vocabulary occur in one shard: that one is the tree */
+    moe_if_begin(e, &alone, LLVMBuildICmp(e->b, LLVMIntEQ, n, one, ""));
+    copy_row(e, g->cols, moe_at(e, e->scratch, last, g->row_bytes), row);
+    moe_if_else(e, &alone);
     fold_shards(e, g, row);
+    moe_if_end(e, &alone);
     moe_if_else(e, &used);
     zero_row(e, g->cols, row, true);
     moe_if_end(e, &used);
@@ -177,9 +209,12 @@ static void emit_grad(MoeEmit *e, Grad *g, int seg, int64_t per_task) {
 static void lower_grad(MoeCpuTarget *t, const MoeOp *op, MoeLowered *out) {
     const MoeType *dy = &op->operands[0]->type, *ids = &op->operands[1]->type;
     const MoeValue *seg = moe_rows_seg(ids);
-    Grad g = {.vocab = moe_attr_i(op, "vocab"), .cols = moe_type_cols(dy), .shards = seg ? seg->type.shards : 1};
+    Grad g = {.vocab = moe_attr_i(op, "vocab"),
+              .cols = moe_type_cols(dy),
+              .shards = seg ? seg->type.shards : 1};
     g.row_bytes = round64((g.cols + t->isa.lanes) * 4);
-    MOE_ASSERT(!seg || seg->type.groups == 1, "embedding_grad: tokens in %lld groups", (long long)(seg ? seg->type.groups : 1));
+    MOE_ASSERT(!seg || seg->type.groups == 1, "embedding_grad: tokens in %lld groups",
+               (long long)(seg ? seg->type.groups : 1));
     MoeEmit e;
     const char *name;
     MoeStr key = {0};

@@ -1,5 +1,5 @@
-/* dispatch, gather_sum, dispatch_weight, collect_weight: rows between token order and expert order. Tasks are blocks of result rows; each row
- * is read once and written once. */
+/* dispatch, gather_sum, dispatch_weight, collect_weight: rows between token order and expert order.
+ * Tasks are blocks of result rows; each row is read once and written once. */
 #include "base/assert.h"
 #include "codegen/cpu/live.h"
 
@@ -34,16 +34,19 @@ static void emit_dispatch_row(MoeEmit *e, const Move *m, MoeVal r) {
     MoeDtype d = m->op->operands[0]->type.dtype;
     int64_t bytes = m->cols * moe_dtype_bytes(d);
     MoeVal token = moe_idiv(e, moe_load_index(e, moe_emit_buf(e, m->src), r), moe_k64(e, m->k));
-    copy_row(e, d, m->cols, moe_at(e, moe_emit_buf(e, m->x), token, bytes), moe_at(e, moe_emit_buf(e, m->out), r, bytes));
+    copy_row(e, d, m->cols, moe_at(e, moe_emit_buf(e, m->x), token, bytes),
+             moe_at(e, moe_emit_buf(e, m->out), r, bytes));
 }
 
 static MoeVal source_row(MoeEmit *e, const Move *m, MoeVal t, MoeVal j) {
     MoeVal p = moe_iadd(e, moe_imul(e, t, moe_k64(e, m->k)), j);
     MoeVal r = moe_load_index(e, moe_emit_buf(e, m->inv), p);
-    return moe_at(e, moe_emit_buf(e, m->x), r, m->cols * moe_dtype_bytes(m->op->operands[0]->type.dtype));
+    return moe_at(e, moe_emit_buf(e, m->x), r,
+                  m->cols * moe_dtype_bytes(m->op->operands[0]->type.dtype));
 }
 
-static void sum_vector(MoeEmit *e, const Move *m, MoeVal t, const MoeVal *rows, MoeVal to, MoeVal at, MoeVal mask) {
+static void sum_vector(MoeEmit *e, const Move *m, MoeVal t, const MoeVal *rows, MoeVal to,
+                       MoeVal at, MoeVal mask) {
     MoeDtype d = m->op->operands[0]->type.dtype;
     MoeVal zero = moe_k64(e, 0), sum;
     if (m->k <= UNROLL_K) {
@@ -54,7 +57,8 @@ static void sum_vector(MoeEmit *e, const Move *m, MoeVal t, const MoeVal *rows, 
         sum = moe_vload(e, d, source_row(e, m, t, zero), at, NULL);
         MoeCarryLoop l;
         moe_carry_begin(e, &l, moe_k64(e, 1), moe_k64(e, m->k), moe_k64(e, 1), &sum, 1);
-        sum = LLVMBuildFAdd(e->b, sum, moe_vload(e, d, source_row(e, m, t, l.l.index), at, NULL), "");
+        sum =
+            LLVMBuildFAdd(e->b, sum, moe_vload(e, d, source_row(e, m, t, l.l.index), at, NULL), "");
         moe_carry_end(e, &l, &sum);
     }
     moe_vstore(e, MOE_F32, sum, to, at, mask);
@@ -76,7 +80,8 @@ static void emit_gather_row(MoeEmit *e, const Move *m, MoeVal t) {
 /* One element from where `index[r]` says. */
 static void emit_pick(MoeEmit *e, const Move *m, int index, MoeVal r) {
     MoeVal from = moe_load_index(e, moe_emit_buf(e, index), r);
-    moe_sstore(e, MOE_F32, moe_sload(e, MOE_F32, moe_emit_buf(e, m->x), from), moe_emit_buf(e, m->out), r);
+    moe_sstore(e, MOE_F32, moe_sload(e, MOE_F32, moe_emit_buf(e, m->x), from),
+               moe_emit_buf(e, m->out), r);
 }
 
 static void emit_move_row(MoeEmit *e, const Move *m, MoeVal row) {
@@ -107,14 +112,17 @@ MoeStatus moe_cpu_move_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
     MOE_ASSERT(g->n_ops == 1, "move: a group of %zu ops", g->n_ops);
     const MoeType *type = &op->results[0]->type;
     MoeBufs bufs = {.n = 0};
-    Move m = {.op = op, .k = op->operands[2]->type.dims[1].size, .cols = moe_type_cols(&op->operands[0]->type)};
+    Move m = {.op = op,
+              .k = op->operands[2]->type.dims[1].size,
+              .cols = moe_type_cols(&op->operands[0]->type)};
     m.x = moe_bufs_add(&bufs, op->operands[0]);
     m.src = moe_bufs_add(&bufs, op->operands[1]);
     m.inv = moe_bufs_add(&bufs, op->operands[2]);
     m.out = moe_bufs_add(&bufs, op->results[0]);
     m.seg = moe_bufs_add_seg(&bufs, type);
     const char *what = moe_op_info(op->opcode)->name, *name;
-    int64_t per_task = moe_live_block(op->opcode == MOE_OP_GATHER_SUM ? m.cols * m.k : moe_type_cols(type) * 2);
+    int64_t per_task =
+        moe_live_block(op->opcode == MOE_OP_GATHER_SUM ? m.cols * m.k : moe_type_cols(type) * 2);
     MoeStr key = {0};
     MoeEmit e;
     moe_str_printf(&key, "%s k%lld", what, (long long)m.k);

@@ -1,7 +1,8 @@
 /* sum_squares, by docs/NUMBERS.md 6; col_sum alone runs as a row group.
  *
- * First launch: the sum over each block of 4096 elements (lanes at stride, folded by halves) into the workspace, eight blocks a task. Second
- * launch: one task folds the tree over the blocks of each slice, then the tree over slices. */
+ * First launch: the sum over each block of 4096 elements (lanes at stride, folded by halves) into
+ * the workspace, eight blocks a task. Second launch: one task folds the tree over the blocks of
+ * each slice, then the tree over slices. */
 #include "base/assert.h"
 #include "codegen/cpu/fold.h"
 #include "codegen/cpu/live.h"
@@ -34,8 +35,10 @@ static void emit_blocks(MoeEmit *e, const Cut *c, MoeDtype d) {
     MoeVal x = moe_emit_buf(e, 0), partials = moe_emit_buf(e, 1), step = moe_k64(e, e->lanes);
     MoeLoop blocks;
     moe_live_loop(e, &blocks, moe_k64(e, total), BLOCKS_A_TASK);
-    MoeVal slice = moe_idiv(e, blocks.index, moe_k64(e, c->blocks)), block = moe_irem(e, blocks.index, moe_k64(e, c->blocks));
-    MoeVal start = moe_imul(e, slice, moe_k64(e, c->slice)), first = moe_imul(e, block, moe_k64(e, MOE_NORM_BLOCK));
+    MoeVal slice = moe_idiv(e, blocks.index, moe_k64(e, c->blocks)),
+           block = moe_irem(e, blocks.index, moe_k64(e, c->blocks));
+    MoeVal start = moe_imul(e, slice, moe_k64(e, c->slice)),
+           first = moe_imul(e, block, moe_k64(e, MOE_NORM_BLOCK));
     MoeVal lo = moe_iadd(e, start, first);
     MoeVal n = moe_imin(e, moe_k64(e, MOE_NORM_BLOCK), moe_isub(e, moe_k64(e, c->slice), first));
     MoeVal tail = moe_iadd(e, lo, moe_imul(e, moe_idiv(e, n, step), step)), hi = moe_iadd(e, lo, n);
@@ -45,7 +48,8 @@ static void emit_blocks(MoeEmit *e, const Cut *c, MoeDtype d) {
     MoeVal v = moe_vload(e, d, x, l.l.index, NULL);
     sum = moe_fma(e, v, v, sum);
     moe_carry_end(e, &l, &sum);
-    v = moe_vload(e, d, x, tail, moe_mask(e, moe_isub(e, hi, tail))); /* no lanes at all, often: +0 then */
+    v = moe_vload(e, d, x, tail,
+                  moe_mask(e, moe_isub(e, hi, tail))); /* no lanes at all, often: +0 then */
     sum = moe_fma(e, v, v, sum);
     moe_sstore(e, MOE_F32, moe_hsum(e, sum), partials, blocks.index);
     moe_loop_end(e, &blocks);
@@ -92,7 +96,8 @@ MoeStatus moe_cpu_reduce_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *o
     MoeEmit e;
     const char *name;
     MoeStr key = {0};
-    moe_str_printf(&key, "sum_squares %s %lldx%lld", moe_dtype_name(d), (long long)c.slices, (long long)c.slice);
+    moe_str_printf(&key, "sum_squares %s %lldx%lld", moe_dtype_name(d), (long long)c.slices,
+                   (long long)c.slice);
     if (moe_emit_begin(t, moe_str_c(&key), "sum_squares", &e, &name))
         emit_blocks(&e, &c, d);
     MoeBufRef first[] = {moe_ref(op->operands[0]), moe_ref_work(0)};

@@ -1,9 +1,10 @@
 /* rope: rotary positions in the rotate-half form.
  *
- * Angles follow transformers step by step in f32: inv_freq_i = 1 / theta^(2i/d), angle = pos * inv_freq_i, then cos and sin of that f32. They are
- * therefore off the exact angle by up to about pos * 1e-7 radians. Where the table of cos and sin over all positions has at most
- * MAX_TABLE bytes it is a constant of the module, [seq][cos d/2, sin d/2]; beyond that each row computes its own into the scratch memory, in
- * f64: reduction by multiples of pi/2, then Taylor polynomials. */
+ * Angles follow transformers step by step in f32: inv_freq_i = 1 / theta^(2i/d), angle = pos *
+ * inv_freq_i, then cos and sin of that f32. They are therefore off the exact angle by up to about
+ * pos * 1e-7 radians. Where the table of cos and sin over all positions has at most MAX_TABLE bytes
+ * it is a constant of the module, [seq][cos d/2, sin d/2]; beyond that each row computes its own
+ * into the scratch memory, in f64: reduction by multiples of pi/2, then Taylor polynomials. */
 #include <math.h>
 #include <stdlib.h>
 #include "base/assert.h"
@@ -24,7 +25,8 @@ static float inv_freq(const Rope *r, int64_t i) {
 }
 
 static MoeVal constant_floats(MoeEmit *e, const float *data, size_t n, const char *name) {
-    MoeVal bytes = LLVMConstStringInContext(e->c, (const char *)data, (unsigned)(n * sizeof *data), true);
+    MoeVal bytes =
+        LLVMConstStringInContext(e->c, (const char *)data, (unsigned)(n * sizeof *data), true);
     MoeVal global = LLVMAddGlobal(e->m, LLVMTypeOf(bytes), name);
     LLVMSetInitializer(global, bytes);
     LLVMSetGlobalConstant(global, true);
@@ -35,7 +37,8 @@ static MoeVal constant_floats(MoeEmit *e, const float *data, size_t n, const cha
 
 /* The table of positions 0 .. seq-1, cos then sin, as a constant global. */
 static MoeVal make_table(MoeEmit *e, const Rope *r, const char *name) {
-    size_t n = (size_t)(r->seq * r->table_row) + MOE_BUFFER_SLACK / 4; /* whole vectors are loaded at its end too */
+    size_t n = (size_t)(r->seq * r->table_row) +
+               MOE_BUFFER_SLACK / 4; /* whole vectors are loaded at its end too */
     float *data = calloc(n, sizeof *data);
     MOE_ASSERT(data, "rope: no memory for a table of %zu entries", n);
     for (int64_t p = 0; p < r->seq; p++)
@@ -51,7 +54,9 @@ static MoeVal make_table(MoeEmit *e, const Rope *r, const char *name) {
 
 /* ---- cos and sin in f64 ---- */
 
-static MoeVal kd(MoeEmit *e, double v) { return LLVMConstReal(e->f64, v); }
+static MoeVal kd(MoeEmit *e, double v) {
+    return LLVMConstReal(e->f64, v);
+}
 
 /* c[0] + c[1] z + ... + c[n-1] z^(n-1) */
 static MoeVal poly(MoeEmit *e, MoeVal z, const double *c, int n) {
@@ -64,12 +69,17 @@ static MoeVal poly(MoeEmit *e, MoeVal z, const double *c, int n) {
 /* angle >= 0 f32, below 2^27 -> cos and sin, f32. */
 static void cos_sin(MoeEmit *e, MoeVal angle, MoeVal *out_cos, MoeVal *out_sin) {
     LLVMBuilderRef b = e->b;
-    static const double sin_c[] = {1.0, -1.0 / 6, 1.0 / 120, -1.0 / 5040, 1.0 / 362880, -1.0 / 39916800, 1.0 / 6227020800};
-    static const double cos_c[] = {1.0, -1.0 / 2, 1.0 / 24, -1.0 / 720, 1.0 / 40320, -1.0 / 3628800, 1.0 / 479001600, -1.0 / 87178291200};
+    static const double sin_c[] = {1.0,          -1.0 / 6,        1.0 / 120,       -1.0 / 5040,
+                                   1.0 / 362880, -1.0 / 39916800, 1.0 / 6227020800};
+    static const double cos_c[] = {
+        1.0,         -1.0 / 2,       1.0 / 24,        -1.0 / 720,
+        1.0 / 40320, -1.0 / 3628800, 1.0 / 479001600, -1.0 / 87178291200};
     MoeVal x = LLVMBuildFPExt(b, angle, e->f64, "");
-    MoeVal turns = LLVMBuildFAdd(b, LLVMBuildFMul(b, x, kd(e, 0.63661977236758134), ""), kd(e, 0.5), "");
+    MoeVal turns =
+        LLVMBuildFAdd(b, LLVMBuildFMul(b, x, kd(e, 0.63661977236758134), ""), kd(e, 0.5), "");
     MoeVal n = LLVMBuildFPToSI(b, turns, e->i64, ""), nf = LLVMBuildSIToFP(b, n, e->f64, "");
-    /* pi/2 in two parts, the first of 33 bits: nf times it is exact while nf < 2^20, else off by 2^-52 of it */
+    /* pi/2 in two parts, the first of 33 bits: nf times it is exact while nf < 2^20, else off by
+     * 2^-52 of it */
     MoeVal y = LLVMBuildFSub(b, x, LLVMBuildFMul(b, nf, kd(e, 0x1.921fb544p+0), ""), "");
     y = LLVMBuildFSub(b, y, LLVMBuildFMul(b, nf, kd(e, 0x1.0b4611a626331p-34), ""), "");
     MoeVal z = LLVMBuildFMul(b, y, y, "");
@@ -77,7 +87,8 @@ static void cos_sin(MoeEmit *e, MoeVal angle, MoeVal *out_cos, MoeVal *out_sin) 
     MoeVal odd = LLVMBuildTrunc(b, n, e->i1, "");
     MoeVal two = moe_k64(e, 2), zero = moe_k64(e, 0);
     MoeVal sin_neg = LLVMBuildICmp(b, LLVMIntNE, LLVMBuildAnd(b, n, two, ""), zero, "");
-    MoeVal cos_neg = LLVMBuildICmp(b, LLVMIntNE, LLVMBuildAnd(b, moe_iadd(e, n, moe_k64(e, 1)), two, ""), zero, "");
+    MoeVal cos_neg = LLVMBuildICmp(
+        b, LLVMIntNE, LLVMBuildAnd(b, moe_iadd(e, n, moe_k64(e, 1)), two, ""), zero, "");
     MoeVal sv = LLVMBuildSelect(b, odd, c, s, ""), cv = LLVMBuildSelect(b, odd, s, c, "");
     sv = LLVMBuildSelect(b, sin_neg, LLVMBuildFNeg(b, sv, ""), sv, "");
     cv = LLVMBuildSelect(b, cos_neg, LLVMBuildFNeg(b, cv, ""), cv, "");
@@ -109,7 +120,8 @@ static MoeVal make_freqs(MoeEmit *e, const Rope *r, const char *name) {
 /* ---- the rotation ---- */
 
 /* Elements i .. i+lanes of both halves of one head: x' = a c - b s, b c + a s. */
-static void rotate_vector(MoeEmit *e, const Rope *r, MoeDtype d, MoeVal x, MoeVal y, MoeVal table, MoeVal i, MoeVal mask) {
+static void rotate_vector(MoeEmit *e, const Rope *r, MoeDtype d, MoeVal x, MoeVal y, MoeVal table,
+                          MoeVal i, MoeVal mask) {
     MoeVal j = moe_iadd(e, i, moe_k64(e, r->half));
     MoeVal a = moe_vload(e, d, x, i, NULL), b = moe_vload(e, d, x, j, NULL);
     MoeVal c = moe_vload(e, MOE_F32, table, i, NULL), s = moe_vload(e, MOE_F32, table, j, NULL);
@@ -125,12 +137,14 @@ static void rotate_row(MoeEmit *e, const Rope *r, MoeDtype d, MoeVal x, MoeVal y
     int64_t bytes = moe_dtype_bytes(d), whole = r->half / e->lanes * e->lanes;
     MoeLoop heads, l;
     moe_loop_begin(e, &heads, moe_k64(e, 0), moe_k64(e, r->heads), moe_k64(e, 1));
-    MoeVal xh = moe_at(e, x, heads.index, r->dim * bytes), yh = moe_at(e, y, heads.index, r->dim * bytes);
+    MoeVal xh = moe_at(e, x, heads.index, r->dim * bytes),
+           yh = moe_at(e, y, heads.index, r->dim * bytes);
     moe_loop_begin(e, &l, moe_k64(e, 0), moe_k64(e, whole), moe_k64(e, e->lanes));
     rotate_vector(e, r, d, xh, yh, table, l.index, NULL);
     moe_loop_end(e, &l);
     if (r->half % e->lanes)
-        rotate_vector(e, r, d, xh, yh, table, moe_k64(e, whole), moe_mask(e, moe_k64(e, r->half - whole)));
+        rotate_vector(e, r, d, xh, yh, table, moe_k64(e, whole),
+                      moe_mask(e, moe_k64(e, r->half - whole)));
     moe_loop_end(e, &heads);
 }
 
@@ -143,29 +157,36 @@ MoeStatus moe_cpu_rope_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
     const MoeOp *op = g->ops[0];
     MOE_ASSERT(g->n_ops == 1, "rope: a group of %zu ops", g->n_ops);
     const MoeType *type = &op->operands[0]->type;
-    Rope r = {.heads = moe_attr_i(op, "heads"), .dim = moe_attr_i(op, "head_dim"), .seq = moe_attr_i(op, "seq"),
-              .theta = moe_attr_f(op, "theta"), .inverse = moe_attr_i_or(op, "inverse", 0) != 0};
+    Rope r = {.heads = moe_attr_i(op, "heads"),
+              .dim = moe_attr_i(op, "head_dim"),
+              .seq = moe_attr_i(op, "seq"),
+              .theta = moe_attr_f(op, "theta"),
+              .inverse = moe_attr_i_or(op, "inverse", 0) != 0};
     r.half = r.dim / 2;
     r.table_row = 2 * r.half;
     r.computed = r.seq > MAX_TABLE / (r.table_row * 4);
     MoeBufs bufs = {.n = 0};
     int x = moe_bufs_add(&bufs, op->operands[0]), y = moe_bufs_add(&bufs, op->results[0]);
     int seg = moe_bufs_add_seg(&bufs, type);
-    int64_t cols = moe_type_cols(type), per_task = moe_live_block(cols), bytes = cols * moe_dtype_bytes(type->dtype);
+    int64_t cols = moe_type_cols(type), per_task = moe_live_block(cols),
+            bytes = cols * moe_dtype_bytes(type->dtype);
     MoeStr key = {0};
     MoeEmit e;
     const char *name;
-    moe_str_printf(&key, "rope %lld %lld %lld %a %d", (long long)r.heads, (long long)r.dim, (long long)r.seq, r.theta, r.inverse);
+    moe_str_printf(&key, "rope %lld %lld %lld %a %d", (long long)r.heads, (long long)r.dim,
+                   (long long)r.seq, r.theta, r.inverse);
     moe_live_key(&key, type);
     if (moe_emit_begin(t, moe_str_c(&key), "rope", &e, &name)) {
         moe_emit_tasks_body(&e);
         moe_live_tasks(&e, moe_live_rows(&e, type, seg), per_task);
         moe_emit_kernel_body(&e);
         MoeStr table_name = {0};
-        moe_str_printf(&table_name, "rope_table %lld %lld %a %d", (long long)r.dim, (long long)r.seq, r.theta, r.computed);
+        moe_str_printf(&table_name, "rope_table %lld %lld %a %d", (long long)r.dim,
+                       (long long)r.seq, r.theta, r.computed);
         MoeVal table = LLVMGetNamedGlobal(e.m, moe_str_c(&table_name));
         if (!table)
-            table = r.computed ? make_freqs(&e, &r, moe_str_c(&table_name)) : make_table(&e, &r, moe_str_c(&table_name));
+            table = r.computed ? make_freqs(&e, &r, moe_str_c(&table_name))
+                               : make_table(&e, &r, moe_str_c(&table_name));
         moe_str_free(&table_name);
         MoeLoop rows;
         moe_live_loop(&e, &rows, moe_live_rows(&e, type, seg), per_task);

@@ -1,7 +1,8 @@
 /* route_plan, expert_counts, row_count, count_valid: integers only, one task each.
  *
- * route_plan is a stable counting sort by (expert, virtual shard): tokens ascend within the input, so the rows of an expert come sorted by
- * token. Two passes over ids: count into seg, prefix sum, then deal out rows from a copy of seg in the scratch memory. */
+ * route_plan is a stable counting sort by (expert, virtual shard): tokens ascend within the input,
+ * so the rows of an expert come sorted by token. Two passes over ids: count into seg, prefix sum,
+ * then deal out rows from a copy of seg in the scratch memory. */
 #include "base/assert.h"
 #include "codegen/cpu/live.h"
 
@@ -93,11 +94,13 @@ static MoeStatus lower_route_plan(MoeCpuTarget *t, const MoeGroup *g, MoeLowered
     b.seg = moe_bufs_add_output(&bufs, g, 0);
     b.src = moe_bufs_add_output(&bufs, g, 1);
     b.inv = moe_bufs_add_output(&bufs, g, 2);
-    MOE_ASSERT(seg->shards == (moe_rows_seg(ids) ? moe_rows_seg(ids)->type.shards : 1), "route_plan: shards differ");
+    MOE_ASSERT(seg->shards == (moe_rows_seg(ids) ? moe_rows_seg(ids)->type.shards : 1),
+               "route_plan: shards differ");
     MoeStr key = {0};
     MoeEmit e;
     const char *name;
-    moe_str_printf(&key, "route_plan %lldx%lld %d%d%d", (long long)seg->groups, (long long)seg->shards, b.seg, b.src, b.inv);
+    moe_str_printf(&key, "route_plan %lldx%lld %d%d%d", (long long)seg->groups,
+                   (long long)seg->shards, b.seg, b.src, b.inv);
     moe_live_key(&key, ids);
     if (moe_emit_begin(t, moe_str_c(&key), "route_plan", &e, &name)) {
         moe_emit_tasks_body(&e);
@@ -117,7 +120,8 @@ static void emit_expert_counts(MoeEmit *e, const MoeType *seg) {
     MoeLoop l;
     moe_loop_begin(e, &l, moe_k64(e, 0), moe_k64(e, seg->groups), moe_k64(e, 1));
     MoeVal first = moe_imul(e, l.index, shards);
-    MoeVal n = moe_isub(e, moe_load_index(e, table, moe_iadd(e, first, shards)), moe_load_index(e, table, first));
+    MoeVal n = moe_isub(e, moe_load_index(e, table, moe_iadd(e, first, shards)),
+                        moe_load_index(e, table, first));
     moe_store_i32(e, n, moe_emit_buf(e, 1), l.index);
     moe_loop_end(e, &l);
 }
@@ -160,7 +164,8 @@ MoeStatus moe_cpu_route_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
         if (op->opcode == MOE_OP_EXPERT_COUNTS) {
             emit_expert_counts(&e, in);
         } else if (op->opcode == MOE_OP_ROW_COUNT) {
-            MoeVal n = moe_load_index(&e, moe_emit_buf(&e, 0), moe_k64(&e, in->groups * in->shards));
+            MoeVal n =
+                moe_load_index(&e, moe_emit_buf(&e, 0), moe_k64(&e, in->groups * in->shards));
             moe_store_i32(&e, n, moe_emit_buf(&e, 1), moe_k64(&e, 0));
         } else {
             MOE_ASSERT(op->opcode == MOE_OP_COUNT_VALID, "route: op %s", what);

@@ -1,7 +1,9 @@
-/* Row groups, row by row (kind_row.h). In: a MoeRowPlan. Out: one kernel; its tasks are blocks of rows, or, where the group has col_sums, the
- * leaves of the tree over rows (docs/NUMBERS.md, 4), whose partial sums go to the workspace for a second launch to fold.
+/* Row groups, row by row (kind_row.h). In: a MoeRowPlan. Out: one kernel; its tasks are blocks of
+ * rows, or, where the group has col_sums, the leaves of the tree over rows (docs/NUMBERS.md, 4),
+ * whose partial sums go to the workspace for a second launch to fold.
  *
- * Vectors are loaded whole even where a row ends inside one (memory may be read 64 bytes past its end); stores and reductions are masked. */
+ * Vectors are loaded whole even where a row ends inside one (memory may be read 64 bytes past its
+ * end); stores and reductions are masked. */
 #include "codegen/cpu/kind_row.h"
 
 #include <string.h>
@@ -27,7 +29,8 @@ typedef struct {
 
 /* ---- where things lie ---- */
 
-/* The row of operand x that goes with row r of the group: leading dims of size 1 (or missing ones) repeat. */
+/* The row of operand x that goes with row r of the group: leading dims of size 1 (or missing ones)
+ * repeat. */
 static MoeVal operand_row(Rows *w, const MoeRowValue *x, MoeVal r) {
     MoeEmit *e = w->e;
     const MoeRowPlan *p = w->p;
@@ -70,10 +73,12 @@ static void find_row_memory(Rows *w) {
         int64_t bytes = x->cols * moe_dtype_bytes(x->dtype);
         if (x->def < 0)
             w->at_in[i] = x->cls == MOE_ROW_UNIFORM ? moe_emit_buf(e, x->buf_in)
-                                                    : moe_at(e, moe_emit_buf(e, x->buf_in), operand_row(w, x, w->row), bytes);
+                                                    : moe_at(e, moe_emit_buf(e, x->buf_in),
+                                                             operand_row(w, x, w->row), bytes);
         if (x->buf_out >= 0 && x->cls != MOE_ROW_UNIFORM)
             w->at_out[i] = moe_at(e, moe_emit_buf(e, x->buf_out), w->row, bytes);
-        w->at_kept[i] = x->scratch >= 0 ? moe_at_bytes(e, e->scratch, moe_k64(e, x->scratch)) : w->at_out[i];
+        w->at_kept[i] =
+            x->scratch >= 0 ? moe_at_bytes(e, e->scratch, moe_k64(e, x->scratch)) : w->at_out[i];
         if (x->def < 0 && x->cls == MOE_ROW_SCALAR)
             w->scalar[i] = moe_row_sload(e, x->dtype, w->at_in[i], moe_k64(e, 0));
     }
@@ -215,9 +220,12 @@ static void emit_vector(Rows *w, int64_t cols, MoeVal index, int way, MoeVal mas
     }
 }
 
-static MoeVal tail_mask(MoeEmit *e, int64_t n) { return moe_mask(e, moe_k64(e, n)); }
+static MoeVal tail_mask(MoeEmit *e, int64_t n) {
+    return moe_mask(e, moe_k64(e, n));
+}
 
-/* Runs the vectors of a loop over `cols` columns; accumulators of the n reductions `ops` end in w->sums. */
+/* Runs the vectors of a loop over `cols` columns; accumulators of the n reductions `ops` end in
+ * w->sums. */
 static void emit_columns(Rows *w, int64_t cols, const int *ops, int n) {
     MoeEmit *e = w->e;
     int64_t whole = cols / e->lanes, done = 0;
@@ -227,7 +235,8 @@ static void emit_columns(Rows *w, int64_t cols, const int *ops, int n) {
         int64_t rounds = whole / WAYS;
         for (int k = 0; k < n * WAYS; k++)
             carried[k] = w->sums[k % WAYS][ops[k / WAYS]];
-        moe_carry_begin(e, &loop, moe_k64(e, 0), moe_k64(e, rounds * WAYS * e->lanes), moe_k64(e, WAYS * e->lanes), carried, n * WAYS);
+        moe_carry_begin(e, &loop, moe_k64(e, 0), moe_k64(e, rounds * WAYS * e->lanes),
+                        moe_k64(e, WAYS * e->lanes), carried, n * WAYS);
         for (int k = 0; k < n * WAYS; k++)
             w->sums[k % WAYS][ops[k / WAYS]] = carried[k];
         for (int way = 0; way < WAYS; way++)
@@ -242,7 +251,8 @@ static void emit_columns(Rows *w, int64_t cols, const int *ops, int n) {
     for (; done < whole; done++)
         emit_vector(w, cols, moe_k64(e, done * e->lanes), (int)(done % WAYS), NULL);
     if (cols % e->lanes)
-        emit_vector(w, cols, moe_k64(e, whole * e->lanes), (int)(whole % WAYS), tail_mask(e, cols % e->lanes));
+        emit_vector(w, cols, moe_k64(e, whole * e->lanes), (int)(whole % WAYS),
+                    tail_mask(e, cols % e->lanes));
 }
 
 /* The accumulators that some vector reached, folded (0 + 1) + (2 + 3), then the lanes. */
@@ -267,7 +277,8 @@ static void emit_loop(Rows *w, int64_t cols) {
     int ops[MAX_SUMS], n = 0;
     for (int i = 0; i < p->n_ops; i++) {
         MoeOpcode code = p->ops[i].op->opcode;
-        if (!in_loop_of(&p->ops[i], w->stage, cols) || (code != MOE_OP_ROW_SUM && code != MOE_OP_ROW_MAX))
+        if (!in_loop_of(&p->ops[i], w->stage, cols) ||
+            (code != MOE_OP_ROW_SUM && code != MOE_OP_ROW_MAX))
             continue;
         MOE_ASSERT(n < MAX_SUMS, "row: more than %d reductions in a loop", MAX_SUMS);
         ops[n++] = i;
@@ -306,7 +317,9 @@ static int64_t rows_per_task(const MoeRowPlan *p, int lanes) {
     for (int i = 0; i < p->n_ops; i++) {
         const MoeRowOp *o = &p->ops[i];
         int64_t cols = o->cols > lanes ? o->cols : lanes;
-        work += o->in_loop ? cols : o->op->opcode == MOE_OP_TOPK ? cols * moe_type_cols(&o->op->results[0]->type) : 4;
+        work += o->in_loop                     ? cols
+                : o->op->opcode == MOE_OP_TOPK ? cols * moe_type_cols(&o->op->results[0]->type)
+                                               : 4;
     }
     int64_t n = (1 << 16) / (work ? work : 1);
     return n < 1 ? 1 : n > 1024 ? 1024 : n;
@@ -327,7 +340,8 @@ static void zero_partials(Rows *w) {
 
 static void emit_tasks(MoeEmit *e, const MoeRowPlan *p, int64_t per_task) {
     moe_emit_tasks_body(e);
-    MoeVal n = p->col_sums ? moe_row_emit_leaf_count(e, p) : moe_iceildiv(e, moe_row_live_rows(e, p), per_task);
+    MoeVal n = p->col_sums ? moe_row_emit_leaf_count(e, p)
+                           : moe_iceildiv(e, moe_row_live_rows(e, p), per_task);
     if (p->uniform_outputs)
         n = moe_imax(e, n, moe_k64(e, 1));
     moe_emit_return(e, n);
@@ -361,12 +375,20 @@ static void emit_kernel(MoeArena *a, MoeEmit *e, const MoeRowPlan *p, int64_t pe
     moe_emit_end(e);
 }
 
+static void set_lanes(MoeEmit *e, int lanes) {
+    e->lanes = lanes;
+    e->v32 = LLVMVectorType(e->f32, (unsigned)lanes);
+    e->vi32 = LLVMVectorType(e->i32, (unsigned)lanes);
+    e->vbf16 = LLVMVectorType(e->i16, (unsigned)lanes);
+}
+
 void moe_row_emit_rows(MoeCpuTarget *t, const MoeRowPlan *p, MoeLowered *out) {
     MoeEmit e;
     const char *name;
     if (moe_emit_begin(t, p->key, "row", &e, &name)) {
         MoeArena *a = moe_arena_create();
-        int64_t per_task = rows_per_task(p, t->isa.lanes);
+        int64_t per_task = rows_per_task(p, p->lanes);
+        set_lanes(&e, p->lanes);
         emit_tasks(&e, p, per_task);
         emit_kernel(a, &e, p, per_task);
         moe_arena_destroy(a);

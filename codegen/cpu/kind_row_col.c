@@ -1,7 +1,8 @@
 /* Column sums of a row group: the leaves of the tree over rows, and the launch that folds them.
  *
- * The row kernel's tasks are the leaves, numbered by (g, v, leaf) over the live table; leaf n's partial sum [cols] lies in slot n of the
- * workspace. The fold runs over blocks of columns: for each (g, v) the tree over its leaves, then the trees over v and over g. */
+ * The row kernel's tasks are the leaves, numbered by (g, v, leaf) over the live table; leaf n's
+ * partial sum [cols] lies in slot n of the workspace. The fold runs over blocks of columns: for
+ * each (g, v) the tree over its leaves, then the trees over v and over g. */
 #include "codegen/cpu/fold.h"
 #include "codegen/cpu/kind_row.h"
 #include "codegen/cpu/kind_row_local.h"
@@ -9,7 +10,9 @@
 
 enum { FOLD_VECTORS = 2 }; /* vectors of columns a task */
 
-static MoeVal n_leaves(MoeEmit *e, MoeVal rows) { return moe_iceildiv(e, rows, MOE_LEAF_ROWS); }
+static MoeVal n_leaves(MoeEmit *e, MoeVal rows) {
+    return moe_iceildiv(e, rows, MOE_LEAF_ROWS);
+}
 
 /* First row of entry i of the table; entry n is the end. table NULL: static rows, one entry. */
 static MoeVal table_at(MoeEmit *e, MoeVal table, int64_t rows, MoeVal i) {
@@ -39,19 +42,23 @@ MoeVal moe_row_emit_leaf_count(MoeEmit *e, const MoeRowPlan *p) {
     return next;
 }
 
-void moe_row_emit_leaf_rows(MoeEmit *e, const MoeRowPlan *p, MoeVal leaf, MoeVal *out_lo, MoeVal *out_hi) {
+void moe_row_emit_leaf_rows(MoeEmit *e, const MoeRowPlan *p, MoeVal leaf, MoeVal *out_lo,
+                            MoeVal *out_hi) {
     LLVMBuilderRef b = e->b;
-    MoeVal table = table_of(e, p), zero = moe_k64(e, 0), one = moe_k64(e, 1), size = moe_k64(e, MOE_LEAF_ROWS);
+    MoeVal table = table_of(e, p), zero = moe_k64(e, 0), one = moe_k64(e, 1),
+           size = moe_k64(e, MOE_LEAF_ROWS);
     MoeVal vals[] = {leaf, zero, zero}; /* leaves still to skip, lo, hi */
     MoeCarryLoop l;
     moe_carry_begin(e, &l, zero, moe_k64(e, n_entries(p)), one, vals, 3);
     MoeVal lo = table_at(e, table, p->rows, l.l.index);
     MoeVal hi = table_at(e, table, p->rows, moe_iadd(e, l.l.index, one));
     MoeVal n = n_leaves(e, moe_isub(e, hi, lo));
-    MoeVal here = LLVMBuildAnd(b, LLVMBuildICmp(b, LLVMIntSGE, vals[0], zero, ""), LLVMBuildICmp(b, LLVMIntSLT, vals[0], n, ""), "");
+    MoeVal here = LLVMBuildAnd(b, LLVMBuildICmp(b, LLVMIntSGE, vals[0], zero, ""),
+                               LLVMBuildICmp(b, LLVMIntSLT, vals[0], n, ""), "");
     MoeVal first = moe_iadd(e, lo, moe_imul(e, vals[0], size));
     MoeVal last = moe_imin(e, hi, moe_iadd(e, first, size));
-    MoeVal next[] = {moe_isub(e, vals[0], n), LLVMBuildSelect(b, here, first, vals[1], ""), LLVMBuildSelect(b, here, last, vals[2], "")};
+    MoeVal next[] = {moe_isub(e, vals[0], n), LLVMBuildSelect(b, here, first, vals[1], ""),
+                     LLVMBuildSelect(b, here, last, vals[2], "")};
     moe_carry_end(e, &l, next);
     *out_lo = next[1];
     *out_hi = next[2];
@@ -86,7 +93,8 @@ static void emit_fold_kernel(MoeEmit *e, const MoeRowPlan *p, int64_t cols) {
     moe_carry_begin(e, &by_shard, zero, moe_k64(e, shards), one, &slot, 1);
     moe_fold_reset(e, &over_leaves);
     MoeVal entry = moe_iadd(e, moe_imul(e, by_group.l.index, moe_k64(e, shards)), by_shard.l.index);
-    MoeVal rows = moe_isub(e, table_at(e, table, p->rows, moe_iadd(e, entry, one)), table_at(e, table, p->rows, entry));
+    MoeVal rows = moe_isub(e, table_at(e, table, p->rows, moe_iadd(e, entry, one)),
+                           table_at(e, table, p->rows, entry));
     MoeVal end = moe_iadd(e, slot, n_leaves(e, rows));
     moe_loop_begin(e, &leaves, slot, end, one);
     MoeVal at = moe_at(e, partials, leaves.index, cols * 4);
@@ -100,7 +108,8 @@ static void emit_fold_kernel(MoeEmit *e, const MoeRowPlan *p, int64_t cols) {
     moe_fold_push(e, &over_groups, v, present);
     moe_carry_end(e, &by_group, &slot);
     v = moe_fold_finish(e, &over_groups, NULL);
-    moe_vstore(e, MOE_F32, v, out, columns.index, moe_mask(e, moe_isub(e, moe_k64(e, cols), columns.index)));
+    moe_vstore(e, MOE_F32, v, out, columns.index,
+               moe_mask(e, moe_isub(e, moe_k64(e, cols), columns.index)));
     moe_loop_end(e, &columns);
     moe_emit_end(e);
 }
@@ -111,7 +120,8 @@ void moe_row_emit_fold(MoeCpuTarget *t, const MoeRowPlan *p, const MoeRowOp *op,
     int64_t groups, shards;
     moe_row_tree_shape(p, &groups, &shards);
     MoeStr key = {0};
-    moe_str_printf(&key, "col_fold %lld %lldx%lld", (long long)op->cols, (long long)groups, (long long)shards);
+    moe_str_printf(&key, "col_fold %lld %lldx%lld", (long long)op->cols, (long long)groups,
+                   (long long)shards);
     if (p->seg < 0)
         moe_str_printf(&key, " rows%lld", (long long)p->rows);
     if (moe_emit_begin(t, moe_str_c(&key), "col_fold", &e, &name))

@@ -1,8 +1,9 @@
-/* FLAT row groups: one vector loop over the live elements, in tasks of 16K; and what both ways of running a row group share (memory in its
- * own dtype, values that are uniform over the group).
+/* FLAT row groups: one vector loop over the live elements, in tasks of 16K; and what both ways of
+ * running a row group share (memory in its own dtype, values that are uniform over the group).
  *
- * Example, AdamW on f32[8, 1024, 512]: the step size and 1 - beta are uniform and computed once a task; then one loop loads p, m, v, g, and
- * stores p', m', v', in place where memplan says so (every vector is loaded before it is stored). */
+ * Example, AdamW on f32[8, 1024, 512]: the step size and 1 - beta are uniform and computed once a
+ * task; then one loop loads p, m, v, g, and stores p', m', v', in place where memplan says so
+ * (every vector is loaded before it is stored). */
 #include <string.h>
 #include "base/assert.h"
 #include "codegen/cpu/kind_row.h"
@@ -10,7 +11,9 @@
 #define FLAT_TASK 16384 /* elements */
 
 /* i32 memory goes through the f32 loads bit for bit. */
-static MoeDtype carrier(MoeDtype d) { return d == MOE_I32 ? MOE_F32 : d; }
+static MoeDtype carrier(MoeDtype d) {
+    return d == MOE_I32 ? MOE_F32 : d;
+}
 
 MoeVal moe_row_sload(MoeEmit *e, MoeDtype d, MoeVal base, MoeVal index) {
     if (d == MOE_I32)
@@ -75,14 +78,18 @@ void moe_row_emit_uniform(MoeEmit *e, const MoeRowPlan *p, MoeVal *vals) {
     moe_if_begin(e, &first, LLVMBuildICmp(e->b, LLVMIntEQ, e->task, zero, ""));
     for (int i = 0; i < p->n_values; i++)
         if (p->values[i].cls == MOE_ROW_UNIFORM && p->values[i].buf_out >= 0)
-            moe_row_sstore(e, p->values[i].dtype, vals[i], moe_emit_buf(e, p->values[i].buf_out), zero);
+            moe_row_sstore(e, p->values[i].dtype, vals[i], moe_emit_buf(e, p->values[i].buf_out),
+                           zero);
     moe_if_end(e, &first);
 }
 
-static bool is_lane_value(const MoeRowValue *x) { return x->cls == MOE_ROW_VECTOR || x->cls == MOE_ROW_SCALAR; }
+static bool is_lane_value(const MoeRowValue *x) {
+    return x->cls == MOE_ROW_VECTOR || x->cls == MOE_ROW_SCALAR;
+}
 
 /* One vector of the group at element `index`. uniform: scalars by value index. */
-static void emit_vector(MoeEmit *e, const MoeRowPlan *p, const MoeVal *uniform, MoeVal index, MoeVal mask) {
+static void emit_vector(MoeEmit *e, const MoeRowPlan *p, const MoeVal *uniform, MoeVal index,
+                        MoeVal mask) {
     MoeVal reg[512];
     MOE_ASSERT(p->n_values <= 512, "row: %d values in a group", p->n_values);
     for (int i = 0; i < p->n_values; i++) {
@@ -102,7 +109,8 @@ static void emit_vector(MoeEmit *e, const MoeRowPlan *p, const MoeVal *uniform, 
     }
     for (int i = 0; i < p->n_values; i++)
         if (is_lane_value(&p->values[i]) && p->values[i].buf_out >= 0)
-            moe_row_vstore(e, p->values[i].dtype, reg[i], moe_emit_buf(e, p->values[i].buf_out), index, mask);
+            moe_row_vstore(e, p->values[i].dtype, reg[i], moe_emit_buf(e, p->values[i].buf_out),
+                           index, mask);
 }
 
 static MoeVal live_elements(MoeEmit *e, const MoeRowPlan *p) {
@@ -126,9 +134,11 @@ void moe_row_emit_flat(MoeCpuTarget *t, const MoeRowPlan *p, MoeLowered *out) {
         moe_row_emit_uniform(&e, p, uniform);
         if (p->flat_elements > 0) {
             MoeVal lo = moe_imul(&e, e.task, moe_k64(&e, FLAT_TASK));
-            MoeVal hi = moe_imin(&e, live_elements(&e, p), moe_iadd(&e, lo, moe_k64(&e, FLAT_TASK)));
+            MoeVal hi =
+                moe_imin(&e, live_elements(&e, p), moe_iadd(&e, lo, moe_k64(&e, FLAT_TASK)));
             MoeVal step = moe_k64(&e, e.lanes);
-            MoeVal whole = moe_imul(&e, moe_idiv(&e, moe_imax(&e, moe_isub(&e, hi, lo), moe_k64(&e, 0)), step), step);
+            MoeVal whole = moe_imul(
+                &e, moe_idiv(&e, moe_imax(&e, moe_isub(&e, hi, lo), moe_k64(&e, 0)), step), step);
             MoeVal tail = moe_iadd(&e, lo, whole);
             MoeLoop loop;
             moe_loop_begin(&e, &loop, lo, tail, step);

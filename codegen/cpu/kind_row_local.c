@@ -1,30 +1,36 @@
 /* top-k, take and put on one row.
  *
- * top-k turns (value, column) into one i64 key: the value's bits mapped so that integer order is float order, above the complement of the
- * column, so that the largest key is the largest value with the lowest column. k rounds take the maximum and strike it out: in registers for
- * up to 128 columns or so, else in memory. */
+ * top-k turns (value, column) into one i64 key: the value's bits mapped so that integer order is
+ * float order, above the complement of the column, so that the largest key is the largest value
+ * with the lowest column. k rounds take the maximum and strike it out: in registers for up to 128
+ * columns or so, else in memory. */
 #include "codegen/cpu/kind_row_local.h"
 
 #include "base/assert.h"
 
 enum { REGISTER_VECTORS = 8 };
 
-/* x as <lanes x i64> keys for columns first + lane; lanes at or beyond n_live get the smallest key. */
+/* x as <lanes x i64> keys for columns first + lane; lanes at or beyond n_live get the smallest key.
+ */
 static MoeVal make_keys(MoeEmit *e, MoeVal x, MoeVal first, MoeVal n_live) {
     LLVMBuilderRef b = e->b;
     LLVMTypeRef v64 = LLVMVectorType(e->i64, (unsigned)e->lanes);
     MoeVal lane[64];
     for (int i = 0; i < e->lanes; i++)
         lane[i] = moe_k64(e, i);
-    MoeVal column = LLVMBuildAdd(b, LLVMConstVector(lane, (unsigned)e->lanes), moe_splat(e, first), "");
+    MoeVal column =
+        LLVMBuildAdd(b, LLVMConstVector(lane, (unsigned)e->lanes), moe_splat(e, first), "");
     MoeVal nan = LLVMBuildFCmp(b, LLVMRealUNO, x, x, "");
     x = LLVMBuildSelect(b, nan, moe_vconst(e, -1.0 / 0.0), x, "");
     x = LLVMBuildFAdd(b, x, moe_vconst(e, 0.0), ""); /* -0 becomes +0 */
     MoeVal bits = LLVMBuildBitCast(b, x, e->vi32, "");
     MoeVal sign = LLVMBuildAShr(b, bits, moe_splat(e, moe_k32(e, 31)), "");
-    MoeVal order = LLVMBuildXor(b, bits, LLVMBuildAnd(b, sign, moe_splat(e, moe_k32(e, 0x7fffffff)), ""), "");
-    MoeVal key = LLVMBuildShl(b, LLVMBuildSExt(b, order, v64, ""), moe_splat(e, moe_k64(e, 32)), "");
-    key = LLVMBuildOr(b, key, LLVMBuildSub(b, moe_splat(e, moe_k64(e, 0xffffffff)), column, ""), "");
+    MoeVal order =
+        LLVMBuildXor(b, bits, LLVMBuildAnd(b, sign, moe_splat(e, moe_k32(e, 0x7fffffff)), ""), "");
+    MoeVal key =
+        LLVMBuildShl(b, LLVMBuildSExt(b, order, v64, ""), moe_splat(e, moe_k64(e, 32)), "");
+    key =
+        LLVMBuildOr(b, key, LLVMBuildSub(b, moe_splat(e, moe_k64(e, 0xffffffff)), column, ""), "");
     return LLVMBuildSelect(b, moe_mask(e, n_live), key, moe_splat(e, moe_k64(e, INT64_MIN)), "");
 }
 
@@ -59,7 +65,8 @@ static void topk_in_registers(MoeEmit *e, MoeRowMemory x, MoeRowMemory ids) {
         moe_store_i32(e, column_of(e, best), ids.at, moe_k64(e, j));
         MoeVal all = moe_splat(e, best);
         for (int i = 0; i < n && j + 1 < ids.cols; i++)
-            keys[i] = LLVMBuildSelect(e->b, LLVMBuildICmp(e->b, LLVMIntEQ, keys[i], all, ""), struck, keys[i], "");
+            keys[i] = LLVMBuildSelect(e->b, LLVMBuildICmp(e->b, LLVMIntEQ, keys[i], all, ""),
+                                      struck, keys[i], "");
     }
 }
 
@@ -69,7 +76,8 @@ static void topk_in_memory(MoeEmit *e, MoeRowMemory x, MoeRowMemory ids) {
     MoeVal keys = moe_alloca(e, v64, (x.cols + e->lanes - 1) / e->lanes);
     MoeLoop fill, rounds;
     moe_loop_begin(e, &fill, zero, end, step);
-    MoeVal v = make_keys(e, moe_vload(e, x.dtype, x.at, fill.index, NULL), fill.index, moe_isub(e, end, fill.index));
+    MoeVal v = make_keys(e, moe_vload(e, x.dtype, x.at, fill.index, NULL), fill.index,
+                         moe_isub(e, end, fill.index));
     LLVMBuildStore(e->b, v, moe_at(e, keys, fill.index, 8));
     moe_loop_end(e, &fill);
     moe_loop_begin(e, &rounds, zero, moe_k64(e, ids.cols), moe_k64(e, 1));
@@ -104,7 +112,8 @@ void moe_row_emit_put(MoeEmit *e, MoeRowMemory x, MoeRowMemory ids, MoeRowMemory
     MoeVal zero = moe_k64(e, 0), end = moe_k64(e, out.cols);
     MoeLoop clear, l;
     moe_loop_begin(e, &clear, zero, end, moe_k64(e, e->lanes));
-    moe_vstore(e, out.dtype, moe_vconst(e, 0.0), out.at, clear.index, moe_mask(e, moe_isub(e, end, clear.index)));
+    moe_vstore(e, out.dtype, moe_vconst(e, 0.0), out.at, clear.index,
+               moe_mask(e, moe_isub(e, end, clear.index)));
     moe_loop_end(e, &clear);
     moe_loop_begin(e, &l, zero, moe_k64(e, ids.cols), moe_k64(e, 1));
     MoeVal v = moe_sload(e, x.dtype, x.at, l.index);

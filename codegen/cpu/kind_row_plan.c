@@ -1,6 +1,7 @@
-/* The analysis of a row group: kind_row.h says what it decides. In: a MoeGroup. Out: a MoeRowPlan, with a key that covers all that the
- * emitted code depends on. Example, softmax over [T, 64]:
- *   stage 0: loop: row_max(x)      stage 1: loop: e = exp(x - top), row_sum(e)      stage 2: loop: y = e / sum, with e kept in a row buffer. */
+/* The analysis of a row group: kind_row.h says what it decides. In: a MoeGroup. Out: a MoeRowPlan,
+ * with a key that covers all that the emitted code depends on. Example, softmax over [T, 64]: stage
+ * 0: loop: row_max(x)      stage 1: loop: e = exp(x - top), row_sum(e)      stage 2: loop: y = e /
+ * sum, with e kept in a row buffer. */
 #include "codegen/cpu/kind_row.h"
 
 #include <limits.h>
@@ -10,7 +11,6 @@
 #include "base/kernel_abi.h"
 #include "ir/numbers.h"
 
-#define READ_LATE INT_MAX
 #define CHEAP_OPS 3 /* a value of at most so many cheap ops is computed again instead of kept */
 
 static int64_t lead_count(const MoeType *t) {
@@ -20,18 +20,23 @@ static int64_t lead_count(const MoeType *t) {
     return n;
 }
 
-static bool is_local(MoeOpcode o) { return o == MOE_OP_TOPK || o == MOE_OP_TAKE || o == MOE_OP_PUT; }
-static bool is_reduce(MoeOpcode o) { return o == MOE_OP_ROW_SUM || o == MOE_OP_ROW_MAX; }
-static bool is_elementwise(MoeOpcode o) { return moe_op_info(o)->kind == MOE_KIND_EW; }
+static bool is_local(MoeOpcode o) {
+    return o == MOE_OP_TOPK || o == MOE_OP_TAKE || o == MOE_OP_PUT;
+}
+static bool is_reduce(MoeOpcode o) {
+    return o == MOE_OP_ROW_SUM || o == MOE_OP_ROW_MAX;
+}
+static bool is_elementwise(MoeOpcode o) {
+    return moe_op_info(o)->kind == MOE_KIND_EW;
+}
 
-/* The type whose rows the op runs over: its operand's for ops that read rows whole, else its result's. */
-static const MoeType *row_type(const MoeOp *op) {
+const MoeType *moe_row_type(const MoeOp *op) {
     return is_elementwise(op->opcode) ? &op->results[0]->type : &op->operands[0]->type;
 }
 
 /* ---- values ---- */
 
-static int find_value(const MoeRowPlan *p, const MoeValue *v) {
+int moe_row_find(const MoeRowPlan *p, const MoeValue *v) {
     for (int i = 0; i < p->n_values; i++)
         if (p->values[i].v == v)
             return i;
@@ -40,8 +45,13 @@ static int find_value(const MoeRowPlan *p, const MoeValue *v) {
 
 static int add_value(MoeRowPlan *p, const MoeValue *v, int def) {
     MoeRowValue *x = &p->values[p->n_values];
-    *x = (MoeRowValue){.v = v, .dtype = v->type.dtype, .buf_in = -1, .buf_out = -1, .def = def,
-                       .scratch = -1, .last_read = -1};
+    *x = (MoeRowValue){.v = v,
+                       .dtype = v->type.dtype,
+                       .buf_in = -1,
+                       .buf_out = -1,
+                       .def = def,
+                       .scratch = -1,
+                       .last_read = -1};
     if (v->type.kind == MOE_TYPE_SEGS) {
         x->cls = MOE_ROW_SEG;
     } else {
@@ -77,7 +87,7 @@ static void collect(MoeArena *a, MoeRowPlan *p, const MoeGroup *g) {
         MoeRowOp *o = &p->ops[p->n_ops++];
         o->op = op;
         for (int k = 0; k < op->n_operands; k++) {
-            int at = find_value(p, op->operands[k]);
+            int at = moe_row_find(p, op->operands[k]);
             if (at < 0) /* a group made by hand may leave out constants */
                 at = add_value(p, op->operands[k], -1);
             if (p->values[at].cls == MOE_ROW_SEG)
@@ -85,7 +95,8 @@ static void collect(MoeArena *a, MoeRowPlan *p, const MoeGroup *g) {
             MOE_ASSERT(o->n_in < 3, "row: %s has too many operands", moe_op_info(op->opcode)->name);
             o->in[o->n_in++] = at;
         }
-        bool uniform = is_elementwise(op->opcode) && all_uniform(p, o) && moe_type_elements(&op->results[0]->type) == 1;
+        bool uniform = is_elementwise(op->opcode) && all_uniform(p, o) &&
+                       moe_type_elements(&op->results[0]->type) == 1;
         o->out = add_value(p, op->results[0], (int)i);
         if (uniform)
             p->values[o->out].cls = MOE_ROW_UNIFORM;
@@ -99,7 +110,7 @@ static void collect(MoeArena *a, MoeRowPlan *p, const MoeGroup *g) {
 static void find_rows(MoeRowPlan *p) {
     const MoeType *best = NULL;
     for (int i = 0; i < p->n_ops; i++) {
-        const MoeType *t = row_type(p->ops[i].op);
+        const MoeType *t = moe_row_type(p->ops[i].op);
         if (!best || lead_count(t) > lead_count(best) || (!moe_rows_seg(best) && moe_rows_seg(t)))
             best = t;
     }
@@ -108,7 +119,7 @@ static void find_rows(MoeRowPlan *p) {
     for (int d = 0; d < p->lead_rank; d++)
         p->lead[d] = best->dims[d].size;
     const MoeValue *seg = moe_rows_seg(best);
-    p->seg = seg ? find_value(p, seg) : -1;
+    p->seg = seg ? moe_row_find(p, seg) : -1;
     MOE_ASSERT(!seg || p->seg >= 0, "row: the rows' segs value is no input of the group");
 }
 
@@ -127,7 +138,8 @@ static bool find_flat(MoeRowPlan *p) {
         const MoeRowValue *x = &p->values[i];
         if (x->cls == MOE_ROW_UNIFORM || x->cls == MOE_ROW_SEG)
             continue;
-        if (model && (x->cols != model->cols || moe_type_elements(&x->v->type) != moe_type_elements(&model->v->type) ||
+        if (model && (x->cols != model->cols ||
+                      moe_type_elements(&x->v->type) != moe_type_elements(&model->v->type) ||
                       moe_rows_seg(&x->v->type) != moe_rows_seg(&model->v->type)))
             return false;
         model = x;
@@ -139,7 +151,8 @@ static bool find_flat(MoeRowPlan *p) {
 
 /* ---- stages ---- */
 
-/* The first stage in which `reader` may use x: within the loop that computes it only from that loop. */
+/* The first stage in which `reader` may use x: within the loop that computes it only from that
+ * loop. */
 static int ready(const MoeRowValue *x, bool reader_in_loop) {
     return x->in_loop && !reader_in_loop ? x->stage + 1 : x->stage;
 }
@@ -167,13 +180,14 @@ static void stage_op(MoeRowPlan *p, MoeRowOp *o) {
     }
 }
 
-/* Moves elementwise ops to the first stage that reads them, where that keeps no more values than before. */
+/* Moves elementwise ops to the first stage that reads them, where that keeps no more values than
+ * before. */
 static void sink(MoeRowPlan *p) {
     for (int i = p->n_ops - 1; i >= 0; i--) {
         MoeRowOp *o = &p->ops[i];
         if (!is_elementwise(o->op->opcode) || !o->in_loop)
             continue;
-        int first_use = READ_LATE, kept_operands = 0;
+        int first_use = MOE_ROW_READ_LATE, kept_operands = 0;
         for (int k = i + 1; k < p->n_ops; k++)
             for (int n = 0; n < p->ops[k].n_in; n++)
                 if (p->ops[k].in[n] == o->out) {
@@ -182,7 +196,7 @@ static void sink(MoeRowPlan *p) {
                 }
         for (int n = 0; n < o->n_in; n++)
             kept_operands += p->values[o->in[n]].in_loop;
-        if (first_use != READ_LATE && first_use > o->stage && kept_operands <= 1)
+        if (first_use != MOE_ROW_READ_LATE && first_use > o->stage && kept_operands <= 1)
             o->stage = p->values[o->out].stage = first_use;
     }
 }
@@ -190,8 +204,8 @@ static void sink(MoeRowPlan *p) {
 /* ---- what is kept ---- */
 
 static bool is_cheap(MoeOpcode o) {
-    return o == MOE_OP_ADD || o == MOE_OP_SUB || o == MOE_OP_MUL || o == MOE_OP_NEG || o == MOE_OP_MAX ||
-           o == MOE_OP_MIN || o == MOE_OP_BROADCAST || o == MOE_OP_CONVERT;
+    return o == MOE_OP_ADD || o == MOE_OP_SUB || o == MOE_OP_MUL || o == MOE_OP_NEG ||
+           o == MOE_OP_MAX || o == MOE_OP_MIN || o == MOE_OP_BROADCAST || o == MOE_OP_CONVERT;
 }
 
 /* How many ops it takes to have vector x again in a later loop; large if it must be kept. */
@@ -212,7 +226,8 @@ static void read_at(MoeRowPlan *p, int at, int stage) {
     MoeRowValue *x = &p->values[at];
     if (x->last_read < stage)
         x->last_read = stage;
-    if (x->def >= 0 && x->in_loop && x->stage < stage && !x->kept) { /* computed again: its operands are read there */
+    if (x->def >= 0 && x->in_loop && x->stage < stage &&
+        !x->kept) { /* computed again: its operands are read there */
         const MoeRowOp *o = &p->ops[x->def];
         for (int i = 0; i < o->n_in; i++)
             read_at(p, o->in[i], stage);
@@ -225,7 +240,8 @@ static void keep(MoeRowPlan *p) {
         bool local = is_local(o->op->opcode);
         for (int n = 0; n < o->n_in; n++) {
             MoeRowValue *x = &p->values[o->in[n]];
-            if (x->def >= 0 && (local || (x->in_loop && x->stage < o->stage && cost_again(p, o->in[n]) > CHEAP_OPS)))
+            if (x->def >= 0 && (local || (x->in_loop && x->stage < o->stage &&
+                                          cost_again(p, o->in[n]) > CHEAP_OPS)))
                 x->kept = true;
         }
         if (local)
@@ -233,12 +249,15 @@ static void keep(MoeRowPlan *p) {
     }
     for (int i = 0; i < p->n_ops; i++)
         for (int n = 0; n < p->ops[i].n_in; n++)
-            read_at(p, p->ops[i].in[n], is_local(p->ops[i].op->opcode) ? READ_LATE : p->ops[i].stage);
+            read_at(p, p->ops[i].in[n],
+                    is_local(p->ops[i].op->opcode) ? MOE_ROW_READ_LATE : p->ops[i].stage);
 }
 
 /* ---- buffers and scratch ---- */
 
-static int64_t round64(int64_t n) { return (n + 63) / 64 * 64; }
+static int64_t round64(int64_t n) {
+    return (n + 63) / 64 * 64;
+}
 
 static void place(MoeArena *a, MoeRowPlan *p, const MoeGroup *g, int lanes) {
     p->refs = MOE_NEW_N(a, MoeBufRef, p->n_values + p->n_ops + 1);
@@ -250,7 +269,7 @@ static void place(MoeArena *a, MoeRowPlan *p, const MoeGroup *g, int lanes) {
         }
     }
     for (size_t i = 0; i < g->n_outputs; i++) {
-        int at = find_value(p, g->outputs[i]);
+        int at = moe_row_find(p, g->outputs[i]);
         MOE_ASSERT(at >= 0, "row: an output is not defined in the group");
         MoeRowValue *x = &p->values[at];
         if (x->v->def->opcode == MOE_OP_COL_SUM)
@@ -261,7 +280,8 @@ static void place(MoeArena *a, MoeRowPlan *p, const MoeGroup *g, int lanes) {
     }
     for (int i = 0; i < p->n_values; i++) {
         MoeRowValue *x = &p->values[i];
-        /* A row that ends inside a vector is kept whole in the scratch: reading back what a masked store wrote is slow. */
+        /* A row that ends inside a vector is kept whole in the scratch: reading back what a masked
+         * store wrote is slow. */
         bool ragged_end = x->in_loop && x->cols % lanes != 0;
         if (x->kept && (x->buf_out < 0 || x->cls == MOE_ROW_UNIFORM || ragged_end)) {
             x->scratch = p->scratch;
@@ -318,6 +338,19 @@ static void make_key(MoeArena *a, MoeRowPlan *p) {
     moe_str_free(&s);
 }
 
+/* Narrow rows get narrow vectors: whole-vector loads and masked stores of neighbouring rows would
+ * overlap and stall each other. The bits are the same: the lanes left out hold the neutral element,
+ * and the fold over lanes takes them first. */
+static int choose_lanes(const MoeRowPlan *p, int lanes) {
+    int64_t widest = 1;
+    for (int i = 0; i < p->n_ops; i++)
+        if (p->ops[i].in_loop && p->ops[i].cols > widest)
+            widest = p->ops[i].cols;
+    while (lanes > 4 && lanes / 2 >= widest)
+        lanes /= 2;
+    return lanes;
+}
+
 MoeRowPlan *moe_row_plan(MoeArena *arena, const MoeGroup *g, int lanes) {
     MoeRowPlan *p = MOE_NEW(arena, MoeRowPlan);
     collect(arena, p, g);
@@ -332,87 +365,8 @@ MoeRowPlan *moe_row_plan(MoeArena *arena, const MoeGroup *g, int lanes) {
             if (p->ops[i].stage >= p->n_stages)
                 p->n_stages = p->ops[i].stage + 1;
     }
-    place(arena, p, g, lanes);
+    p->lanes = p->flat ? lanes : choose_lanes(p, lanes);
+    place(arena, p, g, p->lanes);
     make_key(arena, p);
     return p;
-}
-
-/* ---- questions of fuse and memplan ---- */
-
-static bool is_row_op(const MoeOp *op) {
-    MoeKind k = moe_op_info(op->opcode)->kind;
-    return k == MOE_KIND_EW || k == MOE_KIND_ROW || op->opcode == MOE_OP_COL_SUM;
-}
-
-/* An elementwise op on single elements. */
-static bool is_single(const MoeOp *op) {
-    const MoeType *t = row_type(op);
-    return is_elementwise(op->opcode) && moe_type_elements(t) == 1 && !moe_rows_seg(t);
-}
-
-static bool same_rows(const MoeType *a, const MoeType *b) {
-    if (a->rank != b->rank || moe_rows_seg(a) != moe_rows_seg(b))
-        return false;
-    for (int d = 0; d + 1 < a->rank; d++)
-        if (a->dims[d].size != b->dims[d].size)
-            return false;
-    /* Rank 1 has no rows: vectors of different lengths do not mix, but a sum over one gives a single element. */
-    return a->rank > 1 || moe_type_elements(a) == moe_type_elements(b);
-}
-
-static bool reads(const MoeOp *op, const MoeValue *v) {
-    for (int i = 0; i < op->n_operands; i++)
-        if (op->operands[i] == v)
-            return true;
-    return false;
-}
-
-bool moe_cpu_row_can_join(MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
-    enum { MAX_OPS = 64, MAX_BUFS = 48, MAX_SUMS = 8 };
-    if (!is_row_op(op) || n_ops >= MAX_OPS)
-        return false;
-    bool single = is_single(op), all_single = true;
-    int sums = !is_elementwise(op->opcode);
-    size_t bufs = 2 * (size_t)op->n_operands + 2;
-    const MoeType *rows = NULL;
-    for (size_t i = 0; i < n_ops; i++) {
-        if (!is_row_op(ops[i]))
-            return false;
-        if (ops[i]->opcode == MOE_OP_COL_SUM && reads(op, ops[i]->results[0]))
-            return false;
-        sums += is_reduce(ops[i]->opcode) || ops[i]->opcode == MOE_OP_COL_SUM;
-        bufs += (size_t)ops[i]->n_operands + 1;
-        if (!is_single(ops[i])) {
-            all_single = false;
-            rows = row_type(ops[i]);
-        }
-    }
-    if (sums > MAX_SUMS || bufs / 2 > MAX_BUFS)
-        return false;
-    if (single)
-        return true;
-    if (all_single) /* scalars computed for this op alone may come along */
-        return op->n_operands > 0;
-    return same_rows(rows, row_type(op));
-}
-
-bool moe_cpu_row_can_alias(MoeCpuTarget *t, const MoeGroup *g, const MoeValue *input, const MoeValue *output) {
-    MoeArena *arena = moe_arena_create();
-    const MoeRowPlan *p = moe_row_plan(arena, g, t->isa.lanes);
-    int i = find_value(p, input), o = find_value(p, output);
-    bool ok = i >= 0 && o >= 0 && p->values[i].def < 0 && p->values[o].buf_out >= 0;
-    if (ok) {
-        const MoeRowValue *in = &p->values[i], *out = &p->values[o];
-        ok = in->cls == out->cls && (in->cls == MOE_ROW_VECTOR || in->cls == MOE_ROW_SCALAR) && in->cols == out->cols &&
-             moe_dtype_bytes(in->dtype) == moe_dtype_bytes(out->dtype) &&
-             moe_type_elements(&in->v->type) == moe_type_elements(&out->v->type) &&
-             moe_rows_seg(&in->v->type) == moe_rows_seg(&out->v->type);
-        /* Row scalars are read before anything of the row is written; a vector must not be read after its place is. */
-        if (ok && !p->flat && in->cls == MOE_ROW_VECTOR)
-            ok = out->in_loop && in->last_read <= out->stage;
-        if (ok && !p->flat && in->cls == MOE_ROW_SCALAR)
-            ok = in->last_read != READ_LATE;
-    }
-    moe_arena_destroy(arena);
-    return ok;
 }

@@ -21,7 +21,9 @@ int moe_bufs_add_seg(MoeBufs *b, const MoeType *t) {
     return seg ? moe_bufs_add(b, seg) : -1;
 }
 
-int moe_bufs_add_work(MoeBufs *b, int64_t offset) { return add(b, moe_ref_work(offset)); }
+int moe_bufs_add_work(MoeBufs *b, int64_t offset) {
+    return add(b, moe_ref_work(offset));
+}
 
 int moe_bufs_add_output(MoeBufs *b, const MoeGroup *g, int i) {
     const MoeValue *v = g->ops[0]->results[i];
@@ -35,14 +37,18 @@ MoeVal moe_live_rows(MoeEmit *e, const MoeType *t, int seg_buf) {
     const MoeValue *seg = moe_rows_seg(t);
     if (!seg)
         return moe_k64(e, t->dims[0].size);
-    return moe_load_index(e, moe_emit_buf(e, seg_buf), moe_k64(e, seg->type.groups * seg->type.shards));
+    return moe_load_index(e, moe_emit_buf(e, seg_buf),
+                          moe_k64(e, seg->type.groups * seg->type.shards));
 }
 
-void moe_live_tasks(MoeEmit *e, MoeVal live, int64_t per_task) { moe_emit_return(e, moe_iceildiv(e, live, per_task)); }
+void moe_live_tasks(MoeEmit *e, MoeVal live, int64_t per_task) {
+    moe_emit_return(e, moe_iceildiv(e, live, per_task));
+}
 
 void moe_live_loop(MoeEmit *e, MoeLoop *l, MoeVal live, int64_t per_task) {
     MoeVal lo = moe_imul(e, e->task, moe_k64(e, per_task));
-    moe_loop_begin(e, l, lo, moe_imin(e, live, moe_iadd(e, lo, moe_k64(e, per_task))), moe_k64(e, 1));
+    moe_loop_begin(e, l, lo, moe_imin(e, live, moe_iadd(e, lo, moe_k64(e, per_task))),
+                   moe_k64(e, 1));
 }
 
 int64_t moe_live_block(int64_t cols) {
@@ -55,7 +61,8 @@ void moe_live_key(MoeStr *key, const MoeType *t) {
     for (int d = 0; d < t->rank; d++) {
         const MoeValue *seg = t->dims[d].seg;
         if (seg)
-            moe_str_printf(key, ",r%lldx%lld", (long long)seg->type.groups, (long long)seg->type.shards);
+            moe_str_printf(key, ",r%lldx%lld", (long long)seg->type.groups,
+                           (long long)seg->type.shards);
         else
             moe_str_printf(key, ",%lld", (long long)t->dims[d].size);
     }

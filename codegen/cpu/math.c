@@ -1,12 +1,14 @@
 /* Elementwise math as LLVM IR, on f32 scalars and vectors alike (emit.h, section "math").
  *
- * In: f32 values of any one type (float or <lanes x float>). Out: values of that type. No calls into libm, so a kernel's bits depend on
- * the instruction set alone. NaN operands give NaN results everywhere: a poisoned loss must be seen, never hidden.
+ * In: f32 values of any one type (float or <lanes x float>). Out: values of that type. No calls
+ * into libm, so a kernel's bits depend on the instruction set alone. NaN operands give NaN results
+ * everywhere: a poisoned loss must be seen, never hidden.
  *
- * exp: x = n ln2 + r, |r| <= ln2/2 (Cody-Waite), a degree-6 polynomial in r (Chebyshev fit of (e^r - 1 - r) / r^2, error 1e-8), times 2^n
- * in two factors, so that results down to the smallest denormal are rounded once and overflow becomes infinity by itself.
- * log: x = 2^k m, m in [sqrt(1/2), sqrt(2)); with s = f/(2+f), f = m-1: log m = f - (f^2/2 - s (f^2/2 + R(s^2))), R the odd series of
- * atanh (four terms: error 2^-28). */
+ * exp: x = n ln2 + r, |r| <= ln2/2 (Cody-Waite), a degree-6 polynomial in r (Chebyshev fit of (e^r
+ * - 1 - r) / r^2, error 1e-8), times 2^n in two factors, so that results down to the smallest
+ * denormal are rounded once and overflow becomes infinity by itself. log: x = 2^k m, m in
+ * [sqrt(1/2), sqrt(2)); with s = f/(2+f), f = m-1: log m = f - (f^2/2 - s (f^2/2 + R(s^2))), R the
+ * odd series of atanh (four terms: error 2^-28). */
 #include "codegen/cpu/emit.h"
 #include "base/assert.h"
 
@@ -65,7 +67,9 @@ static MoeVal unary_intrinsic(MoeEmit *e, const char *name, size_t n_name, MoeVa
     return LLVMBuildCall2(e->b, LLVMIntrinsicGetType(e->c, id, &t, 1), fn, &x, 1, "");
 }
 
-static MoeVal root(MoeEmit *e, MoeVal x) { return unary_intrinsic(e, "llvm.sqrt", 9, x); }
+static MoeVal root(MoeEmit *e, MoeVal x) {
+    return unary_intrinsic(e, "llvm.sqrt", 9, x);
+}
 
 /* ---- exp, log, sigmoid ---- */
 
@@ -77,16 +81,19 @@ static MoeVal power_of_two(MoeEmit *e, MoeVal k) {
 
 MoeVal moe_math_exp(MoeEmit *e, MoeVal x) {
     LLVMBuilderRef b = e->b;
-    /* Below -105 the result rounds to 0, above 89.5 it overflows: the clamps keep n in range. Compares with NaN are false: NaN passes. */
+    /* Below -105 the result rounds to 0, above 89.5 it overflows: the clamps keep n in range.
+     * Compares with NaN are false: NaN passes. */
     MoeVal top = kf_like(e, x, 89.5), bottom = kf_like(e, x, -105.0);
     x = pick(e, fcmp(e, LLVMRealOGT, x, top), top, x);
     x = pick(e, fcmp(e, LLVMRealOLT, x, bottom), bottom, x);
-    /* Adding 1.5 * 2^23 rounds to an integer (nearest even) that then stands in the low mantissa bits. */
+    /* Adding 1.5 * 2^23 rounds to an integer (nearest even) that then stands in the low mantissa
+     * bits. */
     MoeVal magic = kf_like(e, x, 12582912.0);
     MoeVal t = moe_fma(e, x, kf_like(e, x, 1.44269504088896341), magic);
     MoeVal n = LLVMBuildFSub(b, t, magic, "");
     MoeVal k = LLVMBuildSub(b, as_int(e, t), as_int(e, magic), "");
-    MoeVal r = moe_fma(e, n, kf_like(e, x, -0x1.62ep-1), x); /* 12-bit constant: exact with or without FMA */
+    MoeVal r = moe_fma(e, n, kf_like(e, x, -0x1.62ep-1),
+                       x); /* 12-bit constant: exact with or without FMA */
     r = moe_fma(e, n, kf_like(e, x, -0x1.0bfbe8p-15), r);
     MoeVal q = kf_like(e, x, 0x1.6d110ap-10);
     q = moe_fma(e, q, r, kf_like(e, x, 0x1.120b6ep-7));
@@ -108,11 +115,13 @@ MoeVal moe_math_log(MoeEmit *e, MoeVal x) {
     MoeVal y = pick(e, tiny, LLVMBuildFMul(b, x, kf_like(e, x, 0x1p23), ""), x);
     MoeVal bits = as_int(e, y);
     MoeVal bias = pick(e, tiny, ki_like(e, bits, 23), ki_like(e, bits, 0));
-    /* Shifting the bits so that sqrt(1/2) sits on an exponent border leaves m in [sqrt(1/2), sqrt(2)). */
+    /* Shifting the bits so that sqrt(1/2) sits on an exponent border leaves m in [sqrt(1/2),
+     * sqrt(2)). */
     MoeVal base = ki_like(e, bits, 0x3f3504f3);
     MoeVal off = LLVMBuildSub(b, bits, base, "");
     MoeVal k = LLVMBuildAShr(b, off, ki_like(e, bits, 23), "");
-    MoeVal m = as_float(e, LLVMBuildAdd(b, LLVMBuildAnd(b, off, ki_like(e, bits, 0x7fffff), ""), base, ""));
+    MoeVal m = as_float(
+        e, LLVMBuildAdd(b, LLVMBuildAnd(b, off, ki_like(e, bits, 0x7fffff), ""), base, ""));
     k = LLVMBuildSub(b, k, bias, "");
     MoeVal kf = LLVMBuildSIToFP(b, k, LLVMTypeOf(x), "");
     MoeVal f = LLVMBuildFSub(b, m, kf_like(e, x, 1.0), "");
@@ -136,7 +145,8 @@ MoeVal moe_math_log(MoeEmit *e, MoeVal x) {
 }
 
 MoeVal moe_math_sigmoid(MoeEmit *e, MoeVal x) {
-    /* z = e^-|x| never overflows; for negative x the quotient z / (1 + z) keeps full relative accuracy down to the denormals. */
+    /* z = e^-|x| never overflows; for negative x the quotient z / (1 + z) keeps full relative
+     * accuracy down to the denormals. */
     MoeVal size = unary_intrinsic(e, "llvm.fabs", 9, x);
     MoeVal z = moe_math_exp(e, LLVMBuildFNeg(e->b, size, ""));
     MoeVal one = kf_like(e, x, 1.0);
@@ -205,7 +215,8 @@ static MoeVal ew_f32(MoeEmit *e, const MoeOp *op, const MoeVal *in) {
         return LLVMBuildFDiv(b, kf_like(e, in[0], 1.0), root(e, in[0]), "");
     if (o == MOE_OP_SIGMOID)
         return moe_math_sigmoid(e, in[0]);
-    MOE_ASSERT(o == MOE_OP_CONVERT || o == MOE_OP_BROADCAST, "codegen: %s is not elementwise", moe_op_info(o)->name);
+    MOE_ASSERT(o == MOE_OP_CONVERT || o == MOE_OP_BROADCAST, "codegen: %s is not elementwise",
+               moe_op_info(o)->name);
     return in[0];
 }
 
@@ -214,7 +225,8 @@ MoeVal moe_math_ew(MoeEmit *e, const MoeOp *op, const MoeVal *in) {
     MoeVal v = from == MOE_I32 ? ew_i32(e, op, in) : ew_f32(e, op, in);
     if (to != MOE_BF16)
         return v;
-    /* A bf16 result is rounded as it is produced; ops that only choose among bf16 values are exact. */
+    /* A bf16 result is rounded as it is produced; ops that only choose among bf16 values are exact.
+     */
     MoeOpcode o = op->opcode;
     bool exact = from == MOE_BF16 && (o == MOE_OP_NEG || o == MOE_OP_MAX || o == MOE_OP_MIN ||
                                       o == MOE_OP_CONVERT || o == MOE_OP_BROADCAST);

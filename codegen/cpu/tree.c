@@ -85,3 +85,16 @@ MoeVal moe_tree_climb(MoeEmit *e, const MoeTree *t, MoeVal pos, MoeVal next, Moe
     moe_emit_call(e, fn, args, 9);
     return LLVMBuildLoad2(e->b, e->i64, level, "");
 }
+
+MoeVal moe_tree_next_run(MoeEmit *e, MoeVal segs, MoeVal first, MoeVal pos, int64_t n_places, int levels) {
+    MoeVal none = moe_k64(e, (int64_t)1 << levels), one = moe_k64(e, 1), found = none;
+    MoeCarryLoop l;
+    moe_carry_begin(e, &l, moe_iadd(e, pos, one), moe_k64(e, n_places), one, &found, 1);
+    MoeVal at = moe_iadd(e, first, l.l.index);
+    MoeVal rows = LLVMBuildICmp(e->b, LLVMIntSGT, moe_load_index(e, segs, moe_iadd(e, at, one)),
+                                moe_load_index(e, segs, at), "");
+    MoeVal is_first = LLVMBuildAnd(e->b, rows, LLVMBuildICmp(e->b, LLVMIntEQ, found, none, ""), "");
+    found = LLVMBuildSelect(e->b, is_first, l.l.index, found, "");
+    moe_carry_end(e, &l, &found);
+    return found;
+}

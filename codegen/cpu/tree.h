@@ -30,5 +30,7 @@ MoeVal moe_tree_list_count(MoeEmit *e, const MoeTreeList *l);
  * returns the level it is stored at; `levels` means that it is the root. The slot of level i is `handle` + i * unit. */
 MoeVal moe_tree_climb(MoeEmit *e, const MoeTree *t, MoeVal pos, MoeVal next, MoeVal handle, int64_t unit,
                       const MoeTreeList *l);
+/* The first place after `pos` of a segs table's places first .. first + n_places - 1 that has rows; 2^levels if none has. */
+MoeVal moe_tree_next_run(MoeEmit *e, MoeVal segs, MoeVal first, MoeVal pos, int64_t n_places, int levels);
 
 #endif

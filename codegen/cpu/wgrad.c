@@ -254,6 +254,15 @@ static void zero_result(Wgrad *x) {
     moe_loop_end(e, &l);
 }
 
+/* Slot `number` of the chunks' tree, [n][k]; -1: the result's own memory. */
+static MoeVal chunk_slot(Wgrad *x, MoeVal slots, MoeVal number) {
+    MoeEmit *e = x->e;
+    MoeVal is_out = LLVMBuildICmp(e->b, LLVMIntSLT, number, moe_k64(e, 0), "");
+    MoeVal at = moe_imul(e, number, moe_k64(e, x->w->n * x->w->k));
+    MoeVal in_slots = LLVMBuildGEP2(e->b, e->f32, slots, &at, 1, "");
+    return LLVMBuildSelect(e->b, is_out, moe_emit_buf(e, x->w->buf_out), in_slots, "");
+}
+
 /* One vector of the block: in a chunk with the slots of earlier chunks added. */
 static void write_vector(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask, MoeVal n_folds) {
     MoeEmit *e = x->e;
@@ -268,13 +277,11 @@ static void write_vector(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask, MoeVal n
         MoeCarryLoop l;
         moe_carry_begin(e, &l, moe_k64(e, 0), n_folds, moe_k64(e, 1), &v, 1);
         MoeVal number = moe_load_index(e, table, moe_iadd(e, l.l.index, moe_k64(e, MOE_CHUNK_FOLDS)));
-        MoeVal left = moe_at(e, slots, moe_imul(e, number, moe_k64(e, w->n * w->k)), 4);
+        MoeVal left = chunk_slot(x, slots, number);
         v = LLVMBuildFAdd(e->b, moe_vload(e, MOE_F32, left, at, mask), v, "");
         moe_carry_end(e, &l, &v);
         MoeVal dest = moe_load_index(e, table, moe_k64(e, MOE_CHUNK_DEST));
-        MoeVal is_out = LLVMBuildICmp(e->b, LLVMIntSLT, dest, moe_k64(e, 0), "");
-        MoeVal kept = moe_at(e, slots, moe_imul(e, dest, moe_k64(e, w->n * w->k)), 4);
-        out = LLVMBuildSelect(e->b, is_out, out, kept, "");
+        out = chunk_slot(x, slots, dest);
     }
     moe_vstore(e, MOE_F32, v, out, at, mask);
 }
@@ -308,18 +315,10 @@ static MoeVal shard_entry(Wgrad *x, MoeVal shard) {
     return moe_load_index(e, moe_emit_buf(e, x->w->rows.buf), moe_iadd(e, base, shard));
 }
 
-/* The first place after `shard` that has rows; the number of places if none has. */
 static MoeVal next_shard(Wgrad *x, MoeVal shard) {
     MoeEmit *e = x->e;
-    MoeVal none = moe_k64(e, (int64_t)1 << x->shards.levels), one = moe_k64(e, 1), found = none;
-    MoeCarryLoop l;
-    moe_carry_begin(e, &l, moe_iadd(e, shard, one), moe_k64(e, x->w->rows.shards), one, &found, 1);
-    MoeVal rows = LLVMBuildICmp(e->b, LLVMIntSGT, shard_entry(x, moe_iadd(e, l.l.index, one)),
-                                shard_entry(x, l.l.index), "");
-    MoeVal first = LLVMBuildAnd(e->b, rows, LLVMBuildICmp(e->b, LLVMIntEQ, found, none, ""), "");
-    found = LLVMBuildSelect(e->b, first, l.l.index, found, "");
-    moe_carry_end(e, &l, &found);
-    return found;
+    MoeVal first = moe_imul(e, x->group, moe_k64(e, x->w->rows.shards));
+    return moe_tree_next_run(e, moe_emit_buf(e, x->w->rows.buf), first, shard, x->w->rows.shards, x->shards.levels);
 }
 
 static void run_rows(Wgrad *x, const Side *dy, const Side *xs) {

@@ -2,11 +2,11 @@
 #include "tests/support/fake_plan.h"
 
 #include <math.h>
-#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "base/pool.h"
 
 #define CLASSES 8
 #define N_COUNTS (CLASSES + 1) /* tokens a class, and labels counted */
@@ -129,8 +129,9 @@ static void k_reduce(void *const *bufs, int64_t task, void *scratch) {
     for (int k = 0; k < CLASSES; k++)
         n += grad[k] * grad[k];
     *norm = sqrtf(n);
-    if (fake_sleep_us)
-        usleep((useconds_t)fake_sleep_us);
+    double until = moe_now() + fake_sleep_us * 1e-6;
+    while (fake_sleep_us && moe_now() < until) /* signals cut a sleep short */
+        usleep(500);
 }
 
 /* w, m, v, experts, experts m, experts v, grad, counts, lr, beta1, beta2, eps, bias1, bias2, norm, max_norm */

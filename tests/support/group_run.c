@@ -16,9 +16,9 @@
 enum { FENCE = 256, PATTERN = 0xff };
 
 typedef struct {
-    unsigned char *base; /* fence, data, slack and fence */
-    size_t bytes;        /* of data */
-    int alias;           /* value id whose memory this one uses, -1 */
+    unsigned char *base;   /* fence, data, slack and fence */
+    size_t bytes;          /* of data */
+    int alias;             /* value id whose memory this one uses, -1 */
     unsigned char *before; /* copy of the data, to compare */
 } Buffer;
 
@@ -51,7 +51,9 @@ static void buffer_make(Buffer *b, size_t bytes) {
     memset(b->base, PATTERN, all);
 }
 
-static unsigned char *buffer_data(const Buffer *b) { return b->base + FENCE; }
+static unsigned char *buffer_data(const Buffer *b) {
+    return b->base + FENCE;
+}
 
 static bool buffer_intact(const Buffer *b) {
     for (size_t i = 0; i < FENCE; i++)
@@ -88,12 +90,14 @@ static bool in_group(const MoeGroup *g, const MoeOp *op) {
     return false;
 }
 
-static void add_input(MoeArena *a, MoeGroup *g, MoeValue ***list, size_t *n, size_t *cap, MoeValue *v) {
+static void add_input(MoeArena *a, MoeGroup *g, MoeValue ***list, size_t *n, size_t *cap,
+                      MoeValue *v) {
     if (!in_group(g, v->def) && !contains(*list, *n, v))
         MOE_PUSH(a, *list, *n, *cap, v);
 }
 
-static void add_seg_input(MoeArena *a, MoeGroup *g, MoeValue ***list, size_t *n, size_t *cap, const MoeType *t) {
+static void add_seg_input(MoeArena *a, MoeGroup *g, MoeValue ***list, size_t *n, size_t *cap,
+                          const MoeType *t) {
     if (t->kind == MOE_TYPE_TENSOR && t->rank > 0 && t->dims[0].seg)
         add_input(a, g, list, n, cap, (MoeValue *)(uintptr_t)t->dims[0].seg);
 }
@@ -105,7 +109,8 @@ static bool used_outside(const MoeGraph *graph, const MoeGroup *g, const MoeValu
             continue;
         for (int k = 0; k < op->n_operands; k++) {
             const MoeType *t = &op->operands[k]->type;
-            if (op->operands[k] == v || (t->kind == MOE_TYPE_TENSOR && t->rank > 0 && t->dims[0].seg == v))
+            if (op->operands[k] == v ||
+                (t->kind == MOE_TYPE_TENSOR && t->rank > 0 && t->dims[0].seg == v))
                 return true;
         }
     }
@@ -150,8 +155,10 @@ static void find_aliases(MoeGroupRun *r, Step *s, size_t last_op) {
     for (size_t o = 0; o < g->n_outputs; o++)
         for (size_t i = 0; i < g->n_inputs; i++) {
             const MoeValue *in = g->inputs[i], *out = g->outputs[o];
-            if (taken[i] || in->type.kind != MOE_TYPE_TENSOR || in->def->opcode == MOE_OP_CONST || last_use(r->g, in) > last_op ||
-                moe_type_bytes(&in->type) != moe_type_bytes(&out->type) || !r->target->can_alias(r->target, g, in, out))
+            if (taken[i] || in->type.kind != MOE_TYPE_TENSOR || in->def->opcode == MOE_OP_CONST ||
+                last_use(r->g, in) > last_op ||
+                moe_type_bytes(&in->type) != moe_type_bytes(&out->type) ||
+                !r->target->can_alias(r->target, g, in, out))
                 continue;
             taken[i] = true;
             r->buffers[out->id].alias = in->id;
@@ -205,7 +212,8 @@ static MoeStatus from_llvm(LLVMErrorRef err, const char *what) {
 static MoeStatus link_object(MoeGroupRun *r, const void *object, size_t n) {
     MOE_TRY(from_llvm(LLVMOrcCreateLLJIT(&r->jit, NULL), "creating the JIT"));
     LLVMMemoryBufferRef m = LLVMCreateMemoryBufferWithMemoryRangeCopy(object, n, "kernels");
-    return from_llvm(LLVMOrcLLJITAddObjectFile(r->jit, LLVMOrcLLJITGetMainJITDylib(r->jit), m), "adding the object");
+    return from_llvm(LLVMOrcLLJITAddObjectFile(r->jit, LLVMOrcLLJITGetMainJITDylib(r->jit), m),
+                     "adding the object");
 }
 
 static MoeStatus lower_all(MoeGroupRun *r, bool alias) {
@@ -218,7 +226,8 @@ static MoeStatus lower_all(MoeGroupRun *r, bool alias) {
             i++;
             continue;
         }
-        while (i + n < g->n_ops && g->ops[i]->group >= 0 && g->ops[i + n]->group == g->ops[i]->group)
+        while (i + n < g->n_ops && g->ops[i]->group >= 0 &&
+               g->ops[i + n]->group == g->ops[i]->group)
             n++;
         Step *s = &r->steps[r->n_steps++];
         make_group(r, &s->group, g->ops + i, n);
@@ -244,7 +253,8 @@ MoeStatus moe_group_run_create(const MoeGraph *g, const MoeGroupRunOptions *o, M
     r->buffers = MOE_NEW_N(r->arena, Buffer, g->n_values);
     for (size_t i = 0; i < g->n_ops; i++)
         for (int k = 0; k < g->ops[i]->n_results; k++)
-            buffer_make(&r->buffers[g->ops[i]->results[k]->id], (size_t)moe_type_bytes(&g->ops[i]->results[k]->type));
+            buffer_make(&r->buffers[g->ops[i]->results[k]->id],
+                        (size_t)moe_type_bytes(&g->ops[i]->results[k]->type));
     void *object = NULL;
     size_t n = 0;
     char *text = NULL;
@@ -272,7 +282,8 @@ static MoeStatus find_symbol(MoeGroupRun *r, const char *name, LLVMOrcExecutorAd
     return from_llvm(LLVMOrcLLJITLookup(r->jit, out, name), name);
 }
 
-static MoeStatus find_kernel(MoeGroupRun *r, const char *name, MoeKernelTasksFn *tasks, MoeKernelFn *run) {
+static MoeStatus find_kernel(MoeGroupRun *r, const char *name, MoeKernelTasksFn *tasks,
+                             MoeKernelFn *run) {
     char both[256];
     LLVMOrcExecutorAddress a = 0, b = 0;
     snprintf(both, sizeof both, "%s_tasks", name);
@@ -283,7 +294,8 @@ static MoeStatus find_kernel(MoeGroupRun *r, const char *name, MoeKernelTasksFn 
     return NULL;
 }
 
-/* Bytes of v that the live rows take; everything where rows are static or the table is not there yet. */
+/* Bytes of v that the live rows take; everything where rows are static or the table is not there
+ * yet. */
 static size_t live_bytes(MoeGroupRun *r, const MoeValue *v) {
     const MoeType *t = &v->type;
     if (t->kind == MOE_TYPE_SEGS || t->rank == 0 || !t->dims[0].seg || t->dims[0].size == 0)
@@ -294,7 +306,9 @@ static size_t live_bytes(MoeGroupRun *r, const MoeValue *v) {
     return (size_t)(moe_type_bytes(t) / t->dims[0].size * n);
 }
 
-static bool writes(const MoeGroup *g, const MoeValue *v) { return contains(g->outputs, g->n_outputs, v); }
+static bool writes(const MoeGroup *g, const MoeValue *v) {
+    return contains(g->outputs, g->n_outputs, v);
+}
 
 static MoeStatus check_memory(MoeGroupRun *r, const Step *s, const char *kernel) {
     const MoeGraph *g = r->g;
@@ -315,7 +329,8 @@ static MoeStatus check_memory(MoeGroupRun *r, const Step *s, const char *kernel)
             if (written && !writes(&s->group, v))
                 continue;
             if (memcmp(b->before + from, buffer_data(b) + from, b->bytes - from) != 0)
-                return moe_error(MOE_E_INTERNAL, "%s writes %s value %d", kernel, written ? "beyond the live rows of" : "into", v->id);
+                return moe_error(MOE_E_INTERNAL, "%s writes %s value %d", kernel,
+                                 written ? "beyond the live rows of" : "into", v->id);
         }
     return NULL;
 }
@@ -328,7 +343,8 @@ static void copy_before(MoeGroupRun *r) {
 
 static void launch_bufs(MoeGroupRun *r, const Step *s, const MoeLaunch *l, void **bufs) {
     for (size_t i = 0; i < l->n_bufs; i++)
-        bufs[i] = l->bufs[i].value ? buffer_data(home(r, l->bufs[i].value)) : buffer_data(&s->work) + l->bufs[i].offset;
+        bufs[i] = l->bufs[i].value ? buffer_data(home(r, l->bufs[i].value))
+                                   : buffer_data(&s->work) + l->bufs[i].offset;
 }
 
 static MoeStatus run_launch(MoeGroupRun *r, const Step *s, const MoeLaunch *l) {
@@ -392,8 +408,12 @@ const void *moe_group_run_data(const MoeGroupRun *r, const MoeValue *v) {
     return buffer_data(home((MoeGroupRun *)(uintptr_t)r, v));
 }
 
-size_t moe_group_run_launches(const MoeGroupRun *r) { return r->n_launches; }
-size_t moe_group_run_aliases(const MoeGroupRun *r) { return r->n_aliases; }
+size_t moe_group_run_launches(const MoeGroupRun *r) {
+    return r->n_launches;
+}
+size_t moe_group_run_aliases(const MoeGroupRun *r) {
+    return r->n_aliases;
+}
 
 void moe_group_run_destroy(MoeGroupRun *r) {
     if (!r)

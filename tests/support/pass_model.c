@@ -1,0 +1,57 @@
+/* See pass_model.h. */
+#include "tests/support/pass_model.h"
+
+#include <stdio.h>
+#include <string.h>
+#include "base/json.h"
+#include "frontends/frontend.h"
+#include "passes/pipeline.h"
+
+static const char config[] =
+    "{\"model_type\": \"%s\", \"vocab_size\": 64, \"hidden_size\": 32, \"intermediate_size\": 48,"
+    " \"num_hidden_layers\": %d, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 8,"
+    " %s \"max_position_embeddings\": 64, \"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,"
+    " \"initializer_range\": 0.02, \"hidden_act\": \"silu\", \"tie_word_embeddings\": %s}";
+
+MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out) {
+    memset(out, 0, sizeof *out);
+    char text[1024];
+    int n = snprintf(text, sizeof text, config, o->dense ? "llama" : "mixtral", o->layers ? o->layers : 3,
+                     o->dense ? ""
+                              : "\"num_local_experts\": 4, \"num_experts_per_tok\": 2, \"output_router_logits\": "
+                                "true, \"router_aux_loss_coef\": 0.02,",
+                     o->dense ? "true" : "false");
+    json_t *json = NULL;
+    MoeHfConfig c;
+    MOE_TRY(moe_json_load_text(text, (size_t)n, "config", &json));
+    MoeFrontendOptions f = {.batch = o->batch ? o->batch : 4,
+                            .seq = o->seq ? o->seq : 16,
+                            .virtual_shards = 4,
+                            .micro_batches = o->micro_batches ? o->micro_batches : 1,
+                            .mixed_bf16 = o->bf16};
+    MoeModule *m = NULL;
+    MoeStatus st = moe_hf_config_parse(json, "config", &c);
+    if (!st)
+        st = moe_hf_build(&c, &f, &m);
+    json_decref(json);
+    if (st)
+        return st;
+    moe_fake_target_init(&out->target);
+    out->target.refuse_joins = o->refuse_joins;
+    out->target.refuse_alias = o->refuse_alias;
+    out->cx = (MoePassContext){.module = m, .target = &out->target.base, .arena = m->arena};
+    out->cx.options = (MoePassOptions){.batch = f.batch,
+                                       .seq = f.seq,
+                                       .micro_batches = f.micro_batches,
+                                       .virtual_shards = 4,
+                                       .mixed_bf16 = o->bf16,
+                                       .recompute = o->recompute,
+                                       .memory_limit = o->memory_limit};
+    MoePipelineOptions p = {.passes = o->passes, .verify_each = true, .out = stdout, .err = stderr};
+    return moe_pipeline_run(&out->cx, &p);
+}
+
+void moe_pass_model_free(MoePassModel *m) {
+    if (m->cx.module)
+        moe_module_destroy(m->cx.module);
+}

@@ -1,0 +1,29 @@
+/* Models for tests of passes: a small Mixtral or Llama built by the frontend and run through passes with the fake target. */
+#ifndef MOE_TESTS_SUPPORT_PASS_MODEL_H
+#define MOE_TESTS_SUPPORT_PASS_MODEL_H
+
+#include "passes/pass.h"
+#include "tests/support/fake_target.h"
+
+typedef struct {
+    bool dense;                     /* Llama instead of Mixtral */
+    int layers;                     /* 0: 3 */
+    int64_t batch, seq;             /* 0: 4 sequences of 16 */
+    int micro_batches;              /* 0: 1 */
+    bool bf16;
+    MoeRecompute recompute;
+    int64_t memory_limit;
+    const char *passes;             /* NULL: all */
+    bool refuse_joins, refuse_alias;
+} MoePassModelOptions;
+
+typedef struct {
+    MoePassContext cx;
+    MoeFakeTarget target;
+} MoePassModel;
+
+/* Builds and runs; what the pipeline said (verified after every pass). Free the model in any case. */
+MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out);
+void moe_pass_model_free(MoePassModel *m);
+
+#endif

@@ -1,0 +1,448 @@
+/* memplan: placement by itself; then whole plans run on a slab of tags. Every step checks that what it reads still stands
+ * where it was written, through all micro-batches, the counting pass and the folding of partial sums: buffers that overlap
+ * in time and place, a wrong alias or a value freed too early all show up as a foreign tag. */
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/arena.h"
+#include "base/kernel_abi.h"
+#include "base/rng.h"
+#include "ir/text.h"
+#include "passes/group.h"
+#include "passes/memplan.h"
+#include "passes/pipeline.h"
+#include "tests/support/files.h"
+#include "tests/support/pass_model.h"
+
+static void ok(MoeStatus st) { ck_assert_msg(!st, "%s", moe_status_message(st)); }
+
+/* ---- placement ---- */
+
+static void check_no_overlap(const MoeInterval *v, size_t n, int64_t peak) {
+    for (size_t i = 0; i < n; i++) {
+        ck_assert_int_ge(v[i].offset, 0);
+        ck_assert_int_eq(v[i].offset % MOE_BUFFER_ALIGN, 0);
+        ck_assert_int_le(v[i].offset + v[i].bytes, peak);
+        for (size_t k = 0; k < i; k++) {
+            bool time = v[i].start <= v[k].end && v[k].start <= v[i].end;
+            bool place = v[i].offset < v[k].offset + v[k].bytes && v[k].offset < v[i].offset + v[i].bytes;
+            ck_assert_msg(!time || !place, "buffers %zu and %zu overlap", k, i);
+        }
+    }
+}
+
+START_TEST(test_place_random) {
+    for (uint64_t seed = 0; seed < 60; seed++) {
+        MoeArena *a = moe_arena_create();
+        MoeInterval v[80], w[80];
+        size_t n = (size_t)moe_rng_below(seed, 0, 0, 80);
+        for (size_t i = 0; i < n; i++) {
+            int start = (int)moe_rng_below(seed, 1, i, 50);
+            v[i] = (MoeInterval){.bytes = 64 * (int64_t)(1 + moe_rng_below(seed, 2, i, 100)),
+                                 .start = start,
+                                 .end = start + (int)moe_rng_below(seed, 3, i, (uint64_t)(50 - start))};
+            w[i] = v[i];
+        }
+        int64_t bound = moe_place_lower_bound(v, n, 50, NULL), peak = moe_place(v, n, bound, a);
+        check_no_overlap(v, n, peak);
+        ck_assert_int_ge(peak, bound);
+        ck_assert_msg((double)peak <= 1.15 * (double)bound, "seed %d: %ld over %ld", (int)seed, (long)peak, (long)bound);
+        ck_assert_int_eq(moe_place(w, n, bound, a), peak); /* twice the same */
+        for (size_t i = 0; i < n; i++)
+            ck_assert_int_eq(w[i].offset, v[i].offset);
+        moe_arena_destroy(a);
+    }
+}
+END_TEST
+
+START_TEST(test_place_stack_is_perfect) { /* forward and backward: last made, first freed */
+    MoeArena *a = moe_arena_create();
+    MoeInterval v[40];
+    for (int i = 0; i < 40; i++)
+        v[i] = (MoeInterval){.bytes = 64 * (1 + (i * 37) % 11), .start = i, .end = 79 - i};
+    int step;
+    int64_t bound = moe_place_lower_bound(v, 40, 80, &step);
+    ck_assert_int_eq(step, 39);
+    ck_assert_int_eq(moe_place(v, 40, bound, a), bound);
+    moe_arena_destroy(a);
+}
+END_TEST
+
+/* ---- the slab of tags ---- */
+
+enum { UNIT = MOE_BUFFER_ALIGN };
+
+typedef struct {
+    const MoeGraph *g;
+    const MoeMemoryPlan *m;
+    MoeGroups gs;
+    int64_t *slab;       /* tag of every unit */
+    int64_t n_units;
+    const MoeValue **of; /* by value id of a param or state: the value whose bits it holds */
+    bool *count;
+} Machine;
+
+static const MoeValue *root_of(const Machine *x, const MoeValue *v) {
+    while (x->m->values[v->id].alias)
+        v = x->m->values[v->id].alias;
+    return v;
+}
+
+static bool has_memory(const MoeValue *v) {
+    return v->def->opcode != MOE_OP_CONST && v->def->opcode != MOE_OP_INPUT;
+}
+
+static void tag_range(Machine *x, int64_t offset, int64_t bytes, int64_t tag, const char *what) {
+    ck_assert_msg(offset >= 0 && offset + bytes + MOE_BUFFER_SLACK <= x->m->slab_bytes, "%s outside the slab", what);
+    for (int64_t u = offset / UNIT; u < (offset + bytes + UNIT - 1) / UNIT; u++)
+        x->slab[u] = tag;
+}
+
+static void write_value(Machine *x, const MoeValue *v) {
+    const MoeValue *r = root_of(x, v);
+    if (r->def->opcode == MOE_OP_PARAM || r->def->opcode == MOE_OP_STATE) {
+        x->of[r->id] = v;
+        return;
+    }
+    ck_assert_msg(x->m->values[r->id].offset >= 0, "an output of %s has no memory", moe_op_info(v->def->opcode)->name);
+    tag_range(x, x->m->values[r->id].offset, moe_type_bytes(&v->type), v->id, "a value");
+}
+
+static void read_value(const Machine *x, const MoeValue *v, const char *reader) {
+    if (!has_memory(v))
+        return;
+    const MoeValue *r = root_of(x, v), *made = v;
+    /* with one micro-batch the result of accumulate and batch_sum is its operand, never written itself */
+    if (!x->m->n_accumulates)
+        while (made->def->opcode == MOE_OP_ACCUMULATE || made->def->opcode == MOE_OP_BATCH_SUM)
+            made = made->def->operands[0];
+    if (r->def->opcode == MOE_OP_PARAM || r->def->opcode == MOE_OP_STATE) {
+        ck_assert_msg(x->of[r->id] == made, "%s reads a parameter or state that was overwritten", reader);
+        return;
+    }
+    int64_t off = x->m->values[r->id].offset;
+    for (int64_t u = off / UNIT; u < (off + moe_type_bytes(&v->type) + UNIT - 1) / UNIT; u++)
+        ck_assert_msg(x->slab[u] == made->id, "%s: the value of %s is gone (value %d stands there)", reader,
+                      moe_op_info(v->def->opcode)->name, (int)x->slab[u]);
+}
+
+static void run_step(Machine *x, size_t s) {
+    const MoeGroup *g = &x->gs.groups[s];
+    const char *name = moe_op_info(g->ops[0]->opcode)->name;
+    int64_t work = 1000000000 + (int64_t)s;
+    for (size_t i = 0; i < g->n_inputs; i++)
+        read_value(x, g->inputs[i], name);
+    if (x->m->workspace_bytes[s]) {
+        tag_range(x, x->m->workspace_offset[s], x->m->workspace_bytes[s], work, "a workspace");
+        for (size_t i = 0; i < g->n_inputs; i++)
+            read_value(x, g->inputs[i], name);
+    }
+    for (size_t i = 0; i < g->n_outputs; i++)
+        write_value(x, g->outputs[i]);
+    for (size_t i = 0; i < g->n_outputs; i++)
+        read_value(x, g->outputs[i], name); /* outputs do not overlap each other */
+    if (x->m->workspace_bytes[s])
+        for (int64_t u = x->m->workspace_offset[s] / UNIT; u < (x->m->workspace_offset[s] + x->m->workspace_bytes[s]) / UNIT; u++)
+            ck_assert_msg(x->slab[u] == work, "%s: its workspace overlaps an output", name);
+}
+
+static void run_phases(Machine *x, MoePhase first, MoePhase last, bool count_only) {
+    for (size_t s = 0; s < x->gs.n_groups; s++) {
+        MoePhase ph = x->gs.groups[s].ops[0]->phase;
+        if (ph >= first && ph <= last && (!count_only || x->count[s]))
+            run_step(x, s);
+    }
+}
+
+static void check_slot(const Machine *x, const MoeAccumulateMemory *a, int slot, int64_t tag) {
+    for (int64_t u = a->slot_offset[slot] / UNIT; u < (a->slot_offset[slot] + a->slot_bytes + UNIT - 1) / UNIT; u++)
+        ck_assert_msg(x->slab[u] == tag, "a partial sum is gone");
+}
+
+static int64_t slot_tag(size_t acc, int slot) { return 2000000000 + (int64_t)acc * 64 + slot; }
+
+static void fold(Machine *x, int m, int n_micro) {
+    for (size_t i = 0; i < x->m->n_accumulates; i++) {
+        const MoeAccumulateMemory *a = &x->m->accumulates[i];
+        int b = 0;
+        read_value(x, a->op->operands[0], "folding");
+        for (; m >> b & 1; b++)
+            check_slot(x, a, b, slot_tag(i, b));
+        if (m + 1 < n_micro)
+            tag_range(x, a->slot_offset[b], a->slot_bytes, slot_tag(i, b), "a slot");
+        else
+            write_value(x, a->op->results[0]);
+    }
+}
+
+static void run_program(MoePassModel *model, size_t index) {
+    MoeArena *arena = moe_arena_create();
+    const MoeProgram *p = &model->cx.programs[index];
+    int n_micro = model->cx.options.micro_batches;
+    Machine x = {.g = p->graph, .m = &p->memory, .n_units = p->memory.slab_bytes / UNIT + 1};
+    x.gs = moe_groups_of(x.g, arena);
+    x.slab = MOE_NEW_N(arena, int64_t, x.n_units);
+    x.of = MOE_NEW_N(arena, const MoeValue *, x.g->n_values);
+    x.count = MOE_NEW_N(arena, bool, x.gs.n_groups);
+    bool any_count = false;
+    for (int64_t i = 0; i < x.n_units; i++)
+        x.slab[i] = -1;
+    for (size_t s = 0; s < p->n_steps; s++)
+        any_count |= x.count[s] = p->steps[s].count_pass;
+    for (size_t i = 0; i < x.g->n_ops; i++)
+        if (x.g->ops[i]->opcode == MOE_OP_PARAM || x.g->ops[i]->opcode == MOE_OP_STATE)
+            x.of[x.g->ops[i]->results[0]->id] = x.g->ops[i]->results[0];
+    bool has_sums = false;
+    for (size_t i = 0; n_micro > 1 && i < x.g->n_ops; i++) {
+        const MoeOp *op = x.g->ops[i];
+        has_sums |= op->opcode == MOE_OP_BATCH_SUM;
+        if (op->opcode == MOE_OP_BATCH_SUM)
+            write_value(&x, op->results[0]); /* zeroed before the counting pass */
+    }
+    ck_assert_int_eq(any_count, has_sums);
+    for (int m = 0; has_sums && m < n_micro; m++) {
+        run_phases(&x, MOE_PHASE_FORWARD, MOE_PHASE_FORWARD, true);
+        for (size_t i = 0; i < x.g->n_ops; i++)
+            if (x.g->ops[i]->opcode == MOE_OP_BATCH_SUM) {
+                read_value(&x, x.g->ops[i]->operands[0], "the counting pass");
+                read_value(&x, x.g->ops[i]->results[0], "the counting pass");
+            }
+    }
+    if (x.m->n_accumulates == 0)
+        n_micro = 1;
+    for (int m = 0; m < n_micro; m++) {
+        run_phases(&x, MOE_PHASE_FORWARD, MOE_PHASE_BACKWARD, false);
+        for (size_t i = 0; i < x.g->n_ops; i++)
+            if (x.g->ops[i]->opcode == MOE_OP_OUTPUT && x.g->ops[i]->operands[0]->def->phase == MOE_PHASE_FORWARD &&
+                x.g->ops[i]->operands[0]->def->opcode != MOE_OP_ACCUMULATE)
+                read_value(&x, x.g->ops[i]->operands[0], "an output of the micro-batch");
+        fold(&x, m, n_micro);
+    }
+    run_phases(&x, MOE_PHASE_REDUCE, MOE_PHASE_UPDATE, false);
+    for (size_t i = 0; i < x.g->n_ops; i++) {
+        const MoeOp *op = x.g->ops[i];
+        if (op->opcode == MOE_OP_OUTPUT)
+            read_value(&x, op->operands[0], "an output");
+        if (op->opcode == MOE_OP_ASSIGN)
+            ck_assert_msg(x.of[op->operands[0]->id] == op->operands[1], "an assigned value is not in its place");
+    }
+    moe_arena_destroy(arena);
+}
+
+START_TEST(test_values_stay_while_they_are_read) {
+    static const int micro[] = {1, 2, 4};
+    for (int bits = 0; bits < 48; bits++) {
+        MoePassModelOptions o = {.dense = bits & 1, .bf16 = bits & 2, .refuse_alias = false,
+                                 .micro_batches = micro[bits / 4 % 3],
+                                 .recompute = bits / 12 == 0   ? MOE_RECOMPUTE_NONE
+                                              : bits / 12 == 1 ? MOE_RECOMPUTE_CHEAP
+                                              : bits / 12 == 2 ? MOE_RECOMPUTE_LAYER
+                                                               : MOE_RECOMPUTE_AUTO};
+        MoePassModel m;
+        ok(moe_pass_model_make(&o, &m));
+        for (size_t i = 0; i < m.cx.module->n_graphs; i++)
+            run_program(&m, i);
+        moe_pass_model_free(&m);
+    }
+}
+END_TEST
+
+START_TEST(test_peak_is_near_the_lower_bound) {
+    for (int bits = 0; bits < 32; bits++) {
+        MoePassModelOptions o = {.dense = bits & 1, .bf16 = bits & 2, .layers = 4, .batch = 8, .seq = 64,
+                                 .micro_batches = bits & 4 ? 4 : 1,
+                                 .recompute = bits & 8 ? MOE_RECOMPUTE_CHEAP : bits & 16 ? MOE_RECOMPUTE_LAYER : MOE_RECOMPUTE_NONE};
+        MoePassModel m;
+        ok(moe_pass_model_make(&o, &m));
+        for (size_t i = 0; i < m.cx.module->n_graphs; i++) {
+            const MoeMemoryPlan *p = &m.cx.programs[i].memory;
+            ck_assert_int_ge(p->slab_bytes, p->lower_bound);
+            ck_assert_msg((double)p->slab_bytes <= 1.05 * (double)p->lower_bound + MOE_BUFFER_SLACK, "case %d @%s: %ld over %ld",
+                          bits, m.cx.module->graphs[i]->name, (long)p->slab_bytes, (long)p->lower_bound);
+            ck_assert_int_eq(p->activations + p->gradients + p->workspace + p->other, p->lower_bound);
+        }
+        moe_pass_model_free(&m);
+    }
+}
+END_TEST
+
+START_TEST(test_in_place_saves_memory) {
+    MoePassModelOptions with = {.batch = 8, .seq = 64}, without = with;
+    MoePassModel a, b;
+    ok(moe_pass_model_make(&with, &a));
+    without.refuse_alias = true; /* adamw cannot then be in place either: the error says so */
+    const char *wrong = moe_test_error(moe_pass_model_make(&without, &b), MOE_E_INTERNAL, "in place", "@train", "another order", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+    int n_alias = 0;
+    const MoeProgram *p = &a.cx.programs[0];
+    for (int i = 0; i < p->graph->n_values; i++)
+        n_alias += p->memory.values[i].alias && p->memory.values[i].alias->def->phase != MOE_PHASE_UPDATE &&
+                   p->memory.values[i].alias->def->opcode != MOE_OP_PARAM && p->memory.values[i].alias->def->opcode != MOE_OP_STATE;
+    ck_assert_int_gt(n_alias, 0);
+    moe_pass_model_free(&a);
+    moe_pass_model_free(&b);
+}
+END_TEST
+
+#define HEAD                                                                                       \
+    "moe 1\ngraph @train {\n"                                                                      \
+    "  %p = param {name = \"p\", init = \"normal\", std = 0.1, decay = 1} : f32[16, 16]\n"         \
+    "  %x = input {name = \"x\"} : f32[16, 16]\n"
+
+static MoeStatus plan_text(const char *text, MoePassContext *cx, MoeFakeTarget *t) {
+    MoeDiag d = {.file = "case", .source = text};
+    MoeModule *m = moe_parse(&d);
+    ck_assert_msg(m, "%s", moe_str_c(&d.text));
+    moe_diag_free(&d);
+    moe_fake_target_init(t);
+    *cx = (MoePassContext){.module = m, .target = &t->base, .arena = m->arena, .options = {.micro_batches = 1}};
+    MoePipelineOptions o = {.passes = "fuse,memplan", .verify_each = true, .out = stdout, .err = stderr};
+    return moe_pipeline_run(cx, &o);
+}
+
+START_TEST(test_assign_needs_the_old_value_no_more) {
+    static const struct {
+        const char *text, *why;
+    } cases[] = {
+        {HEAD "update:\n  %q = add %p, %x : f32[16, 16]\n  assign %p, %q\n}\n", NULL},
+        {HEAD "update:\n  %q = neg %x : f32[16, 16]\n  assign %p, %q\n}\n", NULL}, /* the step does not even read it */
+        {HEAD "  %q = add %p, %x : f32[16, 16]\nupdate:\n  assign %p, %q\n}\n", "before the update phase"},
+        {HEAD "update:\n  %q = add %p, %x : f32[16, 16]\n  %y = matmul %p, %q {tb = 0, grouped = 0} : f32[16, 16]\n"
+              "  assign %p, %q\n  output %y {name = \"y\"}\n}\n", "read after the new one"},
+        {HEAD "update:\n  %q = matmul %p, %x {tb = 0, grouped = 0} : f32[16, 16]\n  assign %p, %q\n}\n", "in another order"},
+        {HEAD "update:\n  %q = add %p, %x : f32[16, 16]\n  assign %p, %q\n  output %p {name = \"old\"}\n}\n", "read after the new one"},
+        {HEAD "update:\n  assign %p, %x\n}\n", "not made by a step"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        MoePassContext cx;
+        MoeFakeTarget t;
+        MoeStatus st = plan_text(cases[i].text, &cx, &t);
+        if (!cases[i].why) {
+            ok(st);
+        } else {
+            const char *wrong = moe_test_error(st, MOE_E_INTERNAL, "memplan", "@train", cases[i].why, NULL);
+            ck_assert_msg(!wrong, "case %zu: %s", i, wrong);
+        }
+        moe_module_destroy(cx.module);
+    }
+}
+END_TEST
+
+/* ---- what recompute does to memory ---- */
+
+static int64_t train_slab(const MoePassModelOptions *o, MoePassOptions *chosen) {
+    MoePassModel m;
+    ok(moe_pass_model_make(o, &m));
+    int64_t n = m.cx.programs[0].memory.slab_bytes;
+    ck_assert_str_eq(m.cx.module->graphs[0]->name, "train");
+    if (chosen)
+        *chosen = m.cx.options;
+    moe_pass_model_free(&m);
+    return n;
+}
+
+static int64_t declared(const MoePassModelOptions *o) {
+    MoePassModel m;
+    ok(moe_pass_model_make(o, &m));
+    const MoeGraph *g = m.cx.module->graphs[0];
+    int64_t n = 0;
+    for (size_t i = 0; i < g->n_ops; i++)
+        if (g->ops[i]->opcode == MOE_OP_PARAM || g->ops[i]->opcode == MOE_OP_STATE)
+            n += moe_type_bytes(&g->ops[i]->results[0]->type);
+    moe_pass_model_free(&m);
+    return n;
+}
+
+START_TEST(test_recompute_levels_save_memory) {
+    for (int bits = 0; bits < 4; bits++) {
+        MoePassModelOptions o = {.dense = bits & 1, .bf16 = bits & 2, .layers = 6, .batch = 8, .seq = 64};
+        int64_t none = train_slab(&o, NULL);
+        o.recompute = MOE_RECOMPUTE_CHEAP;
+        int64_t cheap = train_slab(&o, NULL);
+        o.recompute = MOE_RECOMPUTE_LAYER;
+        int64_t layer = train_slab(&o, NULL);
+        ck_assert_msg(cheap < none, "%ld, %ld", (long)cheap, (long)none);
+        ck_assert_msg(2 * layer < cheap + none, "%ld, %ld", (long)layer, (long)cheap);
+        ck_assert_int_lt(layer, cheap);
+    }
+}
+END_TEST
+
+START_TEST(test_auto_keeps_the_limit_with_the_fewest_layers) {
+    MoePassModelOptions o = {.layers = 6, .batch = 8, .seq = 64, .recompute = MOE_RECOMPUTE_CHEAP};
+    int64_t cheap = train_slab(&o, NULL), fixed = declared(&o);
+    o.recompute = MOE_RECOMPUTE_LAYER;
+    int64_t layer = train_slab(&o, NULL);
+    MoePassOptions chosen;
+    o.recompute = MOE_RECOMPUTE_AUTO;
+    ck_assert_int_eq(train_slab(&o, &chosen), cheap); /* no limit */
+    o.memory_limit = fixed + cheap;
+    ck_assert_int_eq(train_slab(&o, &chosen), cheap);
+    ck_assert_int_eq(chosen.recompute, MOE_RECOMPUTE_CHEAP);
+    int before = 0;
+    for (int part = 3; part >= 0; part--) { /* tighter and tighter: more layers, and it holds */
+        o.memory_limit = fixed + layer + (cheap - layer) * part / 4;
+        int64_t slab = train_slab(&o, &chosen);
+        ck_assert_int_le(fixed + slab, o.memory_limit);
+        ck_assert_int_eq(chosen.recompute, MOE_RECOMPUTE_LAYER);
+        ck_assert_int_ge(chosen.recompute_layers, before);
+        ck_assert_int_ge(chosen.recompute_layers, 1);
+        before = chosen.recompute_layers;
+    }
+    ck_assert_int_gt(before, 1);
+    o.memory_limit = fixed + layer / 2;
+    MoePassModel m;
+    char bytes[32];
+    snprintf(bytes, sizeof bytes, "%lld bytes", (long long)o.memory_limit);
+    const char *wrong = moe_test_error(moe_pass_model_make(&o, &m), MOE_E_INPUT, bytes, "cannot be met", "micro-batches", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+    moe_pass_model_free(&m);
+}
+END_TEST
+
+START_TEST(test_recompute_repeats_what_it_may) {
+    for (int level = MOE_RECOMPUTE_CHEAP; level <= MOE_RECOMPUTE_LAYER; level++) {
+        MoePassModelOptions o = {.recompute = (MoeRecompute)level, .passes = "grad,decompose"};
+        MoePassModel before, after;
+        ok(moe_pass_model_make(&o, &before));
+        o.passes = "grad,decompose,recompute";
+        ok(moe_pass_model_make(&o, &after));
+        int n[2][MOE_N_OPS] = {{0}};
+        const MoeGraph *g[2] = {before.cx.module->graphs[0], after.cx.module->graphs[0]};
+        for (int i = 0; i < 2; i++)
+            for (size_t k = 0; k < g[i]->n_ops; k++)
+                n[i][g[i]->ops[k]->opcode]++;
+        ck_assert_int_eq(n[1][MOE_OP_TOPK], n[0][MOE_OP_TOPK]);
+        ck_assert_int_eq(n[1][MOE_OP_ROUTE_PLAN], n[0][MOE_OP_ROUTE_PLAN]);
+        ck_assert_int_eq(n[1][MOE_OP_ATTENTION], n[0][MOE_OP_ATTENTION] * (level == MOE_RECOMPUTE_LAYER ? 2 : 1));
+        if (level == MOE_RECOMPUTE_CHEAP)
+            ck_assert_int_eq(n[1][MOE_OP_MATMUL], n[0][MOE_OP_MATMUL]);
+        else
+            ck_assert_int_gt(n[1][MOE_OP_MATMUL], n[0][MOE_OP_MATMUL]);
+        ck_assert_int_gt(n[1][MOE_OP_SIGMOID], n[0][MOE_OP_SIGMOID]);
+        moe_pass_model_free(&before);
+        moe_pass_model_free(&after);
+    }
+}
+END_TEST
+
+int main(void) {
+    Suite *s = suite_create("memplan");
+    TCase *c = tcase_create("memplan");
+    tcase_set_timeout(c, 120);
+    tcase_add_test(c, test_place_random);
+    tcase_add_test(c, test_place_stack_is_perfect);
+    tcase_add_test(c, test_values_stay_while_they_are_read);
+    tcase_add_test(c, test_peak_is_near_the_lower_bound);
+    tcase_add_test(c, test_in_place_saves_memory);
+    tcase_add_test(c, test_assign_needs_the_old_value_no_more);
+    tcase_add_test(c, test_recompute_levels_save_memory);
+    tcase_add_test(c, test_auto_keeps_the_limit_with_the_fewest_layers);
+    tcase_add_test(c, test_recompute_repeats_what_it_may);
+    suite_add_tcase(s, c);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
