@@ -4,8 +4,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cli/driver.h"
+#include "base/pool.h"
 #include "base/str.h"
+#include "cli/driver.h"
 
 static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
     moe_driver_defaults(d);
@@ -50,7 +51,7 @@ static double n_params(const MoeCompiled *c, double *out_active) {
     return n;
 }
 
-static void summary(const MoeCompiled *c, const char *path) {
+static void summary(const MoeCompiled *c, const char *path, double took) {
     char params[32], slab[32], bound[32];
     double active, n = n_params(c, &active);
     const MoePassOptions *o = &c->cx.options;
@@ -70,7 +71,7 @@ static void summary(const MoeCompiled *c, const char *path) {
                bound, p->memory.lower_bound ? (double)p->memory.slab_bytes / (double)p->memory.lower_bound : 1.0);
         printf("  predicted: %.3g s a step, %.0f tokens/s\n", seconds, (double)(o->batch * o->seq) / seconds);
     }
-    printf("  target %s, compiled in %.2f s; 'moec explain %s' says more\n", c->target->name, c->seconds, path);
+    printf("  target %s, compiled in %.2f s; 'moec explain %s' says more\n", c->target->name, took, path);
 }
 
 MoeStatus moe_cmd_compile(const MoeOptions *o) {
@@ -87,11 +88,12 @@ MoeStatus moe_cmd_compile(const MoeOptions *o) {
             moe_str_printf(&line, " %s=%s", o->source[i], o->values[i]);
     d.compile_line = moe_str_c(&line);
     MoeCompiled c;
+    double start = moe_now();
     MoeStatus st = moe_driver_compile(&d, &c);
     if (!st && !d.pipeline.stop_after) {
         st = moe_plan_write(&c.cx, &c.info, out);
         if (!st && !d.quiet)
-            summary(&c, out);
+            summary(&c, out, moe_now() - start);
     }
     moe_driver_free(&c);
     moe_str_free(&line);

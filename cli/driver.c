@@ -9,7 +9,6 @@
 #include "base/io.h"
 #include "base/json.h"
 #include "base/log.h"
-#include "base/pool.h"
 #include "codegen/codegen.h"
 #include "ir/numbers.h"
 #include "ir/text.h"
@@ -126,7 +125,6 @@ static MoeStatus read_model(const MoeDriverOptions *o, MoeFrontendOptions *f, Mo
 
 MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     memset(c, 0, sizeof *c);
-    double start = moe_now();
     c->arena = moe_arena_create();
     MOE_TRY(check_options(o));
     MoeFrontendOptions f = o->frontend;
@@ -148,7 +146,6 @@ MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     c->cx.options.micro_batches = f.micro_batches;
     c->cx.options.mixed_bf16 = f.mixed_bf16;
     MOE_TRY(moe_pipeline_run(&c->cx, &o->pipeline));
-    c->seconds = moe_now() - start;
     return NULL;
 }
 

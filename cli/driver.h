@@ -29,7 +29,6 @@ typedef struct {
     MoeHfConfig config; /* zero for .moe models */
     MoePlanInfo info;
     MoeStr logical_text;
-    double seconds;
 } MoeCompiled;
 
 /* "auto" "none" "cheap" "layer" (checked by the option table). */

@@ -234,7 +234,7 @@ static MoeStatus from_flags(MoeOptions *o, int argc, char **argv, bool only_conf
     bool options_end = false;
     char source[128];
     for (int a = 0; a < argc; a++) {
-        const char *arg = argv[a], *value;
+        const char *arg = argv[a], *value = NULL;
         if (options_end || arg[0] != '-' || arg[1] == 0) {
             if (!only_config)
                 add_positional(o, arg);
@@ -248,8 +248,9 @@ static MoeStatus from_flags(MoeOptions *o, int argc, char **argv, bool only_conf
             o->want_help = true;
             continue;
         }
-        int id;
+        int id = -1;
         MOE_TRY(read_flag(o->command, arg, &id, &value));
+        MOE_ASSERT(id >= 0, "option %s", arg);
         snprintf(source, sizeof source, "--%s", rows[id].name);
         if (!value && rows[id].type == TYPE_FLAG)
             value = "true";

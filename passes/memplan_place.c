@@ -1,7 +1,7 @@
 /* Placement of buffers in one slab: dynamic storage allocation with known lifetimes (NP-hard; Garey and Johnson).
  *
- * Best fit over the buffers in a fixed order, for several orders (size, size x life, life, start); the best is kept and,
- * while more than 1% above the lower bound, improved by seeded random swaps of the order. */
+ * Best fit and lowest fit over the buffers in a fixed order, for several orders (size, size x life, life, start); the best
+ * is kept and, while more than 1% above the lower bound, improved by seeded random moves and swaps in its order. */
 #include "passes/memplan.h"
 
 #include <stdlib.h>
@@ -9,8 +9,8 @@
 #include "base/assert.h"
 #include "base/rng.h"
 
-#define MAX_SWAPS 1000
-#define WORK_BUDGET 200000000.0 /* buffer pairs looked at by all swaps: about half a second */
+#define MAX_MOVES 1000
+#define WORK_BUDGET 200000000.0 /* buffer pairs looked at by all moves: about half a second */
 
 int64_t moe_place_lower_bound(const MoeInterval *v, size_t n, int n_steps, int *out_step) {
     int64_t *delta = calloc((size_t)n_steps + 1, sizeof *delta);
@@ -39,6 +39,7 @@ typedef struct {
     int32_t *placed;  /* indices by ascending offset */
     int64_t *offset;  /* by index */
     size_t n;
+    bool lowest;      /* the lowest gap that fits, not the tightest */
 } Try;
 
 /* Places in this order; returns the peak, or `stop` as soon as it is reached. */
@@ -53,7 +54,7 @@ static int64_t place_in_order(Try *t, const int32_t *order, int64_t stop) {
             if (p->end < b->start || p->start > b->end)
                 continue;
             int64_t off = t->offset[t->placed[k]], gap = off - end;
-            if (gap >= b->bytes && gap < best_gap) {
+            if (gap >= b->bytes && (t->lowest ? best < 0 : gap < best_gap)) {
                 best_gap = gap;
                 best = end;
             }
@@ -105,32 +106,44 @@ static void make_order(const MoeInterval *v, size_t n, int how, Keyed *tmp, int3
 int64_t moe_place(MoeInterval *v, size_t n, int64_t lower_bound, MoeArena *a) {
     if (n == 0)
         return 0;
-    Try t = {v, MOE_NEW_N(a, int32_t, n), MOE_NEW_N(a, int64_t, n), n};
+    Try t = {v, MOE_NEW_N(a, int32_t, n), MOE_NEW_N(a, int64_t, n), n, false};
     int32_t *order = MOE_NEW_N(a, int32_t, n), *best_order = MOE_NEW_N(a, int32_t, n);
     Keyed *tmp = MOE_NEW_N(a, Keyed, n);
     int64_t peak = INT64_MAX;
-    for (int how = 0; how < N_ORDERS; how++) {
-        make_order(v, n, how, tmp, order);
+    bool lowest = false;
+    for (int how = 0; how < 2 * N_ORDERS && peak > lower_bound; how++) {
+        make_order(v, n, how / 2, tmp, order);
+        t.lowest = how % 2;
         int64_t p = place_in_order(&t, order, peak);
         if (p < peak) {
             peak = p;
+            lowest = t.lowest;
             memcpy(best_order, order, n * sizeof *order);
             for (size_t i = 0; i < n; i++)
                 v[i].offset = t.offset[i];
         }
     }
-    double swaps = WORK_BUDGET / ((double)n * (double)n / 4 + 1);
-    int max_swaps = swaps > MAX_SWAPS ? MAX_SWAPS : (int)swaps;
-    for (int s = 0; s < max_swaps && n > 1 && (double)peak > 1.01 * (double)lower_bound; s++) {
+    t.lowest = lowest;
+    double moves = WORK_BUDGET / ((double)n * (double)n / 4 + 1);
+    int max_moves = moves > MAX_MOVES ? MAX_MOVES : (int)moves;
+    for (int s = 0; s < max_moves && n > 1 && (double)peak > 1.01 * (double)lower_bound; s++) {
         size_t i = (size_t)moe_rng_below(1, 0, (uint64_t)s, n);
-        if (s % 2 == 0) /* a buffer that reaches the peak: placing it earlier may bring it down */
+        if (s % 2 == 0) /* a buffer that reaches the peak: placed earlier, it may come to lie lower */
             for (size_t k = 0; k < n; k++)
                 if (v[best_order[k]].offset + v[best_order[k]].bytes == peak)
                     i = k;
         size_t j = (size_t)moe_rng_below(1, 1, (uint64_t)s, i > 0 && s % 2 == 0 ? i : n);
         memcpy(order, best_order, n * sizeof *order);
-        order[i] = best_order[j];
-        order[j] = best_order[i];
+        if (s % 4 < 2) { /* to another turn, */
+            if (i > j)
+                memmove(order + j + 1, order + j, (i - j) * sizeof *order);
+            else
+                memmove(order + i, order + i + 1, (j - i) * sizeof *order);
+            order[j] = best_order[i];
+        } else { /* or the two change turns */
+            order[i] = best_order[j];
+            order[j] = best_order[i];
+        }
         int64_t p = place_in_order(&t, order, peak + 1);
         if (p > peak)
             continue;

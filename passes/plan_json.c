@@ -313,6 +313,7 @@ static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo
     set_i(root, "experts", info->experts);
     set_i(root, "experts_per_token", info->experts_per_token);
     set(root, "flops_per_token", json_real(info->flops_per_token));
+    set(root, "peak_flops", json_real(o->mixed_bf16 ? cx->target->peak_flops_bf16 : cx->target->peak_flops_f32));
     set_s(root, "kernels_xxh3", hash);
 }
 

@@ -172,6 +172,16 @@ static MoeStatus check_ports(const MoePlan *p) {
     return NULL;
 }
 
+/* Sequences that the logits program holds: by its input and by its output. */
+static int64_t logits_capacity(const MoePlan *p) {
+    const MoePlanProgram *g = moe_plan_program(p, "logits");
+    if (!g)
+        return 0;
+    int64_t ids = find_port(g->inputs, g->n_inputs, "ids")->elements / p->seq;
+    int64_t out = find_port(g->outputs, g->n_outputs, "logits")->elements / p->vocab_size / p->seq;
+    return ids < out ? ids : out;
+}
+
 MoeStatus moe_exec_create(const MoePlan *plan, int n_threads, MoeExec **out) {
     *out = NULL;
     MOE_TRY(check_ports(plan));
@@ -179,6 +189,7 @@ MoeStatus moe_exec_create(const MoePlan *plan, int n_threads, MoeExec **out) {
     if (!x)
         return no_memory();
     x->plan = plan;
+    x->logits_seqs = logits_capacity(plan);
     MoeStatus st = NULL;
     MOE_TRY_GOTO(st, moe_pool_create(n_threads > 0 ? n_threads : moe_cpu_count(), &x->pool), fail);
     MOE_TRY_GOTO(st, alloc_buffers(x), fail);

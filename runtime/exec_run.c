@@ -54,15 +54,14 @@ typedef struct {
 /* First sequence of virtual shard v. */
 static int64_t shard_start(const MoePlan *p, int64_t n_seqs, int64_t v) { return v * n_seqs / p->virtual_shards; }
 
-/* Fills tok, ids, labels for micro-batch m; returns its number of sequences and the first. */
-static int64_t set_micro_batch(MoeExec *x, const Run *r, int m, int64_t *out_first) {
+/* Fills tok, ids, labels with sequences first .. last-1; shards outside are empty. */
+static void set_sequences(MoeExec *x, const Run *r, int64_t first, int64_t last) {
     const MoePlan *p = x->plan;
-    const int V = p->virtual_shards, per = V / r->parts;
-    int64_t first = shard_start(p, r->n_seqs, m * per), last = shard_start(p, r->n_seqs, (m + 1) * per);
+    const int V = p->virtual_shards;
     int64_t n = (last - first) * p->seq;
     int32_t *tok = moe_exec_input(x, r->program, "tok"), *ids = moe_exec_input(x, r->program, "ids"),
             *labels = moe_exec_input(x, r->program, "labels");
-    for (int v = 0; v <= V; v++) { /* shards of other micro-batches are empty here */
+    for (int v = 0; v <= V; v++) {
         int64_t s = shard_start(p, r->n_seqs, v);
         s = s < first ? first : s > last ? last : s;
         tok[v] = (int32_t)((s - first) * p->seq);
@@ -71,7 +70,13 @@ static int64_t set_micro_batch(MoeExec *x, const Run *r, int m, int64_t *out_fir
         memcpy(ids, r->ids + first * p->seq, (size_t)n * sizeof *ids);
     if (n && labels && r->labels)
         memcpy(labels, r->labels + first * p->seq, (size_t)n * sizeof *labels);
-    *out_first = first;
+}
+
+/* Micro-batch m: an aligned run of shards. Returns its number of sequences. */
+static int64_t set_micro_batch(MoeExec *x, const Run *r, int m) {
+    const int per = x->plan->virtual_shards / x->plan->micro_batches;
+    int64_t first = shard_start(x->plan, r->n_seqs, m * per), last = shard_start(x->plan, r->n_seqs, (m + 1) * per);
+    set_sequences(x, r, first, last);
     return last - first;
 }
 
@@ -166,13 +171,12 @@ static void fold_gradients(MoeExec *x, MoeExecProgram *g, int m) {
 
 static MoeStatus count_pass(MoeExec *x, const Run *r) {
     const MoePlanProgram *p = r->g->plan;
-    int64_t first;
     if (!p->n_batch_sums)
         return NULL;
     for (size_t i = 0; i < p->n_batch_sums; i++)
         memset(r->g->values[p->batch_sums[i].value], 0, sizeof(int32_t) * (size_t)p->batch_sums[i].elements);
     for (int m = 0; m < x->plan->micro_batches; m++) {
-        set_micro_batch(x, r, m, &first);
+        set_micro_batch(x, r, m);
         MOE_TRY(run_steps(x, r->g, MOE_PHASE_FWD, MOE_PHASE_BWD, true));
         for (size_t i = 0; i < p->n_batch_sums; i++) {
             int32_t *sum = (int32_t *)(void *)r->g->values[p->batch_sums[i].value];
@@ -220,13 +224,12 @@ static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool up
     double start = moe_now();
     const MoePlan *p = x->plan;
     Run r;
-    int64_t first;
     MOE_TRY(check_batch(x, "train", b, true, &r));
     set_hyper(x, h);
     memset(x->load, 0, sizeof *x->load * p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts);
     MOE_TRY(count_pass(x, &r));
     for (int m = 0; m < p->micro_batches; m++) {
-        set_micro_batch(x, &r, m, &first);
+        set_micro_batch(x, &r, m);
         MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_BWD, false));
         add_load(x);
         if (p->micro_batches > 1)
@@ -260,12 +263,12 @@ MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h,
 
 MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int64_t *out_tokens) {
     Run r;
-    int64_t first, tokens = 0;
+    int64_t tokens = 0;
     float slots[32] = {0}, sum = 0;
     MOE_TRY(check_batch(x, "eval", b, true, &r));
     for (int m = 0; m < x->plan->micro_batches; m++) {
         sum = 0;
-        if (set_micro_batch(x, &r, m, &first)) {
+        if (set_micro_batch(x, &r, m)) {
             MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
             sum = (float)output_f32(x, "eval", "nll_sum");
             tokens += output_i32(x, "eval", "tokens");
@@ -281,15 +284,37 @@ MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int6
     return NULL;
 }
 
+/* Memory for the logits of the plan's whole batch. */
+static MoeStatus alloc_logits(MoeExec *x) {
+    const MoePlan *p = x->plan;
+    int64_t bytes;
+    void *data;
+    if (!moe_mul_i64(p->batch * p->seq, p->vocab_size * (int64_t)sizeof(float), &bytes))
+        return moe_error(MOE_E_NOMEM, "the logits of a batch do not fit in memory");
+    MOE_TRY(moe_alloc_big((size_t)bytes, "logits", &data));
+    x->logits = data;
+    x->logits_bytes = bytes;
+    return NULL;
+}
+
+/* The program holds a few sequences (plans have one: all logits of a batch would be their largest tensor); it runs as often as needed. */
 MoeStatus moe_exec_logits(MoeExec *x, const MoeBatch *b, const float **out_logits) {
-    Run r;
-    int64_t first;
-    MOE_TRY(check_batch(x, "logits", b, false, &r));
-    const MoePlanPort *port;
-    *out_logits = moe_exec_output(x, "logits", "logits", &port);
-    int64_t room = port->elements / (x->plan->seq * x->plan->vocab_size);
-    if (b->n_seqs > room)
-        return moe_error(MOE_E_INPUT, "logits of %lld sequences at once; the plan holds %lld", (long long)b->n_seqs, (long long)room);
-    set_micro_batch(x, &r, 0, &first);
-    return run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false);
+    const MoePlan *p = x->plan;
+    Run all;
+    MOE_TRY(check_batch(x, "logits", b, false, &all));
+    const float *logits = moe_exec_output(x, "logits", "logits", NULL);
+    int64_t per = x->logits_seqs, row = p->seq * p->vocab_size;
+    if (b->n_seqs > per && !x->logits)
+        MOE_TRY(alloc_logits(x));
+    for (int64_t i = 0; i < b->n_seqs; i += per) {
+        Run r = all; /* a batch of its own */
+        r.ids = all.ids + i * p->seq;
+        r.n_seqs = b->n_seqs - i < per ? b->n_seqs - i : per;
+        set_sequences(x, &r, 0, r.n_seqs);
+        MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
+        if (b->n_seqs > per)
+            memcpy(x->logits + i * row, logits, (size_t)(r.n_seqs * row) * sizeof(float));
+    }
+    *out_logits = b->n_seqs > per ? x->logits : logits;
+    return NULL;
 }

@@ -331,7 +331,7 @@ void fake_plan_json(const FakePlanOptions *o, MoeStr *out) {
     moe_str_append(out, ",\n");
     other_program(o, cap, true, out);
     moe_str_append(out, ",\n");
-    other_program(o, cap, false, out);
+    other_program(o, (o->batch > 4 ? 2 : 1) * o->seq, false, out); /* fewer sequences than a batch */
     moe_str_append(out, "}}\n");
 }
 

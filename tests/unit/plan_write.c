@@ -1,0 +1,229 @@
+/* The plan writer: plan.json is read back by the runtime's own reader, is the same twice, names its steps readably; the
+ * directory replaces plans and nothing else, and a failure leaves what was there. */
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "base/io.h"
+#include "base/json.h"
+#include "passes/plan_write.h"
+#include "runtime/plan.h"
+#include "tests/support/files.h"
+#include "tests/support/pass_model.h"
+
+static void ok(MoeStatus st) { ck_assert_msg(!st, "%s", moe_status_message(st)); }
+
+static const int layers[] = {0, 1, 2};
+static const MoePlanInfo info = {.tokenizer = "byte", .compile_line = "moec compile m", .logical_text = "moe 1\n", .vocab_size = 64,
+                                 .flops_per_token = 1234.5, .moe_layers = layers, .n_moe_layers = 3, .experts = 4,
+                                 .experts_per_token = 2, .want_text = true};
+
+static char *build(MoePassModel *m, char **out_text) {
+    char *json, *text;
+    void *object;
+    size_t n;
+    ok(moe_plan_build(&m->cx, &info, &json, &object, &n, &text));
+    ck_assert_ptr_nonnull(object);
+    free(object);
+    if (out_text)
+        *out_text = text;
+    else
+        free(text);
+    return json;
+}
+
+static const MoePlanStep *find_step(const MoePlanProgram *p, const char *name) {
+    for (size_t i = 0; i < p->n_steps; i++)
+        if (strcmp(p->steps[i].name, name) == 0)
+            return &p->steps[i];
+    return NULL;
+}
+
+static const MoePlanPort *find_port(const MoePlanPort *ports, size_t n, const char *name) {
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(ports[i].name, name) == 0)
+            return &ports[i];
+    return NULL;
+}
+
+START_TEST(test_runtime_reads_it) {
+    for (int bits = 0; bits < 8; bits++) {
+        bool dense = bits & 4;
+        MoePassModelOptions o = {.bf16 = bits & 1, .micro_batches = bits & 2 ? 4 : 1, .dense = dense, .recompute = MOE_RECOMPUTE_AUTO};
+        MoePassModel m;
+        ok(moe_pass_model_make(&o, &m));
+        char *json = build(&m, NULL);
+        MoePlan *p;
+        ok(moe_plan_load_memory(json, strlen(json), "plan.json", NULL, 0, &p));
+        ck_assert_int_eq(p->vocab_size, 64);
+        ck_assert_int_eq(p->batch, 4);
+        ck_assert_int_eq(p->micro_batches, o.micro_batches);
+        ck_assert_str_eq(p->dtype, o.bf16 ? "bf16" : "f32");
+        ck_assert_uint_eq(p->n_programs, 3);
+        ck_assert_uint_eq(p->n_buffers, 3 * p->n_params); /* exp_avg and exp_avg_sq beside each */
+        for (size_t i = 0; i < p->n_params; i++)
+            ck_assert_uint_eq(p->params[i].n_states, 2);
+        const MoePlanProgram *t = moe_plan_program(p, "train");
+        ck_assert_ptr_nonnull(find_port(t->inputs, t->n_inputs, "bias1"));
+        ck_assert_ptr_nonnull(find_port(t->outputs, t->n_outputs, "grad_norm"));
+        const MoePlanPort *loss = find_port(t->outputs, t->n_outputs, "loss"), *ids = find_port(t->inputs, t->n_inputs, "ids");
+        ck_assert(loss && !loss->ragged && loss->elements == 1);
+        ck_assert(ids && ids->ragged && ids->dtype == MOE_PLAN_I32);
+        ck_assert_ptr_nonnull(find_step(t, "layers.1.self_attn.q_proj"));
+        ck_assert_ptr_nonnull(find_step(t, "layers.1.self_attn.q_proj.dx"));
+        ck_assert_ptr_nonnull(find_step(t, "layers.1.self_attn.q_proj.dw"));
+        ck_assert_ptr_nonnull(find_step(t, "layers.1.self_attn.q_proj.update"));
+        const MoePlanStep *up = find_step(t, dense ? "layers.2.mlp.gate_proj+up_proj" : "layers.2.block_sparse_moe.experts.w1+w3");
+        ck_assert_ptr_nonnull(up);
+        ck_assert_int_eq(up->layer, 2);
+        ck_assert_str_eq(up->kind, "gemm");
+        /* (T or R) x 32 x 48, twice, and a little for the tail */
+        double rows = (double)p->batch * (double)p->seq / o.micro_batches * (dense ? 1 : 2), flops = 2 * 2 * rows * 32 * 48;
+        ck_assert_double_ge(up->flops, flops);
+        ck_assert_double_le(up->flops, 1.5 * flops);
+        ck_assert_double_gt(up->seconds, 0);
+        if (o.micro_batches == 1) {
+            ck_assert_uint_eq(t->n_accumulates, 0);
+            ck_assert_uint_eq(t->n_batch_sums, 0);
+        } else {
+            ck_assert_uint_gt(t->n_accumulates, p->n_params); /* every gradient, and the losses */
+            ck_assert_uint_ge(t->n_batch_sums, 1);
+            ck_assert_uint_eq(t->accumulates[0].n_slots, 2);
+            if (!dense)
+                ck_assert(find_step(t, "layers.2.route_plan")->count);
+            ck_assert(!find_step(t, "layers.1.self_attn.q_proj.dx")->count);
+        }
+        moe_plan_free(p);
+        free(json);
+        moe_pass_model_free(&m);
+    }
+}
+END_TEST
+
+START_TEST(test_same_bytes_twice) {
+    MoePassModelOptions o = {.bf16 = true, .micro_batches = 2, .recompute = MOE_RECOMPUTE_LAYER};
+    MoePassModel a, b;
+    ok(moe_pass_model_make(&o, &a));
+    ok(moe_pass_model_make(&o, &b));
+    char *x = build(&a, NULL), *y = build(&b, NULL);
+    ck_assert_str_eq(x, y);
+    free(x);
+    free(y);
+    moe_pass_model_free(&a);
+    moe_pass_model_free(&b);
+}
+END_TEST
+
+static MoeStatus write_plan(const char *dir, const MoePlanInfo *with) {
+    MoePassModelOptions o = {.layers = 1};
+    MoePassModel m;
+    ok(moe_pass_model_make(&o, &m));
+    MoeStatus st = moe_plan_write(&m.cx, with, dir);
+    moe_pass_model_free(&m);
+    return st;
+}
+
+static char *path_of(const char *dir, const char *name) {
+    static char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return path;
+}
+
+/* Entries of the test directory whose name begins like this. */
+static int count_entries(const char *prefix) {
+    char **names;
+    size_t n;
+    int found = 0;
+    ok(moe_dir_list(moe_test_dir(), &names, &n));
+    for (size_t i = 0; i < n; i++)
+        found += strncmp(names[i], prefix, strlen(prefix)) == 0;
+    moe_dir_list_free(names, n);
+    return found;
+}
+
+START_TEST(test_writes_and_replaces) {
+    char dir[4096];
+    snprintf(dir, sizeof dir, "%s", moe_test_path("one.plan"));
+    ok(write_plan(dir, &info));
+    static const char *const files[] = {"plan.json", "kernels.o", "kernels.ll", "model.moe", "step.moe"};
+    for (size_t i = 0; i < 5; i++)
+        ck_assert_msg(moe_path_exists(path_of(dir, files[i])), "%s is missing", files[i]);
+    MoePlanInfo other = info;
+    other.compile_line = "the second";
+    other.want_text = false;
+    snprintf(dir + strlen(dir), 2, "/"); /* a slash behind the name changes nothing */
+    ok(write_plan(dir, &other));
+    ck_assert(!moe_path_exists(path_of(dir, "kernels.ll"))); /* nothing of the first is left */
+    json_t *json;
+    const char *line = NULL;
+    ok(moe_json_load_file(path_of(dir, "plan.json"), 1 << 24, &json));
+    ok(moe_json_str(json, "plan", "compile", true, &line));
+    ck_assert_str_eq(line, "the second");
+    json_decref(json);
+    ck_assert_int_eq(count_entries("one.plan"), 1); /* no .tmp, no .old */
+}
+END_TEST
+
+START_TEST(test_refuses_what_is_no_plan) {
+    const char *wrong;
+    wrong = moe_test_error(write_plan(moe_test_file("a_file", "x", 1), &info), MOE_E_INPUT, "a_file", "not a directory", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+    char dir[4096];
+    snprintf(dir, sizeof dir, "%s", moe_test_path("thesis"));
+    ok(moe_dir_make(dir));
+    ok(moe_file_write_atomic(path_of(dir, "chapter1"), "work", 4));
+    wrong = moe_test_error(write_plan(dir, &info), MOE_E_INPUT, "thesis", "not a plan", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+    ok(moe_file_write_atomic(path_of(dir, "plan.json"), "{}", 2));
+    wrong = moe_test_error(write_plan(dir, &info), MOE_E_INPUT, "thesis", "chapter1", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+    ck_assert(moe_path_exists(path_of(dir, "chapter1")));
+    wrong = moe_test_error(write_plan("", &info), MOE_E_MISUSE, "name", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+    ck_assert_int_eq(count_entries("thesis"), 1);
+}
+END_TEST
+
+START_TEST(test_failure_leaves_the_former_plan) {
+    char dir[4096];
+    snprintf(dir, sizeof dir, "%s", moe_test_path("kept.plan"));
+    ok(write_plan(dir, &info));
+    char tmp[4200];
+    snprintf(tmp, sizeof tmp, "%s.tmp-%ld", dir, (long)getpid());
+    /* the graph's output is a constant: plan.json cannot be made, after the directory was */
+    MoePassModelOptions o = {.layers = 1};
+    MoePassModel m;
+    ok(moe_pass_model_make(&o, &m));
+    MoeGraph *g = m.cx.module->graphs[0];
+    for (size_t i = 0; i < g->n_ops; i++)
+        if (g->ops[i]->opcode == MOE_OP_OUTPUT)
+            for (size_t k = 0; k < i; k++)
+                if (g->ops[k]->opcode == MOE_OP_CONST)
+                    g->ops[i]->operands[0] = g->ops[k]->results[0];
+    const char *wrong = moe_test_error(moe_plan_write(&m.cx, &info, dir), MOE_E_INPUT, "constant", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+    moe_pass_model_free(&m);
+    ck_assert(!moe_path_exists(tmp));
+    json_t *json;
+    ok(moe_json_load_file(path_of(dir, "plan.json"), 1 << 24, &json));
+    json_decref(json);
+}
+END_TEST
+
+int main(void) {
+    Suite *s = suite_create("plan_write");
+    TCase *c = tcase_create("plan_write");
+    tcase_set_timeout(c, 60);
+    tcase_add_test(c, test_runtime_reads_it);
+    tcase_add_test(c, test_same_bytes_twice);
+    tcase_add_test(c, test_writes_and_replaces);
+    tcase_add_test(c, test_refuses_what_is_no_plan);
+    tcase_add_test(c, test_failure_leaves_the_former_plan);
+    suite_add_tcase(s, c);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
