@@ -181,7 +181,7 @@ static MoeStatus recompile(const char *dir, const json_t *json, MoePlan **out) {
     moe_driver_defaults(&o);
     o.model = path;
     o.quiet = true;
-    int64_t batch = 0, seq = 0, micro = 1;
+    int64_t batch = 0, seq = 0, micro = 1, layers = 0;
     const char *line = "", *dtype = "f32", *recompute = "auto";
     json_t *model = NULL;
     MoeCompiled c = {0};
@@ -193,8 +193,10 @@ static MoeStatus recompile(const char *dir, const json_t *json, MoePlan **out) {
     MOE_TRY_GOTO(st, moe_json_str(json, dir, "compile", false, &line), done);
     MOE_TRY_GOTO(st, moe_json_object(json, dir, "model", true, &model), done);
     MOE_TRY_GOTO(st, moe_json_str(json, dir, "recompute", false, &recompute), done);
+    MOE_TRY_GOTO(st, moe_json_i64(json, dir, "recompute_layers", false, &layers), done);
     o.compile_line = line;
     o.pass.recompute = moe_recompute_from_name(recompute);
+    o.pass.recompute_layers = (int)layers;
     o.frontend.batch = batch;
     o.frontend.seq = seq;
     o.frontend.micro_batches = (int)micro;

@@ -199,7 +199,8 @@ static MoeValue *moe_mlp(Builder *b, const LayerParams *p, int64_t layer, MoeVal
     MoeValue *seg = plan->results[0], *src = plan->results[1], *inv = plan->results[2];
     b->segs[layer] = seg;
     if (b->aux) {
-        MoeValue *p_e = moe_build1(g, MOE_OP_COL_SUM, probs);
+        /* Micro-batches meet layer by layer, so that their number does not reorder the sum. */
+        MoeValue *p_e = moe_build1(g, MOE_OP_ACCUMULATE, moe_build1(g, MOE_OP_COL_SUM, probs));
         MoeValue *n_e = moe_build1(g, MOE_OP_EXPERT_COUNTS, seg);
         b->prob_sum = b->prob_sum ? moe_build2(g, MOE_OP_ADD, b->prob_sum, p_e) : p_e;
         b->counts = b->counts ? moe_build2(g, MOE_OP_ADD, b->counts, n_e) : n_e;
@@ -248,8 +249,7 @@ static MoeValue *aux_loss(Builder *b) {
     MoeValue *layers = moe_build_const(g, (double)b->c->layers);
     MoeValue *n = moe_build2(g, MOE_OP_MUL, tokens_f, layers);
     MoeValue *share = moe_build2(g, MOE_OP_DIV, counts, n);
-    MoeValue *prob_sum = moe_build1(g, MOE_OP_ACCUMULATE, b->prob_sum);
-    MoeValue *prob = moe_build2(g, MOE_OP_DIV, prob_sum, n);
+    MoeValue *prob = moe_build2(g, MOE_OP_DIV, b->prob_sum, n);
     MoeValue *dot = moe_build1(g, MOE_OP_ROW_SUM, moe_build2(g, MOE_OP_MUL, share, prob));
     MoeValue *experts = moe_build_const(g, (double)b->c->experts);
     return moe_build2(g, MOE_OP_MUL, dot, experts);

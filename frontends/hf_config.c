@@ -6,13 +6,13 @@
  */
 #include "frontends/frontend.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/json.h"
 #include "base/log.h"
 
 #define MAX_DIM       ((int64_t)1 << 24)
+#define MAX_HEAD_DIM  512 /* what attention kernels of every target take */
 #define MAX_POSITIONS ((int64_t)1 << 31)
 #define MAX_TENSOR    1e12 /* numbers in one parameter (experts stacked) */
 
@@ -21,39 +21,17 @@ enum { N_MODEL_TYPES = sizeof model_types / sizeof *model_types };
 
 /* Keys that a config of these two models may carry; one that is close to an absent one of these is
  * probably misspelt. */
-static const char *const common_keys[] = {"_attn_implementation_autoset",
-                                          "_name_or_path",
-                                          "architectures",
-                                          "attention_bias",
-                                          "attention_dropout",
-                                          "auto_map",
-                                          "bos_token_id",
-                                          "dtype",
-                                          "eos_token_id",
-                                          "head_dim",
-                                          "hidden_act",
-                                          "hidden_size",
-                                          "initializer_range",
-                                          "intermediate_size",
-                                          "max_position_embeddings",
-                                          "mlp_bias",
-                                          "model_type",
-                                          "num_attention_heads",
-                                          "num_hidden_layers",
-                                          "num_key_value_heads",
-                                          "pad_token_id",
-                                          "partial_rotary_factor",
-                                          "pretraining_tp",
-                                          "quantization_config",
-                                          "rms_norm_eps",
-                                          "rope_parameters",
-                                          "rope_scaling",
-                                          "rope_theta",
-                                          "tie_word_embeddings",
-                                          "torch_dtype",
-                                          "transformers_version",
-                                          "use_cache",
-                                          "vocab_size"};
+/* clang-format off */
+static const char *const common_keys[] = {
+    "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_bias",
+    "attention_dropout", "auto_map", "bos_token_id", "dtype", "eos_token_id", "head_dim",
+    "hidden_act", "hidden_size", "initializer_range", "intermediate_size",
+    "max_position_embeddings", "mlp_bias", "model_type", "num_attention_heads",
+    "num_hidden_layers", "num_key_value_heads", "pad_token_id", "partial_rotary_factor",
+    "pretraining_tp", "quantization_config", "rms_norm_eps", "rope_parameters", "rope_scaling",
+    "rope_theta", "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
+    "vocab_size"};
+/* clang-format on */
 /* These mean nothing in a llama. */
 static const char *const mixtral_keys[] = {
     "experts_implementation", "num_experts",          "num_experts_per_tok", "num_local_experts",
@@ -280,6 +258,10 @@ static void report_keys(Reader *r, bool mixtral) {
             moe_warn("%s: unknown key \"%s\" (did you mean \"%s\"?); it has no effect", r->where,
                      key, near);
     }
+    if (!errors && value_of(r->json, "pad_token_id"))
+        moe_warn("%s: \"pad_token_id\": the embedding of that token is trained like the others; "
+                 "transformers would keep it as it is",
+                 r->where);
     for (size_t i = 0; i < N_MIXTRAL_KEYS && !mixtral && !errors; i++)
         if (value_of(r->json, mixtral_keys[i]))
             moe_warn("%s: \"%s\" has no effect in a llama", r->where, mixtral_keys[i]);
@@ -302,9 +284,10 @@ static void check_together(Reader *r, MoeHfConfig *c, bool mixtral) {
     } else {
         if (c->head_dim == 0)
             c->head_dim = c->hidden_size / c->heads;
-        if (c->head_dim % 2 != 0)
-            complain(r, "the head dimension is %lld%s; rotary embeddings need an even one",
-                     (long long)c->head_dim, *said ? " (\"hidden_size\" / heads)" : "");
+        if (c->head_dim % 2 != 0 || c->head_dim > MAX_HEAD_DIM)
+            complain(r, "the head dimension is %lld%s; expected an even number up to %d",
+                     (long long)c->head_dim, *said ? " (\"hidden_size\" / heads)" : "",
+                     MAX_HEAD_DIM);
     }
     if (c->heads % c->kv_heads != 0)
         complain(r, "\"num_key_value_heads\" %lld%s does not divide \"num_attention_heads\" %lld",
@@ -336,7 +319,7 @@ static MoeStatus read_model_type(const json_t *json, const char *where, const ch
                        where, moe_str_c(&all));
     if (!st && !found) {
         const char *near = moe_nearest_name(*out, model_types, N_MODEL_TYPES);
-        st = moe_error(MOE_E_INPUT, "%s: unknown \"model_type\" \"%.60s\"%s%s%s; supported are %s",
+        st = moe_error(MOE_E_INPUT, "%s: unknown model_type \"%.60s\"%s%s%s; supported are %s",
                        where, *out, near ? " (did you mean \"" : "", near ? near : "",
                        near ? "\"?)" : "", moe_str_c(&all));
     }
@@ -351,16 +334,17 @@ MoeStatus moe_hf_config_parse(const json_t *json, const char *where, MoeHfConfig
     MOE_TRY(read_model_type(json, where, &type));
     bool mixtral = strcmp(type, "mixtral") == 0;
     snprintf(c->model_type, sizeof c->model_type, "%s", type);
+    int64_t pad = 0;
 
     get_int(&r, "vocab_size", true, 1, 4 << 20, &c->vocab_size);
-    get_int(&r, "hidden_size", true, 1, MAX_DIM, &c->hidden_size);
+    get_int(&r, "hidden_size", true, 2, MAX_DIM, &c->hidden_size);
     get_int(&r, "intermediate_size", true, 1, MAX_DIM, &c->intermediate_size);
     get_int(&r, "num_hidden_layers", true, 1, 4096, &c->layers);
     get_int(&r, "num_attention_heads", true, 1, 65536, &c->heads);
     /* Absent, a Mixtral has 8; null, as many as heads. */
     c->kv_heads = mixtral && !json_object_get(json, "num_key_value_heads") ? 8 : c->heads;
     get_int(&r, "num_key_value_heads", false, 1, 65536, &c->kv_heads);
-    get_int(&r, "head_dim", false, 1, 65536, &c->head_dim);
+    get_int(&r, "head_dim", false, 2, MAX_HEAD_DIM, &c->head_dim);
     c->max_positions = mixtral ? 131072 : 2048;
     get_int(&r, "max_position_embeddings", false, 1, MAX_POSITIONS, &c->max_positions);
     c->rms_norm_eps = mixtral ? 1e-5 : 1e-6;
@@ -379,6 +363,8 @@ MoeStatus moe_hf_config_parse(const json_t *json, const char *where, MoeHfConfig
         get_bool(&r, "output_router_logits", &c->output_router_logits);
     }
     read_unsupported(&r, mixtral);
+    if (c->vocab_size) /* as torch counts: negative ones from the end */
+        get_int(&r, "pad_token_id", false, -c->vocab_size, c->vocab_size - 1, &pad);
     if (r.n_errors == 0)
         check_together(&r, c, mixtral);
     report_keys(&r, mixtral);

@@ -15,7 +15,8 @@ typedef struct {
     MoeValue *const *inputs;  /* values read that no op of the group defines, in order of first use, each once;
                                  the segs values that the types of operands and results name are among them (last) */
     size_t n_inputs;
-    MoeValue *const *outputs; /* values defined here and used outside, in order of definition */
+    MoeValue *const *outputs; /* values defined here and used outside, in order of definition; also unused results of an
+                                 op with several results, which its kernel writes all the same */
     size_t n_outputs;
 } MoeGroup;
 

@@ -39,117 +39,6 @@ static bool is_contraction(const MoeOp *op) {
     return op->opcode == MOE_OP_MATMUL || op->opcode == MOE_OP_WEIGHT_GRAD;
 }
 
-static bool is_scalar_op(const MoeOp *op) {
-    if (kind_of(op) != MOE_KIND_EW || !moe_fuse_is_scalar(op->results[0]))
-        return false;
-    for (int i = 0; i < op->n_operands; i++)
-        if (!moe_fuse_is_scalar(op->operands[i]))
-            return false;
-    return true;
-}
-
-/* ---- waiting ops ---- */
-
-static void force(Fuse *f, MoeValue *v);
-
-/* The waiting scalar ops that v needs, v's included, in order of the old list. */
-static void collect_scalars(Fuse *f, const MoeValue *v, MoeOp ***list, size_t *n, size_t *cap) {
-    if (!f->waiting[v->id] || !is_scalar_op(v->def))
-        return;
-    for (size_t i = 0; i < *n; i++)
-        if ((*list)[i] == v->def)
-            return;
-    for (int i = 0; i < v->def->n_operands; i++)
-        collect_scalars(f, v->def->operands[i], list, n, cap);
-    MOE_PUSH(f->a, *list, *n, *cap, v->def);
-}
-
-static void place_scalars(Fuse *f, MoeOp **ops, size_t n) {
-    Item *it = NULL;
-    for (size_t i = 0; i < n; i++) {
-        if (it) {
-            MoeOp **all = MOE_NEW_N(f->a, MoeOp *, it->n + 1);
-            memcpy(all, it->ops, it->n * sizeof *all);
-            all[it->n] = ops[i];
-            if (!f->t->fuse.row || !moe_fuse_accepts(f, all, it->n + 1))
-                it = NULL;
-        }
-        if (!it)
-            it = moe_fuse_new_item(f, ITEM_SCALAR, f->phase);
-        moe_fuse_add(f, it, ops[i]);
-    }
-}
-
-/* Places a waiting value now, at the end of the list. */
-static void force(Fuse *f, MoeValue *v) {
-    if (!f->waiting[v->id])
-        return;
-    if (is_scalar_op(v->def)) {
-        MoeOp **list = NULL;
-        size_t n = 0, cap = 0;
-        collect_scalars(f, v, &list, &n, &cap);
-        place_scalars(f, list, n);
-        return;
-    }
-    for (int i = 0; i < v->def->n_operands; i++)
-        force(f, v->def->operands[i]);
-    bool rows = v->def->opcode == MOE_OP_BROADCAST;
-    Item *it = moe_fuse_new_item(f, rows ? ITEM_ROWS : ITEM_OTHER, f->phase);
-    it->space = rows ? moe_fuse_space(v->def) : (Space){0};
-    moe_fuse_add(f, it, v->def);
-}
-
-static void force_operands(Fuse *f, const MoeOp *op) {
-    for (int i = 0; i < op->n_operands; i++)
-        force(f, op->operands[i]);
-}
-
-/* Whether every reader of waiting scalar v is `op` or one of the waiting ops that only op needs. */
-static bool only_for(const Fuse *f, const MoeValue *v, const MoeOp *op) {
-    for (int i = 0; i < f->n_users[v->id]; i++) {
-        const MoeOp *u = f->users[v->id][i];
-        if (u == op)
-            continue;
-        if (u->n_results != 1 || !f->waiting[u->results[0]->id] || !is_scalar_op(u) ||
-            !only_for(f, u->results[0], op))
-            return false;
-    }
-    return true;
-}
-
-static MoeOp *copy_op(Fuse *f, const MoeOp *op) {
-    f->g->phase = f->phase;
-    MoeOp *c = moe_op_clone(f->g, op, op->operands);
-    for (int i = 0; i < c->n_results; i++) {
-        MOE_ASSERT(c->results[i]->id < f->cap_values, "fuse: no room for another copy");
-        f->item_of[c->results[i]->id] = -1;
-    }
-    return c;
-}
-
-/* The waiting operands that may run inside op's own group: scalars only it needs, and broadcasts, of which every reader
- * gets a copy. All others are placed now. */
-static void absorb(Fuse *f, MoeOp *op, MoeOp ***extra, size_t *n, size_t *cap) {
-    for (int i = 0; i < op->n_operands; i++) {
-        MoeValue *v = op->operands[i];
-        if (!f->waiting[v->id])
-            continue;
-        if (is_scalar_op(v->def) && f->t->fuse.row && only_for(f, v, op)) {
-            collect_scalars(f, v, extra, n, cap);
-        } else if (v->def->opcode == MOE_OP_BROADCAST && f->t->fuse.row) {
-            force_operands(f, v->def);
-            MoeOp *b = f->n_users[v->id] == 1 ? v->def : copy_op(f, v->def);
-            op->operands[i] = b->results[0];
-            for (int k = i + 1; k < op->n_operands; k++)
-                if (op->operands[k] == v)
-                    op->operands[k] = b->results[0];
-            MOE_PUSH(f->a, *extra, *n, *cap, b);
-        } else {
-            force(f, v);
-        }
-    }
-}
-
 /* ---- placing ---- */
 
 static int earliest_of(const Fuse *f, MoeOp *const *extra, size_t n, const MoeOp *op) {
@@ -194,7 +83,7 @@ static bool shares_large_input(const Item *it, const MoeOp *op) {
 static void place_row_op(Fuse *f, MoeOp *op) {
     MoeOp **extra = NULL;
     size_t n = 0, cap = 0;
-    absorb(f, op, &extra, &n, &cap);
+    moe_fuse_absorb(f, op, &extra, &n, &cap);
     int at = merge_producers(f, extra, n, op);
     if (at >= 0 && moe_fuse_try_join(f, at, extra, n, op))
         return;
@@ -210,10 +99,10 @@ static void place_row_op(Fuse *f, MoeOp *op) {
             for (size_t i = 0; i < n; i++) { /* on their own, then */
                 for (int k = 0; k < extra[i]->n_results; k++)
                     f->waiting[extra[i]->results[k]->id] = true;
-                if (!is_scalar_op(extra[i]))
-                    force(f, extra[i]->results[0]);
+                if (!moe_fuse_is_scalar_op(extra[i]))
+                    moe_fuse_force(f, extra[i]->results[0]);
             }
-            force_operands(f, op);
+            moe_fuse_force_operands(f, op);
             n = 0;
         }
     }
@@ -301,8 +190,8 @@ static void place_contraction(Fuse *f, MoeOp *op) {
         if (!f->waiting[v->id])
             continue;
         if (v->def->opcode == MOE_OP_DISPATCH && f->t->fuse.gather_matmul) {
-            force_operands(f, v->def);
-            MoeOp *c = copy_op(f, v->def);
+            moe_fuse_force_operands(f, v->def);
+            MoeOp *c = moe_fuse_copy(f, v->def);
             op->operands[i] = c->results[0];
             group[n] = c;
             group[n + 1] = op;
@@ -312,7 +201,7 @@ static void place_contraction(Fuse *f, MoeOp *op) {
             }
             op->operands[i] = v;
         }
-        force(f, v);
+        moe_fuse_force(f, v);
     }
     group[n++] = op;
     Item *it = moe_fuse_new_item(f, op->opcode == MOE_OP_MATMUL ? ITEM_GEMM : ITEM_OTHER, f->phase);
@@ -342,7 +231,7 @@ static bool has_user(const Fuse *f, const MoeValue *v, bool (*is)(const MoeOp *)
 
 static void place(Fuse *f, MoeOp *op) {
     MoeKind k = kind_of(op);
-    if (is_scalar_op(op)) {
+    if (moe_fuse_is_scalar_op(op)) {
         wait_for_reader(f, op);
     } else if (op->opcode == MOE_OP_DISPATCH && f->t->fuse.gather_matmul &&
                has_user(f, op->results[0], is_contraction)) {
@@ -355,7 +244,7 @@ static void place(Fuse *f, MoeOp *op) {
     } else if (is_contraction(op)) {
         place_contraction(f, op);
     } else {
-        force_operands(f, op);
+        moe_fuse_force_operands(f, op);
         Item *it = moe_fuse_new_item(f, k == MOE_KIND_SYNC ? ITEM_LOOSE : ITEM_OTHER, f->phase);
         moe_fuse_add(f, it, op);
     }
@@ -373,82 +262,14 @@ static void end_phase(Fuse *f) {
         const MoeValue *v = op->results[0];
         for (int k = 0; k < f->n_users[v->id]; k++) {
             const MoeOp *u = f->users[v->id][k];
-            if (is_scalar_op(op) && (u->phase != f->phase || kind_of(u) == MOE_KIND_DECL))
-                collect_scalars(f, v, &scalars, &n, &cap);
+            if (moe_fuse_is_scalar_op(op) && (u->phase != f->phase || kind_of(u) == MOE_KIND_DECL))
+                moe_fuse_collect_scalars(f, v, &scalars, &n, &cap);
         }
     }
-    place_scalars(f, scalars, n);
+    moe_fuse_place_scalars(f, scalars, n);
     for (size_t i = 0; i < f->n_ops; i++)
         if (f->ops[i]->phase == f->phase && kind_of(f->ops[i]) == MOE_KIND_DECL)
-            force_operands(f, f->ops[i]);
-}
-
-/* convert(dispatch(x)) becomes dispatch(convert(x)): the same bits, fewer rows to convert, and a gather that a matmul can do. */
-static void sink_dispatches(MoeGraph *g) {
-    size_t n;
-    MoeOp **ops = moe_graph_take_ops(g, &n);
-    g->layer = -1;
-    for (size_t i = 0; i < n; i++) {
-        MoeOp *op = ops[i];
-        const MoeOp *d = op->opcode == MOE_OP_CONVERT ? op->operands[0]->def : NULL;
-        if (d && d->opcode == MOE_OP_DISPATCH) {
-            g->phase = op->phase;
-            MoeOp *x = moe_op_clone(g, op, d->operands);
-            MoeValue **operands = MOE_NEW_N(g->arena, MoeValue *, 3);
-            memcpy(operands, d->operands, 3 * sizeof *operands);
-            operands[0] = x->results[0];
-            op->opcode = MOE_OP_DISPATCH; /* the result stays what it was: same type, same readers */
-            op->operands = operands;
-            op->n_operands = 3;
-            int kept = 0;
-            for (int k = 0; k < op->n_attrs; k++)
-                if (strcmp(op->attrs[k].key, "to") != 0)
-                    op->attrs[kept++] = op->attrs[k];
-            op->n_attrs = kept;
-        }
-        moe_graph_append(g, op);
-    }
-    moe_graph_dce(g);
-}
-
-/* The weights of the expert rows are ready long before the list asks for them: as early as their layer allows, so that the
- * tail of a matmul can read them. */
-static void hoist_weights(Fuse *f) {
-    for (size_t i = 0; i < f->n_ops; i++) {
-        MoeOp *op = f->ops[i];
-        if (op->opcode != MOE_OP_DISPATCH_WEIGHT)
-            continue;
-        int64_t layer = moe_attr_i_or(op, "layer", -1);
-        size_t to = i;
-        for (bool free_ = true; to > 0; to -= free_) {
-            const MoeOp *before = f->ops[to - 1];
-            free_ = before->phase == op->phase && moe_attr_i_or(before, "layer", -1) == layer;
-            for (int k = 0; k < op->n_operands; k++)
-                free_ = free_ && op->operands[k]->def != before;
-            if (!free_)
-                break;
-        }
-        memmove(f->ops + to + 1, f->ops + to, (i - to) * sizeof *f->ops);
-        f->ops[to] = op;
-    }
-}
-
-static void find_users(Fuse *f) {
-    f->users = MOE_NEW_N(f->a, MoeOp **, f->cap_values);
-    f->n_users = MOE_NEW_N(f->a, int, f->cap_values);
-    for (size_t i = 0; i < f->n_ops; i++)
-        for (int k = 0; k < f->ops[i]->n_operands; k++)
-            f->n_users[f->ops[i]->operands[k]->id]++;
-    for (int i = 0; i < f->cap_values; i++) {
-        f->users[i] = MOE_NEW_N(f->a, MoeOp *, f->n_users[i]);
-        f->n_users[i] = 0;
-    }
-    for (size_t i = 0; i < f->n_ops; i++)
-        for (int k = 0; k < f->ops[i]->n_operands; k++) {
-            int id = f->ops[i]->operands[k]->id, seen = f->n_users[id];
-            if (!seen || f->users[id][seen - 1] != f->ops[i]) /* x + x is one reader */
-                f->users[id][f->n_users[id]++] = f->ops[i];
-        }
+            moe_fuse_force_operands(f, f->ops[i]);
 }
 
 static int number_items(Fuse *f, MoePhase phase, int next) {
@@ -503,11 +324,11 @@ static void rebuild(Fuse *f) {
 static void fuse_graph(MoeGraph *g, const MoeTarget *t, MoeArena *a) {
     Fuse f = {.g = g, .t = t, .a = a};
     if (t->fuse.gather_matmul)
-        sink_dispatches(g);
+        moe_fuse_sink_dispatches(g);
     moe_graph_renumber(g);
     size_t n_operands = 0;
     f.ops = moe_graph_take_ops(g, &f.n_ops);
-    hoist_weights(&f);
+    moe_fuse_hoist_weights(&f);
     for (size_t i = 0; i < f.n_ops; i++)
         n_operands += (size_t)f.ops[i]->n_operands;
     f.cap_values = g->n_values + (int)n_operands + (int)f.n_ops * COPIES_PER_ITEM;
@@ -520,7 +341,7 @@ static void fuse_graph(MoeGraph *g, const MoeTarget *t, MoeArena *a) {
     for (size_t i = 0; i < f.n_ops; i++)
         for (int k = 0; k < f.ops[i]->n_results; k++)
             f.index_of[f.ops[i]->results[k]->id] = (int)i;
-    find_users(&f);
+    moe_fuse_find_users(&f);
     size_t next = 0;
     for (MoePhase ph = 0; ph < MOE_N_PHASES; ph++) {
         f.phase = g->phase = ph;

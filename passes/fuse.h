@@ -1,4 +1,5 @@
-/* Inside fuse: groups in the making, shared by fuse.c (which op goes where) and fuse_items.c (what may join what). */
+/* Inside fuse: groups in the making, shared by fuse.c (which op goes where),
+ * fuse_items.c (what may join what), fuse_wait.c (ops that wait for their reader) and fuse_prepare.c. */
 #ifndef MOE_PASSES_FUSE_H
 #define MOE_PASSES_FUSE_H
 
@@ -62,5 +63,24 @@ bool moe_fuse_merge(Fuse *f, int to, int from);
 bool moe_fuse_accepts(const Fuse *f, MoeOp *const *ops, size_t n);
 /* Values that a group reads and that its own inputs suffice to compute are computed in the group instead of read. */
 void moe_fuse_rematerialise(Fuse *f);
+
+/* fuse_wait.c */
+bool moe_fuse_is_scalar_op(const MoeOp *op); /* elementwise, [1] in and out */
+/* Places a waiting value now, at the end of the list. */
+void moe_fuse_force(Fuse *f, MoeValue *v);
+void moe_fuse_force_operands(Fuse *f, const MoeOp *op);
+/* The waiting scalar ops that v needs, its own included, in an order in which they can run; added to a growing list. */
+void moe_fuse_collect_scalars(Fuse *f, const MoeValue *v, MoeOp ***list, size_t *n, size_t *cap);
+void moe_fuse_place_scalars(Fuse *f, MoeOp **ops, size_t n);
+/* A copy with the same operands, in the phase being placed, placed nowhere yet. */
+MoeOp *moe_fuse_copy(Fuse *f, const MoeOp *op);
+/* The waiting operands that may run inside op's own group, added to a growing list: scalars only it needs, and
+ * broadcasts, of which every reader gets a copy. All others are placed now. */
+void moe_fuse_absorb(Fuse *f, MoeOp *op, MoeOp ***extra, size_t *n, size_t *cap);
+
+/* fuse_prepare.c */
+void moe_fuse_sink_dispatches(MoeGraph *g);
+void moe_fuse_hoist_weights(Fuse *f);
+void moe_fuse_find_users(Fuse *f);
 
 #endif

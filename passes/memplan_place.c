@@ -10,7 +10,7 @@
 #include "base/rng.h"
 
 #define MAX_MOVES 1000
-#define WORK_BUDGET 200000000.0 /* buffer pairs looked at by all moves: about half a second */
+#define WORK_BUDGET 100000000.0 /* buffer pairs looked at by all moves: about a quarter of a second */
 
 int64_t moe_place_lower_bound(const MoeInterval *v, size_t n, int n_steps, int *out_step) {
     int64_t *delta = calloc((size_t)n_steps + 1, sizeof *delta);

@@ -1,5 +1,5 @@
-/* Writing checkpoints, listing and pruning them. The protocol is in checkpoint.h; only plain system calls, so that faults can be
- * injected at each of them. */
+/* Writing checkpoints, listing and pruning them. The protocol is in checkpoint.h; only plain system
+ * calls, so that faults can be injected at each of them. */
 #include "runtime/checkpoint.h"
 
 #include <errno.h>
@@ -15,7 +15,9 @@
 #include "runtime/checkpoint_internal.h"
 #include "runtime/run_config.h"
 
-static char *checkpoints_dir(const char *run_dir) { return moe_path_join(run_dir, "checkpoints"); }
+static char *checkpoints_dir(const char *run_dir) {
+    return moe_path_join(run_dir, "checkpoints");
+}
 
 /* "RUN/checkpoints/" + formatted name; malloc'd. */
 static char *entry_path(const char *root, const char *fmt, ...) MOE_PRINTF(2, 3);
@@ -43,8 +45,9 @@ static void append_census(json_t *census, const MoeCheckpointTensors *t, int fil
         char hash[33];
         int64_t n = moe_checkpoint_elements(&t->items[i]);
         moe_hash_hex(t->items[i].data, (size_t)n * sizeof(float), hash);
-        json_array_append_new(census, json_pack("{s:s, s:i, s:I, s:s}", "name", t->items[i].name, "file", file, "elements",
-                                                (json_int_t)n, "xxh3", hash));
+        json_array_append_new(census,
+                              json_pack("{s:s, s:i, s:I, s:s}", "name", t->items[i].name, "file",
+                                        file, "elements", (json_int_t)n, "xxh3", hash));
     }
 }
 
@@ -62,16 +65,19 @@ static MoeStatus write_text(const char *path, const MoeStr *text) {
 }
 
 /* All files of the checkpoint into `dir`, which exists and is empty. */
-static MoeStatus write_files(const MoePlan *plan, MoeExec *x, const MoeTrainState *state, const char *dir) {
+static MoeStatus write_files(const MoePlan *plan, MoeExec *x, const MoeTrainState *state,
+                             const char *dir) {
     static const char *const metadata[] = {"format", "pt"};
     json_t *files = json_array(), *census = json_array();
-    json_t *manifest = json_pack("{s:i, s:s, s:I, s:o, s:o, s:o, s:o}", "format_version", MOE_CHECKPOINT_FORMAT, "kind",
-                                 "moec checkpoint", "step", (json_int_t)state->step, "state", moe_manifest_state(state), "plan",
-                                 moe_plan_facts(plan), "files", files, "census", census);
+    json_t *manifest = json_pack("{s:i, s:s, s:I, s:o, s:o, s:o, s:o}", "format_version",
+                                 MOE_CHECKPOINT_FORMAT, "kind", "moec checkpoint", "step",
+                                 (json_int_t)state->step, "state", moe_manifest_state(state),
+                                 "plan", moe_plan_facts(plan), "files", files, "census", census);
     MoeWeightList list = {0};
     MoeStr text = {0};
     char *path = NULL;
-    MoeStatus st = manifest ? NULL : moe_error(MOE_E_NOMEM, "no memory for the checkpoint's manifest");
+    MoeStatus st =
+        manifest ? NULL : moe_error(MOE_E_NOMEM, "no memory for the checkpoint's manifest");
     if (st)
         return st;
     MOE_TRY_GOTO(st, moe_weight_list(plan, &list), done);
@@ -83,9 +89,10 @@ static MoeStatus write_files(const MoePlan *plan, MoeExec *x, const MoeTrainStat
         append_census(census, &t, f);
         free(path);
         path = moe_path_join(dir, moe_checkpoint_files[f]);
-        MOE_TRY_GOTO(st, moe_st_write(path, t.items, t.n, metadata, 1, NULL, NULL, &bytes, hash), done);
-        json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "name", moe_checkpoint_files[f], "bytes", (json_int_t)bytes,
-                                               "xxh3", hash));
+        MOE_TRY_GOTO(st, moe_st_write(path, t.items, t.n, metadata, 1, NULL, NULL, &bytes, hash),
+                     done);
+        json_array_append_new(files, json_pack("{s:s, s:I, s:s}", "name", moe_checkpoint_files[f],
+                                               "bytes", (json_int_t)bytes, "xxh3", hash));
     }
     free(path);
     path = moe_path_join(dir, "manifest.json");
@@ -106,7 +113,8 @@ static MoeStatus rename_dir(const char *from, const char *to) {
     return NULL;
 }
 
-MoeStatus moe_checkpoint_save(const MoePlan *plan, MoeExec *x, const char *run_dir, const MoeTrainState *state) {
+MoeStatus moe_checkpoint_save(const MoePlan *plan, MoeExec *x, const char *run_dir,
+                              const MoeTrainState *state) {
     char *root = checkpoints_dir(run_dir);
     char *final = entry_path(root, "step-%lld", (long long)state->step);
     char *tmp = entry_path(root, "step-%lld.tmp-%ld", (long long)state->step, (long)getpid());
@@ -118,7 +126,8 @@ MoeStatus moe_checkpoint_save(const MoePlan *plan, MoeExec *x, const char *run_d
     MOE_TRY_GOTO(st, moe_dir_make(tmp), done);
     made = true;
     MOE_TRY_GOTO(st, write_files(plan, x, state, tmp), done);
-    if (moe_path_exists(final)) { /* the same step saved before: out of the way first, gone once the new one stands */
+    if (moe_path_exists(final)) { /* the same step saved before: out of the way first, gone once the
+                                     new one stands */
         MOE_TRY_GOTO(st, moe_dir_remove(old), done);
         MOE_TRY_GOTO(st, rename_dir(final, old), done);
         moved = true;
@@ -194,8 +203,10 @@ MoeStatus moe_checkpoint_prune(const char *run_dir, int keep) {
     char *root = checkpoints_dir(run_dir);
     MoeStatus st = NULL;
     for (size_t i = (size_t)(keep < 1 ? 1 : keep); i < n && !st; i++) {
-        /* Renamed first: a kill in the middle of the removal leaves no half checkpoint under a good name. */
-        char *trash = entry_path(root, ".trash-step-%lld-%ld", (long long)refs[i].step, (long)getpid());
+        /* Renamed first: a kill in the middle of the removal leaves no half checkpoint under a good
+         * name. */
+        char *trash =
+            entry_path(root, ".trash-step-%lld-%ld", (long long)refs[i].step, (long)getpid());
         st = moe_dir_remove(trash);
         if (!st)
             st = rename_dir(refs[i].path, trash);
@@ -218,7 +229,7 @@ void moe_checkpoint_clean(const char *run_dir) {
         if (!tmp && strncmp(names[i], ".trash-", 7))
             continue;
         char *path = moe_path_join(root, names[i]);
-        moe_status_free(moe_dir_remove(path)); /* tried again by the next session */
+        moe_status_free(moe_dir_remove(path)); /* tried again by the next start */
         free(path);
     }
     moe_dir_list_free(names, n);
@@ -232,10 +243,12 @@ MoeStatus moe_checkpoint_set_newer_aside(const char *run_dir, int64_t step) {
     char *root = checkpoints_dir(run_dir);
     MoeStatus st = NULL;
     for (size_t i = 0; i < n && refs[i].step > step && !st; i++) {
-        char *aside = entry_path(root, "aside-step-%lld-%ld", (long long)refs[i].step, (long)getpid());
+        char *aside =
+            entry_path(root, "aside-step-%lld-%ld", (long long)refs[i].step, (long)getpid());
         st = rename_dir(refs[i].path, aside);
         if (!st)
-            moe_warn("%s is put aside as %s: training goes on from step %lld", refs[i].path, aside, (long long)step);
+            moe_warn("%s is put aside as %s: training goes on from step %lld", refs[i].path, aside,
+                     (long long)step);
         free(aside);
     }
     moe_checkpoint_list_free(refs, n);

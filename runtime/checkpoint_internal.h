@@ -1,4 +1,5 @@
-/* What the checkpoint writer and reader share: the tensors of the two files, and the sealed manifest. */
+/* What the checkpoint writer and reader share: the tensors of the two files, and the sealed
+ * manifest. */
 #ifndef MOE_RUNTIME_CHECKPOINT_INTERNAL_H
 #define MOE_RUNTIME_CHECKPOINT_INTERNAL_H
 
@@ -6,7 +7,8 @@
 #include "runtime/weights.h"
 
 #define MOE_CHECKPOINT_FILES 2
-extern const char *const moe_checkpoint_files[MOE_CHECKPOINT_FILES]; /* model.safetensors, optimizer.safetensors */
+extern const char *const
+    moe_checkpoint_files[MOE_CHECKPOINT_FILES]; /* model.safetensors, optimizer.safetensors */
 
 /* The tensors of one file, in order; data points into the execution's buffers. */
 typedef struct {
@@ -15,7 +17,8 @@ typedef struct {
 } MoeCheckpointTensors;
 
 /* file 0: weights; 1: every state of every weight, named WEIGHT.STATE. In the arena of `list`. */
-void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList *list, int file, MoeCheckpointTensors *out);
+void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList *list, int file,
+                            MoeCheckpointTensors *out);
 
 int64_t moe_checkpoint_elements(const MoeStOut *t);
 

@@ -1,4 +1,5 @@
-/* The manifest of a checkpoint: sealed with a hash of its own text, so that a flipped digit anywhere in it is found. */
+/* The manifest of a checkpoint: sealed with a hash of its own text, so that a flipped digit
+ * anywhere in it is found. */
 #include "runtime/checkpoint_internal.h"
 
 #include <stdlib.h>
@@ -9,7 +10,8 @@
 
 #define MAX_MANIFEST_BYTES ((size_t)1 << 30)
 
-const char *const moe_checkpoint_files[MOE_CHECKPOINT_FILES] = {"model.safetensors", "optimizer.safetensors"};
+const char *const moe_checkpoint_files[MOE_CHECKPOINT_FILES] = {"model.safetensors",
+                                                                "optimizer.safetensors"};
 
 static MoeStOut tensor_of(MoeExec *x, const MoeWeight *w, const char *name, int buffer) {
     MoeStOut t = {.name = name, .dtype = MOE_ST_F32, .rank = w->rank};
@@ -18,7 +20,8 @@ static MoeStOut tensor_of(MoeExec *x, const MoeWeight *w, const char *name, int 
     return t;
 }
 
-void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList *list, int file, MoeCheckpointTensors *out) {
+void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList *list, int file,
+                            MoeCheckpointTensors *out) {
     size_t n = list->n;
     for (size_t i = 0; file == 1 && i < list->n; i++)
         n += plan->params[list->items[i].param].n_states;
@@ -31,7 +34,8 @@ void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList
             out->items[out->n++] = tensor_of(x, w, w->name, p->buffer);
         for (size_t k = 0; file == 1 && k < p->n_states; k++)
             out->items[out->n++] =
-                tensor_of(x, w, moe_arena_printf(list->arena, "%s.%s", w->name, p->states[k].name), p->states[k].buffer);
+                tensor_of(x, w, moe_arena_printf(list->arena, "%s.%s", w->name, p->states[k].name),
+                          p->states[k].buffer);
     }
 }
 
@@ -63,8 +67,8 @@ static MoeStatus check_seal(json_t *manifest, const char *path) {
     moe_hash_hex(moe_str_c(&text), text.len, have);
     moe_str_free(&text);
     if (strcmp(want, have))
-        return moe_error(MOE_E_CORRUPT, "%s: its hash is %s, recorded %s: the manifest is damaged", path, have,
-                         want[0] ? want : "none");
+        return moe_error(MOE_E_CORRUPT, "%s: its hash is %s, recorded %s: the manifest is damaged",
+                         path, have, want[0] ? want : "none");
     return NULL;
 }
 
@@ -91,8 +95,9 @@ MoeStatus moe_manifest_read(const char *dir, json_t **out) {
     if (!kind || strcmp(kind, "moec checkpoint") || version < 1)
         st = moe_error(MOE_E_CORRUPT, "%s is not a moec checkpoint's manifest", path);
     else if (version > MOE_CHECKPOINT_FORMAT)
-        st = moe_error(MOE_E_INPUT, "%s has format version %lld; this moec reads up to %d: use a newer moec", path,
-                       (long long)version, MOE_CHECKPOINT_FORMAT);
+        st = moe_error(MOE_E_INPUT,
+                       "%s has format version %lld; this moec reads up to %d: use a newer moec",
+                       path, (long long)version, MOE_CHECKPOINT_FORMAT);
 done:
     if (st)
         json_decref(m);
@@ -105,10 +110,12 @@ done:
 json_t *moe_manifest_state(const MoeTrainState *s) {
     char seed[32];
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)s->seed);
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:I, s:I, s:s}, s:I}", "step", (json_int_t)s->step, "updates",
-                     (json_int_t)s->updates, "skipped", (json_int_t)s->skipped, "skipped_in_row", (json_int_t)s->skipped_in_row,
-                     "tokens", (json_int_t)s->tokens, "train_seconds", s->train_seconds, "seed", seed, "data", "epoch",
-                     (json_int_t)s->data.epoch, "index", (json_int_t)s->data.index, "fingerprint", s->data_fingerprint,
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:f, s:s, s:{s:I, s:I, s:s}, s:I}", "step",
+                     (json_int_t)s->step, "updates", (json_int_t)s->updates, "skipped",
+                     (json_int_t)s->skipped, "skipped_in_row", (json_int_t)s->skipped_in_row,
+                     "tokens", (json_int_t)s->tokens, "train_seconds", s->train_seconds, "seed",
+                     seed, "data", "epoch", (json_int_t)s->data.epoch, "index",
+                     (json_int_t)s->data.index, "fingerprint", s->data_fingerprint,
                      "checkpoint_failures", (json_int_t)s->checkpoint_failures);
 }
 

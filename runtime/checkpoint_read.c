@@ -33,18 +33,21 @@ static MoeStatus verify_file(const char *dir, const json_t *entry, const char *n
         st = corrupt(dir, "is missing", name);
     } else if (!(st = moe_map_open(path, &map))) {
         if ((json_int_t)map.n != bytes)
-            st = moe_error(MOE_E_CORRUPT, "%s: %zu bytes, recorded %lld", path, map.n, (long long)bytes);
+            st = moe_error(MOE_E_CORRUPT, "%s: %zu bytes, recorded %lld", path, map.n,
+                           (long long)bytes);
         else
             moe_hash_hex(map.data, map.n, hash);
         if (!st && strcmp(hash, recorded))
-            st = moe_error(MOE_E_CORRUPT, "%s: XXH3 %s, recorded %s: its content is damaged", path, hash, recorded);
+            st = moe_error(MOE_E_CORRUPT, "%s: XXH3 %s, recorded %s: its content is damaged", path,
+                           hash, recorded);
         moe_map_close(&map);
     }
     free(path);
     return st;
 }
 
-/* The census of one file against its tensors: each named once, none unnamed, contents as they were in memory. */
+/* The census of one file against its tensors: each named once, none unnamed, contents as they were
+ * in memory. */
 static MoeStatus verify_census(const char *dir, const json_t *census, int file) {
     char *path = moe_path_join(dir, moe_checkpoint_files[file]);
     MoeSafetensors *s = NULL;
@@ -59,16 +62,20 @@ static MoeStatus verify_census(const char *dir, const json_t *census, int file) 
         const MoeStTensor *t = name ? moe_st_find(s, name) : NULL;
         char hash[33];
         n++;
-        if (!t || !recorded || t->dtype != MOE_ST_F32 || t->elements != json_integer_value(json_object_get(e, "elements"))) {
-            st = moe_error(MOE_E_CORRUPT, "%s: the census names %s, which is not there as recorded", path, name ? name : "nothing");
+        if (!t || !recorded || t->dtype != MOE_ST_F32 ||
+            t->elements != json_integer_value(json_object_get(e, "elements"))) {
+            st = moe_error(MOE_E_CORRUPT, "%s: the census names %s, which is not there as recorded",
+                           path, name ? name : "nothing");
             continue;
         }
         moe_hash_hex(t->data, t->n_bytes, hash);
         if (strcmp(hash, recorded))
-            st = moe_error(MOE_E_CORRUPT, "%s: tensor %s: XXH3 %s, recorded %s", path, name, hash, recorded);
+            st = moe_error(MOE_E_CORRUPT, "%s: tensor %s: XXH3 %s, recorded %s", path, name, hash,
+                           recorded);
     }
     if (!st && n != moe_st_count(s))
-        st = moe_error(MOE_E_CORRUPT, "%s: %zu tensors, %zu in the census", path, moe_st_count(s), n);
+        st = moe_error(MOE_E_CORRUPT, "%s: %zu tensors, %zu in the census", path, moe_st_count(s),
+                       n);
     moe_st_close(s);
     free(path);
     return st;
@@ -94,26 +101,31 @@ MoeStatus moe_checkpoint_verify(const char *dir, json_t **out_manifest) {
     return st;
 }
 
-MoeStatus moe_checkpoint_check_plan(const MoePlan *plan, const json_t *manifest, const char *where) {
+MoeStatus moe_checkpoint_check_plan(const MoePlan *plan, const json_t *manifest,
+                                    const char *where) {
     return moe_plan_facts_check(plan, json_object_get(manifest, "plan"), where);
 }
 
 /* One file's tensors into memory. The plan's tensors and the file's must be the same set. */
-static MoeStatus load_file(const MoePlan *plan, MoeExec *x, const MoeWeightList *list, const char *dir, int file) {
+static MoeStatus load_file(const MoePlan *plan, MoeExec *x, const MoeWeightList *list,
+                           const char *dir, int file) {
     char *path = moe_path_join(dir, moe_checkpoint_files[file]);
     MoeCheckpointTensors want;
     MoeSafetensors *s = NULL;
     moe_checkpoint_tensors(plan, x, list, file, &want);
     MoeStatus st = as_damage(moe_st_open(path, &s));
     if (!st && moe_st_count(s) != want.n)
-        st = moe_error(MOE_E_CORRUPT, "%s: %zu tensors, the plan has %zu", path, moe_st_count(s), want.n);
+        st = moe_error(MOE_E_CORRUPT, "%s: %zu tensors, the plan has %zu", path, moe_st_count(s),
+                       want.n);
     for (size_t i = 0; i < want.n && !st; i++) {
         const MoeStOut *w = &want.items[i];
         const MoeStTensor *t = moe_st_find(s, w->name);
         if (!t)
             st = moe_error(MOE_E_CORRUPT, "%s: tensor %s is missing", path, w->name);
-        else if (t->dtype != MOE_ST_F32 || t->rank != w->rank || memcmp(t->dims, w->dims, sizeof *w->dims * (size_t)w->rank))
-            st = moe_error(MOE_E_CORRUPT, "%s: tensor %s has not the plan's shape in F32", path, w->name);
+        else if (t->dtype != MOE_ST_F32 || t->rank != w->rank ||
+                 memcmp(t->dims, w->dims, sizeof *w->dims * (size_t)w->rank))
+            st = moe_error(MOE_E_CORRUPT, "%s: tensor %s has not the plan's shape in F32", path,
+                           w->name);
         else if (t->n_bytes)
             memcpy((void *)(uintptr_t)w->data, t->data, t->n_bytes);
     }
@@ -123,31 +135,35 @@ static MoeStatus load_file(const MoePlan *plan, MoeExec *x, const MoeWeightList 
 }
 
 /* The hashes of the census against what memory holds now. */
-static MoeStatus check_memory(const MoePlan *plan, MoeExec *x, const MoeWeightList *list, const json_t *manifest, const char *dir,
-                              int n_files) {
+static MoeStatus check_memory(const MoePlan *plan, MoeExec *x, const MoeWeightList *list,
+                              const json_t *manifest, const char *dir, int n_files) {
     json_t *census = json_object_get(manifest, "census");
     size_t at = 0;
     for (int f = 0; f < n_files; f++) {
         MoeCheckpointTensors want;
         moe_checkpoint_tensors(plan, x, list, f, &want);
-        for (size_t i = 0; i < want.n; i++, at++) { /* the census is in the order of writing: weights, then states */
+        for (size_t i = 0; i < want.n;
+             i++, at++) { /* the census is in the order of writing: weights, then states */
             const json_t *e = json_array_get(census, at);
             const char *name = json_string_value(json_object_get(e, "name")),
                        *recorded = json_string_value(json_object_get(e, "xxh3"));
             char hash[33];
             bool same = name && recorded && !strcmp(name, want.items[i].name);
             if (same) {
-                moe_hash_hex(want.items[i].data, (size_t)moe_checkpoint_elements(&want.items[i]) * sizeof(float), hash);
+                moe_hash_hex(want.items[i].data,
+                             (size_t)moe_checkpoint_elements(&want.items[i]) * sizeof(float), hash);
                 same = !strcmp(recorded, hash);
             }
             if (!same)
-                return moe_error(MOE_E_CORRUPT, "%s: %s in memory is not what was saved", dir, want.items[i].name);
+                return moe_error(MOE_E_CORRUPT, "%s: %s in memory is not what was saved", dir,
+                                 want.items[i].name);
         }
     }
     return NULL;
 }
 
-MoeStatus moe_checkpoint_load(const MoePlan *plan, MoeExec *x, const char *dir, bool with_optimizer, MoeTrainState *state) {
+MoeStatus moe_checkpoint_load(const MoePlan *plan, MoeExec *x, const char *dir, bool with_optimizer,
+                              MoeTrainState *state) {
     json_t *m = NULL;
     MoeWeightList list = {0};
     MoeStatus st = NULL;
@@ -170,9 +186,10 @@ done:
 
 typedef MoeStatus (*TryFn)(void *ctx, const char *dir);
 
-/* Offers each checkpoint, newest first, until one is taken. A damaged or unreadable one is warned about and passed over; any other
- * error ends the search. */
-static MoeStatus first_intact(const char *run_dir, TryFn take, void *ctx, char **out_dir, int64_t *out_step) {
+/* Offers each checkpoint, newest first, until one is taken. A damaged or unreadable one is warned
+ * about and passed over; any other error ends the search. */
+static MoeStatus first_intact(const char *run_dir, TryFn take, void *ctx, char **out_dir,
+                              int64_t *out_step) {
     MoeCheckpointRef *refs;
     size_t n, i;
     *out_dir = NULL;
@@ -182,7 +199,8 @@ static MoeStatus first_intact(const char *run_dir, TryFn take, void *ctx, char *
         st = take(ctx, refs[i].path);
         if (!st || (moe_status_code(st) != MOE_E_CORRUPT && moe_status_code(st) != MOE_E_IO))
             break;
-        moe_warn("CHECKPOINT DAMAGED: %s%s", moe_status_message(st), i + 1 < n ? "; falling back to an older one" : "");
+        moe_warn("CHECKPOINT DAMAGED: %s%s", moe_status_message(st),
+                 i + 1 < n ? "; falling back to an older one" : "");
         moe_status_free(st);
         st = NULL;
     }
@@ -191,8 +209,9 @@ static MoeStatus first_intact(const char *run_dir, TryFn take, void *ctx, char *
         *out_step = refs[i].step;
     } else if (!st && n) {
         st = moe_error(MOE_E_CORRUPT,
-                       "%s: none of its %zu checkpoints is intact (see the warnings above); start anew with another --out", run_dir,
-                       n);
+                       "%s: none of its %zu checkpoints is intact (see the warnings above); start "
+                       "anew with another --out",
+                       run_dir, n);
     }
     moe_checkpoint_list_free(refs, n);
     return st;
@@ -219,8 +238,8 @@ static MoeStatus take_loaded(void *ctx, const char *dir) {
     return moe_checkpoint_load(l->plan, l->x, dir, l->with_optimizer, l->state);
 }
 
-MoeStatus moe_checkpoint_load_newest(const MoePlan *plan, MoeExec *x, const char *run_dir, bool with_optimizer,
-                                     MoeTrainState *state, bool *out_found) {
+MoeStatus moe_checkpoint_load_newest(const MoePlan *plan, MoeExec *x, const char *run_dir,
+                                     bool with_optimizer, MoeTrainState *state, bool *out_found) {
     Load l = {plan, x, with_optimizer, state};
     char *dir;
     int64_t step;

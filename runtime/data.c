@@ -1,4 +1,5 @@
-/* Windows of the token stream, the held-out split, and the seeded order of each epoch. See data.h. */
+/* Windows of the token stream, the held-out split, and the seeded order of each epoch. See data.h.
+ */
 #include "runtime/data.h"
 
 #include <math.h>
@@ -15,13 +16,14 @@ struct MoeData {
     int64_t n_tokens, seq, n_train, n_eval;
     uint64_t seed;
     MoeDataPosition position;
-    uint32_t *order;      /* [n_train], of order_epoch */
-    int64_t order_epoch;  /* -1: none yet */
-    int32_t *window;      /* [seq + 1] */
+    uint32_t *order;     /* [n_train], of order_epoch */
+    int64_t order_epoch; /* -1: none yet */
+    int32_t *window;     /* [seq + 1] */
     char fingerprint[40];
 };
 
-/* Counts, and tokens sampled over the whole stream: cheap at any size, and a file that was edited or swapped shows. */
+/* Counts, and tokens sampled over the whole stream: cheap at any size, and a file that was edited
+ * or swapped shows. */
 static void fingerprint(MoeData *d) {
     enum { SAMPLES = 4096 };
     int32_t *s = malloc(sizeof *s * (SAMPLES + 64));
@@ -55,8 +57,8 @@ static void shuffle(MoeData *d, int64_t epoch) {
     d->order_epoch = epoch;
 }
 
-MoeStatus moe_data_from_tokens(MoeTokens *tokens, const char *name, int64_t seq, double eval_fraction, uint64_t seed,
-                               MoeData **out) {
+MoeStatus moe_data_from_tokens(MoeTokens *tokens, const char *name, int64_t seq,
+                               double eval_fraction, uint64_t seed, MoeData **out) {
     *out = NULL;
     MoeData *d = calloc(1, sizeof *d);
     if (!d) {
@@ -68,17 +70,20 @@ MoeStatus moe_data_from_tokens(MoeTokens *tokens, const char *name, int64_t seq,
     d->seed = seed;
     d->order_epoch = -1;
     d->n_tokens = moe_tokens_count(tokens);
-    int64_t windows = d->n_tokens > 0 ? (d->n_tokens - 1) / seq : 0, least = eval_fraction > 0 ? 2 : 1;
+    int64_t windows = d->n_tokens > 0 ? (d->n_tokens - 1) / seq : 0,
+            least = eval_fraction > 0 ? 2 : 1;
     MoeStatus st = NULL;
     if (windows < least) {
         st = moe_error(MOE_E_INPUT,
-                       "%s: %lld tokens are too few: sequences of %lld tokens need at least %lld (%s); use more data or "
+                       "%s: %lld tokens are too few: sequences of %lld tokens need at least %lld "
+                       "(%s); use more data or "
                        "compile with a shorter --seq",
                        name, (long long)d->n_tokens, (long long)seq, (long long)(least * seq + 1),
-                       least == 2 ? "one sequence to train on, one held out, and one token more" : "one sequence and one token more");
+                       least == 2 ? "one sequence to train on, one held out, and one token more"
+                                  : "one sequence and one token more");
     } else if (windows > MAX_WINDOWS) {
-        st = moe_error(MOE_E_INPUT, "%s: %lld sequences; at most %lld are supported", name, (long long)windows,
-                       (long long)MAX_WINDOWS);
+        st = moe_error(MOE_E_INPUT, "%s: %lld sequences; at most %lld are supported", name,
+                       (long long)windows, (long long)MAX_WINDOWS);
     }
     if (st) {
         moe_data_close(d);
@@ -93,7 +98,8 @@ MoeStatus moe_data_from_tokens(MoeTokens *tokens, const char *name, int64_t seq,
     d->window = malloc(sizeof *d->window * (size_t)(seq + 1));
     if (!d->order || !d->window) {
         moe_data_close(d);
-        return moe_error(MOE_E_NOMEM, "no memory for the order of %lld sequences", (long long)windows);
+        return moe_error(MOE_E_NOMEM, "no memory for the order of %lld sequences",
+                         (long long)windows);
     }
     fingerprint(d);
     *out = d;
@@ -116,12 +122,24 @@ void moe_data_close(MoeData *d) {
     free(d);
 }
 
-int64_t moe_data_tokens(const MoeData *d) { return d->n_tokens; }
-int64_t moe_data_train_windows(const MoeData *d) { return d->n_train; }
-int64_t moe_data_eval_windows(const MoeData *d) { return d->n_eval; }
-double moe_data_bytes_per_token(const MoeData *d) { return moe_tokens_bytes_per_token(d->tokens); }
-const char *moe_data_fingerprint(const MoeData *d) { return d->fingerprint; }
-MoeDataPosition moe_data_position(const MoeData *d) { return d->position; }
+int64_t moe_data_tokens(const MoeData *d) {
+    return d->n_tokens;
+}
+int64_t moe_data_train_windows(const MoeData *d) {
+    return d->n_train;
+}
+int64_t moe_data_eval_windows(const MoeData *d) {
+    return d->n_eval;
+}
+double moe_data_bytes_per_token(const MoeData *d) {
+    return moe_tokens_bytes_per_token(d->tokens);
+}
+const char *moe_data_fingerprint(const MoeData *d) {
+    return d->fingerprint;
+}
+MoeDataPosition moe_data_position(const MoeData *d) {
+    return d->position;
+}
 
 void moe_data_set_seed(MoeData *d, uint64_t seed) {
     d->seed = seed;
@@ -130,8 +148,10 @@ void moe_data_set_seed(MoeData *d, uint64_t seed) {
 
 MoeStatus moe_data_seek(MoeData *d, MoeDataPosition p) {
     if (p.epoch < 0 || p.index < 0 || p.index >= d->n_train)
-        return moe_error(MOE_E_CORRUPT, "position %lld of epoch %lld is outside the data's %lld training sequences",
-                         (long long)p.index, (long long)p.epoch, (long long)d->n_train);
+        return moe_error(
+            MOE_E_CORRUPT,
+            "position %lld of epoch %lld is outside the data's %lld training sequences",
+            (long long)p.index, (long long)p.epoch, (long long)d->n_train);
     d->position = p;
     return NULL;
 }

@@ -1,9 +1,11 @@
-/* Training data order: which windows of the token stream make up each batch, and exactly where training stands.
+/* Training data order: which windows of the token stream make up each batch, and exactly where
+ * training stands.
  *
- * The stream is cut into windows of `seq` inputs that start at multiples of seq; the label of a window's last position is
- * the next window's first token. The last eval_fraction of the windows (at least one) is held out, contiguous at the end.
- * The rest is drawn in an order shuffled anew each epoch; the order depends on (seed, epoch) alone. A batch that reaches the
- * end of an epoch goes on with the next one. Called by train and by the commands. */
+ * The stream is cut into windows of `seq` inputs that start at multiples of seq; the label of a
+ * window's last position is the next window's first token. The last eval_fraction of the windows
+ * (at least one) is held out, contiguous at the end. The rest is drawn in an order shuffled anew
+ * each epoch; the order depends on (seed, epoch) alone. A batch that reaches the end of an epoch
+ * goes on with the next one. Called by train and by the commands. */
 #ifndef MOE_RUNTIME_DATA_H
 #define MOE_RUNTIME_DATA_H
 
@@ -24,18 +26,21 @@ typedef struct {
 
 typedef struct MoeData MoeData;
 
-/* Opens the file with the plan's tokenizer, vocabulary and sequence length. Too short: MOE_E_INPUT with the numbers. */
+/* Opens the file with the plan's tokenizer, vocabulary and sequence length. Too short: MOE_E_INPUT
+ * with the numbers. */
 MoeStatus moe_data_open(const MoePlan *plan, const MoeDataOptions *o, MoeData **out);
-/* The same from an open token source (owned from now on, freed on failure too); `name` is for errors. */
-MoeStatus moe_data_from_tokens(MoeTokens *tokens, const char *name, int64_t seq, double eval_fraction, uint64_t seed, MoeData **out);
+/* The same from an open token source (owned from now on, freed on failure too); `name` is for
+ * errors. */
+MoeStatus moe_data_from_tokens(MoeTokens *tokens, const char *name, int64_t seq,
+                               double eval_fraction, uint64_t seed, MoeData **out);
 void moe_data_close(MoeData *d);
 
-int64_t moe_data_tokens(const MoeData *d);          /* in the stream */
+int64_t moe_data_tokens(const MoeData *d); /* in the stream */
 int64_t moe_data_train_windows(const MoeData *d);
 int64_t moe_data_eval_windows(const MoeData *d);
-double moe_data_bytes_per_token(const MoeData *d);  /* 0 if unknown */
-/* 32 hex digits that tell this stream and its division from others (counts, sequence length, sampled tokens): a position means
- * the same window only while it stays. */
+double moe_data_bytes_per_token(const MoeData *d); /* 0 if unknown */
+/* 32 hex digits that tell this stream and its division from others (counts, sequence length,
+ * sampled tokens): a position means the same window only while it stays. */
 const char *moe_data_fingerprint(const MoeData *d);
 
 /* The order of every epoch from now on; the position stays. */

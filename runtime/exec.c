@@ -1,5 +1,6 @@
-/* Memory of an execution: one region for parameters and states, one slab for all programs, inputs by name, scratch a thread;
- * every step's buffer pointers are worked out once. exec_run.c runs them. */
+/* Memory of an execution: one region for parameters and states, one slab for all programs, inputs
+ * by name, scratch a thread; every step's buffer pointers are worked out once. exec_run.c runs
+ * them. */
 #include "runtime/exec.h"
 
 #include <stdlib.h>
@@ -9,9 +10,13 @@
 #include "runtime/exec_internal.h"
 #include "runtime/plan_read.h"
 
-static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
 
-static MoeStatus no_memory(void) { return moe_error(MOE_E_NOMEM, "no memory for the plan's tables"); }
+static MoeStatus no_memory(void) {
+    return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
+}
 
 static MoeStatus alloc_buffers(MoeExec *x) {
     const MoePlan *p = x->plan;
@@ -85,7 +90,8 @@ static MoeStatus alloc_work(MoeExec *x) {
     x->scratch_bytes = x->scratch_stride * threads;
     MOE_TRY(moe_alloc_big((size_t)x->scratch_bytes, "the threads' scratch memory", &data));
     x->scratch = data;
-    x->load = calloc(p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts + 1, sizeof *x->load);
+    x->load = calloc(p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts + 1,
+                     sizeof *x->load);
     return x->load ? NULL : no_memory();
 }
 
@@ -124,12 +130,17 @@ static const MoePlanPort *find_port(const MoePlanPort *ports, size_t n, const ch
     return NULL;
 }
 
-/* A port that the runtime reads or writes itself: there, of this dtype, with at least (exactly) so many elements. */
-static MoeStatus need_port(const MoePlanProgram *g, bool input, const char *name, MoePlanDtype dtype, int64_t elements, bool exact) {
-    const MoePlanPort *q = input ? find_port(g->inputs, g->n_inputs, name) : find_port(g->outputs, g->n_outputs, name);
+/* A port that the runtime reads or writes itself: there, of this dtype, with at least (exactly) so
+ * many elements. */
+static MoeStatus need_port(const MoePlanProgram *g, bool input, const char *name,
+                           MoePlanDtype dtype, int64_t elements, bool exact) {
+    const MoePlanPort *q =
+        input ? find_port(g->inputs, g->n_inputs, name) : find_port(g->outputs, g->n_outputs, name);
     if (!q || q->dtype != dtype || q->elements < elements || (exact && q->elements != elements))
-        return moe_error(MOE_E_CORRUPT, "damaged plan: program %s %s %s \"%s\" of %lld elements; compile it again", g->name,
-                         q ? "has a wrong" : "lacks the", input ? "input" : "output", name, (long long)elements);
+        return moe_error(MOE_E_CORRUPT,
+                         "damaged plan: program %s %s %s \"%s\" of %lld elements; compile it again",
+                         g->name, q ? "has a wrong" : "lacks the", input ? "input" : "output", name,
+                         (long long)elements);
     return NULL;
 }
 
@@ -144,7 +155,8 @@ static MoeStatus check_ports(const MoePlan *p) {
     }
     for (size_t i = 0; i < p->n_programs; i++) {
         const MoePlanProgram *g = &p->programs[i];
-        bool train = !strcmp(g->name, "train"), eval = !strcmp(g->name, "eval"), logits = !strcmp(g->name, "logits");
+        bool train = !strcmp(g->name, "train"), eval = !strcmp(g->name, "eval"),
+             logits = !strcmp(g->name, "logits");
         if (!train && !eval && !logits)
             continue;
         MOE_TRY(need_port(g, true, "tok", MOE_PLAN_I32, V + 1, true));
@@ -172,16 +184,6 @@ static MoeStatus check_ports(const MoePlan *p) {
     return NULL;
 }
 
-/* Sequences that the logits program holds: by its input and by its output. */
-static int64_t logits_capacity(const MoePlan *p) {
-    const MoePlanProgram *g = moe_plan_program(p, "logits");
-    if (!g)
-        return 0;
-    int64_t ids = find_port(g->inputs, g->n_inputs, "ids")->elements / p->seq;
-    int64_t out = find_port(g->outputs, g->n_outputs, "logits")->elements / p->vocab_size / p->seq;
-    return ids < out ? ids : out;
-}
-
 MoeStatus moe_exec_create(const MoePlan *plan, int n_threads, MoeExec **out) {
     *out = NULL;
     MOE_TRY(check_ports(plan));
@@ -189,7 +191,6 @@ MoeStatus moe_exec_create(const MoePlan *plan, int n_threads, MoeExec **out) {
     if (!x)
         return no_memory();
     x->plan = plan;
-    x->logits_seqs = logits_capacity(plan);
     MoeStatus st = NULL;
     MOE_TRY_GOTO(st, moe_pool_create(n_threads > 0 ? n_threads : moe_cpu_count(), &x->pool), fail);
     MOE_TRY_GOTO(st, alloc_buffers(x), fail);
@@ -233,9 +234,13 @@ void moe_exec_destroy(MoeExec *x) {
     free(x);
 }
 
-int moe_exec_threads(const MoeExec *x) { return moe_pool_threads(x->pool); }
+int moe_exec_threads(const MoeExec *x) {
+    return moe_pool_threads(x->pool);
+}
 
-void *moe_exec_buffer(MoeExec *x, int buffer) { return x->buffers[buffer]; }
+void *moe_exec_buffer(MoeExec *x, int buffer) {
+    return x->buffers[buffer];
+}
 
 MoeExecProgram *moe_exec_program(const MoeExec *x, const char *name) {
     for (size_t g = 0; g < x->plan->n_programs; g++)
@@ -250,7 +255,13 @@ void *moe_exec_input(MoeExec *x, const char *program, const char *name) {
     return q ? g->values[q->value] : NULL;
 }
 
-const void *moe_exec_output(MoeExec *x, const char *program, const char *name, const MoePlanPort **out_port) {
+int64_t moe_exec_logits_ids(const MoeExec *x) {
+    const MoePlanProgram *g = moe_exec_program(x, "logits")->plan;
+    return find_port(g->inputs, g->n_inputs, "ids")->elements;
+}
+
+const void *moe_exec_output(MoeExec *x, const char *program, const char *name,
+                            const MoePlanPort **out_port) {
     MoeExecProgram *g = moe_exec_program(x, program);
     const MoePlanPort *q = g ? find_port(g->plan->outputs, g->plan->n_outputs, name) : NULL;
     if (out_port)
@@ -258,7 +269,9 @@ const void *moe_exec_output(MoeExec *x, const char *program, const char *name, c
     return q ? g->values[q->value] : NULL;
 }
 
-const int32_t *moe_exec_load(const MoeExec *x) { return x->load; }
+const int32_t *moe_exec_load(const MoeExec *x) {
+    return x->load;
+}
 
 int64_t moe_exec_memory_bytes(const MoeExec *x) {
     int64_t n = x->region_bytes + x->slab_bytes + x->scratch_bytes;
@@ -267,7 +280,9 @@ int64_t moe_exec_memory_bytes(const MoeExec *x) {
     return n;
 }
 
-void moe_exec_profile(MoeExec *x, bool on) { x->profile = on; }
+void moe_exec_profile(MoeExec *x, bool on) {
+    x->profile = on;
+}
 
 const double *moe_exec_profile_seconds(const MoeExec *x, const char *program) {
     MoeExecProgram *g = moe_exec_program(x, program);

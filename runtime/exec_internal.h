@@ -13,9 +13,9 @@ typedef struct {
 
 typedef struct {
     const MoePlanProgram *plan;
-    char **values;    /* [n_values] */
+    char **values;     /* [n_values] */
     void ***step_bufs; /* [n_steps][n_bufs] */
-    double *seconds;  /* [n_steps], when profiling */
+    double *seconds;   /* [n_steps], when profiling */
 } MoeExecProgram;
 
 struct MoeExec {
@@ -36,5 +36,7 @@ struct MoeExec {
 };
 
 MoeExecProgram *moe_exec_program(const MoeExec *x, const char *name);
+/* Tokens that the logits program's input holds. */
+int64_t moe_exec_logits_ids(const MoeExec *x);
 
 #endif

@@ -1,4 +1,5 @@
-/* Running programs: micro-batches, the counting pass, folding of gradients over micro-batches, phases (docs/PLAN.md). */
+/* Running programs: micro-batches, the counting pass, folding of gradients over micro-batches,
+ * phases (docs/PLAN.md). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,19 +22,22 @@ static void run_task(void *ctx, int64_t task, int thread) {
 }
 
 /* Steps of phases lo..hi; counting: only those of the counting pass. */
-static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePlanPhase hi, bool counting) {
+static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePlanPhase hi,
+                           bool counting) {
     for (size_t i = 0; i < g->plan->n_steps; i++) {
         const MoePlanStep *s = &g->plan->steps[i];
         if (s->phase < lo || s->phase > hi || (counting && !s->count))
             continue;
         if (!s->run || !s->tasks)
-            return moe_error(MOE_E_INTERNAL, "step %s of program %s has no code: the plan is not linked", s->name, g->plan->name);
+            return moe_error(MOE_E_INTERNAL,
+                             "step %s of program %s has no code: the plan is not linked", s->name,
+                             g->plan->name);
         double start = x->profile ? moe_now() : 0;
         Launch l = {s->run, g->step_bufs[i], x->scratch, x->scratch_stride};
         int64_t n = s->tasks(g->step_bufs[i]);
         if (n < 0)
-            return moe_error(MOE_E_INTERNAL, "step %s (%s) of program %s asks for %lld tasks", s->name, s->kernel, g->plan->name,
-                             (long long)n);
+            return moe_error(MOE_E_INTERNAL, "step %s (%s) of program %s asks for %lld tasks",
+                             s->name, s->kernel, g->plan->name, (long long)n);
         moe_pool_run(x->pool, n, run_task, &l);
         if (x->profile)
             g->seconds[i] += moe_now() - start;
@@ -52,16 +56,21 @@ typedef struct {
 } Run;
 
 /* First sequence of virtual shard v. */
-static int64_t shard_start(const MoePlan *p, int64_t n_seqs, int64_t v) { return v * n_seqs / p->virtual_shards; }
+static int64_t shard_start(const MoePlan *p, int64_t n_seqs, int64_t v) {
+    return v * n_seqs / p->virtual_shards;
+}
 
-/* Fills tok, ids, labels with sequences first .. last-1; shards outside are empty. */
-static void set_sequences(MoeExec *x, const Run *r, int64_t first, int64_t last) {
+/* Fills tok, ids, labels for micro-batch m; returns its number of sequences and the first. */
+static int64_t set_micro_batch(MoeExec *x, const Run *r, int m, int64_t *out_first) {
     const MoePlan *p = x->plan;
-    const int V = p->virtual_shards;
+    const int V = p->virtual_shards, per = V / r->parts;
+    int64_t first = shard_start(p, r->n_seqs, m * per),
+            last = shard_start(p, r->n_seqs, (m + 1) * per);
     int64_t n = (last - first) * p->seq;
-    int32_t *tok = moe_exec_input(x, r->program, "tok"), *ids = moe_exec_input(x, r->program, "ids"),
+    int32_t *tok = moe_exec_input(x, r->program, "tok"),
+            *ids = moe_exec_input(x, r->program, "ids"),
             *labels = moe_exec_input(x, r->program, "labels");
-    for (int v = 0; v <= V; v++) {
+    for (int v = 0; v <= V; v++) { /* shards of other micro-batches are empty here */
         int64_t s = shard_start(p, r->n_seqs, v);
         s = s < first ? first : s > last ? last : s;
         tok[v] = (int32_t)((s - first) * p->seq);
@@ -70,18 +79,14 @@ static void set_sequences(MoeExec *x, const Run *r, int64_t first, int64_t last)
         memcpy(ids, r->ids + first * p->seq, (size_t)n * sizeof *ids);
     if (n && labels && r->labels)
         memcpy(labels, r->labels + first * p->seq, (size_t)n * sizeof *labels);
-}
-
-/* Micro-batch m: an aligned run of shards. Returns its number of sequences. */
-static int64_t set_micro_batch(MoeExec *x, const Run *r, int m) {
-    const int per = x->plan->virtual_shards / x->plan->micro_batches;
-    int64_t first = shard_start(x->plan, r->n_seqs, m * per), last = shard_start(x->plan, r->n_seqs, (m + 1) * per);
-    set_sequences(x, r, first, last);
+    *out_first = first;
     return last - first;
 }
 
-/* The batch against the plan: kernels index tables by ids and labels, so none may be outside the vocabulary. */
-static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b, bool need_labels, Run *out) {
+/* The batch against the plan: kernels index tables by ids and labels, so none may be outside the
+ * vocabulary. */
+static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b, bool need_labels,
+                             Run *out) {
     const MoePlan *p = x->plan;
     out->g = moe_exec_program(x, program);
     out->program = program;
@@ -89,15 +94,23 @@ static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b,
     if (!out->g)
         return moe_error(MOE_E_INPUT, "the plan has no program \"%s\"; compile it again", program);
     if (b->n_seqs < 1 || b->n_seqs > p->batch)
-        return moe_error(MOE_E_INPUT, "a batch of %lld sequences; the plan holds 1..%lld", (long long)b->n_seqs, (long long)p->batch);
+        return moe_error(MOE_E_INPUT, "a batch of %lld sequences; the plan holds 1..%lld",
+                         (long long)b->n_seqs, (long long)p->batch);
     MoeStatus st = NULL;
     for (int64_t i = 0, n = b->n_seqs * p->seq; i < n && !st; i++) {
         if (b->ids[i] < 0 || b->ids[i] >= p->vocab_size)
-            st = moe_error(MOE_E_INPUT, "token %d at sequence %lld, position %lld is outside the vocabulary of %lld", b->ids[i],
-                           (long long)(i / p->seq), (long long)(i % p->seq), (long long)p->vocab_size);
-        else if (need_labels && b->labels[i] != -100 && (b->labels[i] < 0 || b->labels[i] >= p->vocab_size))
-            st = moe_error(MOE_E_INPUT, "label %d at sequence %lld, position %lld is neither -100 nor in the vocabulary of %lld",
-                           b->labels[i], (long long)(i / p->seq), (long long)(i % p->seq), (long long)p->vocab_size);
+            st = moe_error(
+                MOE_E_INPUT,
+                "token %d at sequence %lld, position %lld is outside the vocabulary of %lld",
+                b->ids[i], (long long)(i / p->seq), (long long)(i % p->seq),
+                (long long)p->vocab_size);
+        else if (need_labels && b->labels[i] != -100 &&
+                 (b->labels[i] < 0 || b->labels[i] >= p->vocab_size))
+            st = moe_error(MOE_E_INPUT,
+                           "label %d at sequence %lld, position %lld is neither -100 nor in the "
+                           "vocabulary of %lld",
+                           b->labels[i], (long long)(i / p->seq), (long long)(i % p->seq),
+                           (long long)p->vocab_size);
     }
     out->ids = b->ids;
     out->labels = b->labels;
@@ -158,7 +171,9 @@ static int trailing_ones(int m) {
 static void fold_gradients(MoeExec *x, MoeExecProgram *g, int m) {
     for (size_t i = 0; i < g->plan->n_accumulates; i++) {
         const MoePlanAccumulate *a = &g->plan->accumulates[i];
-        Fold f = {.source = (const float *)(const void *)g->values[a->source], .n = a->elements, .n_slots = trailing_ones(m)};
+        Fold f = {.source = (const float *)(const void *)g->values[a->source],
+                  .n = a->elements,
+                  .n_slots = trailing_ones(m)};
         for (int s = 0; s < f.n_slots; s++)
             f.slots[s] = (const float *)(const void *)g->values[a->slots[s]];
         bool last = m == x->plan->micro_batches - 1;
@@ -171,12 +186,14 @@ static void fold_gradients(MoeExec *x, MoeExecProgram *g, int m) {
 
 static MoeStatus count_pass(MoeExec *x, const Run *r) {
     const MoePlanProgram *p = r->g->plan;
+    int64_t first;
     if (!p->n_batch_sums)
         return NULL;
     for (size_t i = 0; i < p->n_batch_sums; i++)
-        memset(r->g->values[p->batch_sums[i].value], 0, sizeof(int32_t) * (size_t)p->batch_sums[i].elements);
+        memset(r->g->values[p->batch_sums[i].value], 0,
+               sizeof(int32_t) * (size_t)p->batch_sums[i].elements);
     for (int m = 0; m < x->plan->micro_batches; m++) {
-        set_micro_batch(x, r, m);
+        set_micro_batch(x, r, m, &first);
         MOE_TRY(run_steps(x, r->g, MOE_PHASE_FWD, MOE_PHASE_BWD, true));
         for (size_t i = 0; i < p->n_batch_sums; i++) {
             int32_t *sum = (int32_t *)(void *)r->g->values[p->batch_sums[i].value];
@@ -220,16 +237,19 @@ static void set_hyper(MoeExec *x, const MoeHyper *h) {
     set_scalar(x, "max_grad_norm", h->max_grad_norm > 0 ? h->max_grad_norm : INFINITY);
 }
 
-static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool update, MoeStepResult *out) {
+static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool update,
+                       MoeStepResult *out) {
     double start = moe_now();
     const MoePlan *p = x->plan;
     Run r;
+    int64_t first;
     MOE_TRY(check_batch(x, "train", b, true, &r));
     set_hyper(x, h);
-    memset(x->load, 0, sizeof *x->load * p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts);
+    memset(x->load, 0,
+           sizeof *x->load * p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts);
     MOE_TRY(count_pass(x, &r));
     for (int m = 0; m < p->micro_batches; m++) {
-        set_micro_batch(x, &r, m);
+        set_micro_batch(x, &r, m, &first);
         MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_BWD, false));
         add_load(x);
         if (p->micro_batches > 1)
@@ -251,11 +271,13 @@ static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool up
     return NULL;
 }
 
-MoeStatus moe_exec_train_step(MoeExec *x, const MoeBatch *b, const MoeHyper *h, MoeStepResult *out) {
+MoeStatus moe_exec_train_step(MoeExec *x, const MoeBatch *b, const MoeHyper *h,
+                              MoeStepResult *out) {
     return train(x, b, h, true, out);
 }
 
-MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h, MoeStepResult *out) {
+MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h,
+                               MoeStepResult *out) {
     return train(x, b, h, false, out);
 }
 
@@ -263,17 +285,18 @@ MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h,
 
 MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int64_t *out_tokens) {
     Run r;
-    int64_t tokens = 0;
+    int64_t first, tokens = 0;
     float slots[32] = {0}, sum = 0;
     MOE_TRY(check_batch(x, "eval", b, true, &r));
     for (int m = 0; m < x->plan->micro_batches; m++) {
         sum = 0;
-        if (set_micro_batch(x, &r, m)) {
+        if (set_micro_batch(x, &r, m, &first)) {
             MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
             sum = (float)output_f32(x, "eval", "nll_sum");
             tokens += output_i32(x, "eval", "tokens");
         }
-        /* The tree over micro-batches, as for gradients, so that the sum's bits do not depend on their number. */
+        /* The tree over micro-batches, as for gradients, so that the sum's bits do not depend on
+         * their number. */
         int n = trailing_ones(m);
         for (int s = 0; s < n; s++)
             sum = slots[s] + sum;
@@ -284,37 +307,18 @@ MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int6
     return NULL;
 }
 
-/* Memory for the logits of the plan's whole batch. */
-static MoeStatus alloc_logits(MoeExec *x) {
-    const MoePlan *p = x->plan;
-    int64_t bytes;
-    void *data;
-    if (!moe_mul_i64(p->batch * p->seq, p->vocab_size * (int64_t)sizeof(float), &bytes))
-        return moe_error(MOE_E_NOMEM, "the logits of a batch do not fit in memory");
-    MOE_TRY(moe_alloc_big((size_t)bytes, "logits", &data));
-    x->logits = data;
-    x->logits_bytes = bytes;
-    return NULL;
-}
-
-/* The program holds a few sequences (plans have one: all logits of a batch would be their largest tensor); it runs as often as needed. */
 MoeStatus moe_exec_logits(MoeExec *x, const MoeBatch *b, const float **out_logits) {
-    const MoePlan *p = x->plan;
-    Run all;
-    MOE_TRY(check_batch(x, "logits", b, false, &all));
-    const float *logits = moe_exec_output(x, "logits", "logits", NULL);
-    int64_t per = x->logits_seqs, row = p->seq * p->vocab_size;
-    if (b->n_seqs > per && !x->logits)
-        MOE_TRY(alloc_logits(x));
-    for (int64_t i = 0; i < b->n_seqs; i += per) {
-        Run r = all; /* a batch of its own */
-        r.ids = all.ids + i * p->seq;
-        r.n_seqs = b->n_seqs - i < per ? b->n_seqs - i : per;
-        set_sequences(x, &r, 0, r.n_seqs);
-        MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
-        if (b->n_seqs > per)
-            memcpy(x->logits + i * row, logits, (size_t)(r.n_seqs * row) * sizeof(float));
-    }
-    *out_logits = b->n_seqs > per ? x->logits : logits;
-    return NULL;
+    Run r;
+    int64_t first;
+    MOE_TRY(check_batch(x, "logits", b, false, &r));
+    const MoePlanPort *port;
+    *out_logits = moe_exec_output(x, "logits", "logits", &port);
+    int64_t room = port->elements / (x->plan->seq * x->plan->vocab_size),
+            ids_room = moe_exec_logits_ids(x) / x->plan->seq;
+    room = room < ids_room ? room : ids_room;
+    if (b->n_seqs > room)
+        return moe_error(MOE_E_INPUT, "logits of %lld sequences at once; the plan holds %lld",
+                         (long long)b->n_seqs, (long long)room);
+    set_micro_batch(x, &r, 0, &first);
+    return run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false);
 }

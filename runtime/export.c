@@ -1,6 +1,7 @@
 /* Export: a directory that transformers' from_pretrained reads. Declared in weights.h.
  *
- * Built as DIR.tmp-PID and renamed over DIR; shards of at most max_shard_bytes with an index, as transformers writes them. */
+ * Built as DIR.tmp-PID and renamed over DIR; shards of at most max_shard_bytes with an index, as
+ * transformers writes them. */
 #include "runtime/weights.h"
 
 #include <stdio.h>
@@ -14,7 +15,7 @@
 #include "runtime/checkpoint_internal.h"
 
 #define DEFAULT_SHARD_BYTES ((int64_t)5 * 1000 * 1000 * 1000)
-#define CHUNK 16384
+#define CHUNK               16384
 
 typedef struct {
     const MoeStOut *tensors; /* dtype as exported; data NULL */
@@ -39,7 +40,9 @@ static MoeStatus fill(void *ctx, size_t tensor, int64_t first, int64_t n, void *
     return NULL;
 }
 
-static int64_t tensor_bytes(const MoeStOut *t) { return moe_checkpoint_elements(t) * (int64_t)moe_st_dtype_bytes(t->dtype); }
+static int64_t tensor_bytes(const MoeStOut *t) {
+    return moe_checkpoint_elements(t) * (int64_t)moe_st_dtype_bytes(t->dtype);
+}
 
 static MoeStatus write_json(const char *dir, const char *name, const json_t *v, size_t flags) {
     char *path = moe_path_join(dir, name), *text = json_dumps(v, flags | JSON_REAL_PRECISION(17));
@@ -88,15 +91,18 @@ static MoeStatus write_weights(const char *dir, Writer *w, size_t n, int64_t max
             snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", s + 1, n_shards);
         char *path = moe_path_join(dir, name), hash[33];
         uint64_t bytes;
-        st = moe_st_write(path, w->tensors + w->first, ends[s] - w->first, metadata, 2, fill, w, &bytes, hash);
+        st = moe_st_write(path, w->tensors + w->first, ends[s] - w->first, metadata, 2, fill, w,
+                          &bytes, hash);
         for (size_t i = w->first; i < ends[s]; i++)
             json_object_set_new(map, w->tensors[i].name, json_string(name));
         free(path);
     }
     if (!st && n_shards > 1) {
-        json_t *index = json_pack("{s:{s:I, s:I}, s:O}", "metadata", "total_parameters", (json_int_t)elements, "total_size",
-                                  (json_int_t)total, "weight_map", map);
-        st = write_json(dir, "model.safetensors.index.json", index, JSON_INDENT(2) | JSON_SORT_KEYS);
+        json_t *index =
+            json_pack("{s:{s:I, s:I}, s:O}", "metadata", "total_parameters", (json_int_t)elements,
+                      "total_size", (json_int_t)total, "weight_map", map);
+        st =
+            write_json(dir, "model.safetensors.index.json", index, JSON_INDENT(2) | JSON_SORT_KEYS);
         json_decref(index);
     }
     json_decref(map);
@@ -104,8 +110,8 @@ static MoeStatus write_weights(const char *dir, Writer *w, size_t n, int64_t max
     return st;
 }
 
-/* The config as it came, with the dtype that is exported; both spellings of the key where they are there, the old one (which all
- * versions read) where neither is. */
+/* The config as it came, with the dtype that is exported; both spellings of the key where they are
+ * there, the old one (which all versions read) where neither is. */
 static json_t *export_config(const json_t *model, bool bf16) {
     json_t *c = json_deep_copy(model);
     const char *dtype = bf16 ? "bfloat16" : "float32";
@@ -118,7 +124,8 @@ static json_t *export_config(const json_t *model, bool bf16) {
 }
 
 static json_t *generation_config(const json_t *model) {
-    static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"};
+    static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id",
+                                       "transformers_version"};
     json_t *g = json_pack("{s:b}", "_from_model_config", 1);
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         json_t *v = json_object_get(model, keys[i]);
@@ -145,16 +152,21 @@ static MoeStatus check_target(const char *dir) {
         moe_st_close(s);
         moe_dir_list_free(names, n);
     }
-    return ours ? NULL : moe_error(MOE_E_INPUT, "%s is there already and is no export of moec; nothing in it was touched: give another -o", dir);
+    return ours ? NULL
+                : moe_error(MOE_E_INPUT,
+                            "%s is there already and is no export of moec; nothing in it was "
+                            "touched: give another -o",
+                            dir);
 }
 
-MoeStatus moe_export_tensors(const MoeStOut *tensors, size_t n, MoeExportRead read, void *ctx, const json_t *model, const char *dir,
-                             const MoeExportOptions *o) {
+MoeStatus moe_export_tensors(const MoeStOut *tensors, size_t n, MoeExportRead read, void *ctx,
+                             const json_t *model, const char *dir, const MoeExportOptions *o) {
     MOE_TRY(check_target(dir));
     size_t len = strlen(dir);
     while (len > 1 && dir[len - 1] == '/')
         len--;
-    char *parent = len ? strndup(dir, len) : strdup("."), *slash = parent ? strrchr(parent, '/') : NULL;
+    char *parent = len ? strndup(dir, len) : strdup("."),
+         *slash = parent ? strrchr(parent, '/') : NULL;
     MoeStr tmp = {0}, old = {0}, final = {0};
     moe_str_append_n(&final, dir, len);
     moe_str_printf(&tmp, "%s.tmp-%ld", moe_str_c(&final), (long)getpid());
@@ -164,7 +176,9 @@ MoeStatus moe_export_tensors(const MoeStOut *tensors, size_t n, MoeExportRead re
     MoeStOut *items = malloc(sizeof *items * (n + 1));
     json_t *config = export_config(model, o->bf16), *generation = generation_config(model);
     Writer w = {items, 0, read, ctx, o->bf16};
-    MoeStatus st = parent && items && config && generation ? NULL : moe_error(MOE_E_NOMEM, "no memory for the export");
+    MoeStatus st = parent && items && config && generation
+                       ? NULL
+                       : moe_error(MOE_E_NOMEM, "no memory for the export");
     if (st)
         goto done;
     for (size_t i = 0; i < n; i++) {
@@ -174,7 +188,8 @@ MoeStatus moe_export_tensors(const MoeStOut *tensors, size_t n, MoeExportRead re
     }
     MOE_TRY_GOTO(st, moe_dir_remove(tmp.data), done);
     MOE_TRY_GOTO(st, moe_dir_make(tmp.data), done);
-    st = write_weights(tmp.data, &w, n, o->max_shard_bytes > 0 ? o->max_shard_bytes : DEFAULT_SHARD_BYTES);
+    st = write_weights(tmp.data, &w, n,
+                       o->max_shard_bytes > 0 ? o->max_shard_bytes : DEFAULT_SHARD_BYTES);
     if (!st)
         st = write_json(tmp.data, "config.json", config, JSON_INDENT(2));
     if (!st)
@@ -214,7 +229,8 @@ static MoeStatus read_memory(void *ctx, size_t tensor, int64_t first, int64_t n,
     return NULL;
 }
 
-MoeStatus moe_export_model(const MoePlan *plan, MoeExec *x, const char *dir, const MoeExportOptions *o) {
+MoeStatus moe_export_model(const MoePlan *plan, MoeExec *x, const char *dir,
+                           const MoeExportOptions *o) {
     MoeWeightList list;
     MoeCheckpointTensors t;
     MOE_TRY(moe_weight_list(plan, &list));
@@ -228,7 +244,8 @@ static MoeStatus read_checkpoint(void *ctx, size_t tensor, int64_t first, int64_
     return moe_st_read_f32(moe_st_at(ctx, tensor), first, n, out);
 }
 
-static MoeStatus export_verified(const char *checkpoint, const json_t *manifest, const char *dir, const MoeExportOptions *o) {
+static MoeStatus export_verified(const char *checkpoint, const json_t *manifest, const char *dir,
+                                 const MoeExportOptions *o) {
     char *path = moe_path_join(checkpoint, moe_checkpoint_files[0]);
     const json_t *model = json_object_get(json_object_get(manifest, "plan"), "model");
     MoeSafetensors *s = NULL;

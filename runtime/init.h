@@ -1,5 +1,6 @@
-/* Seeded parameter initialisation. Each element depends on (seed, Hugging Face name, element index) alone; experts have
- * streams of their own, so any layout and thread count gives the same weights. States become zero. */
+/* Seeded parameter initialisation. Each element depends on (seed, Hugging Face name, element index)
+ * alone; experts have streams of their own, so any layout and thread count gives the same weights.
+ * States become zero. */
 #ifndef MOE_RUNTIME_INIT_H
 #define MOE_RUNTIME_INIT_H
 

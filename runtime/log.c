@@ -59,7 +59,8 @@ int64_t moe_log_keep_bytes(const char *text, int64_t n, bool csv, int64_t last_s
     return keep;
 }
 
-static MoeStatus lines_open(Lines *l, const char *run_dir, const char *name, bool csv, int64_t last_step) {
+static MoeStatus lines_open(Lines *l, const char *run_dir, const char *name, bool csv,
+                            int64_t last_step) {
     l->path = moe_path_join(run_dir, name);
     l->fd = open(l->path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
     if (l->fd < 0)
@@ -83,7 +84,8 @@ static MoeStatus lines_append(Lines *l, const char *data, size_t n) {
         if (k <= 0) {
             MoeStatus st = moe_error_errno("cannot write %s", l->path);
             if (done && ftruncate(l->fd, l->size))
-                moe_status_free(moe_error_errno("cannot cut %s", l->path)); /* the next open cuts the torn line */
+                moe_status_free(moe_error_errno("cannot cut %s",
+                                                l->path)); /* the next open cuts the torn line */
             return st;
         }
         done += (size_t)k;
@@ -92,7 +94,8 @@ static MoeStatus lines_append(Lines *l, const char *data, size_t n) {
     return NULL;
 }
 
-MoeStatus moe_log_open(const char *run_dir, bool trace, int n_experts, int64_t last_step, MoeLog **out) {
+MoeStatus moe_log_open(const char *run_dir, bool trace, int n_experts, int64_t last_step,
+                       MoeLog **out) {
     *out = NULL;
     MoeLog *l = calloc(1, sizeof *l);
     if (!l)
@@ -180,7 +183,8 @@ void moe_log_format(const MoeLogRecord *r, MoeStr *out) {
 }
 
 /* Rows of the trace: rank is the virtual shard, so that the file is the same at any layout. */
-static void format_load(MoeStr *s, int64_t step, const int32_t *load, const int *layers, size_t n_layers, int n_shards, int n_experts) {
+static void format_load(MoeStr *s, int64_t step, const int32_t *load, const int *layers,
+                        size_t n_layers, int n_shards, int n_experts) {
     for (size_t k = 0; k < n_layers; k++)
         for (int v = 0; v < n_shards; v++) {
             moe_str_printf(s, "%lld,%d,%d", (long long)step, layers[k], v);
@@ -190,7 +194,8 @@ static void format_load(MoeStr *s, int64_t step, const int32_t *load, const int 
         }
 }
 
-MoeStatus moe_log_step(MoeLog *l, const MoeLogRecord *r, const int32_t *load, const int *layers, int n_shards) {
+MoeStatus moe_log_step(MoeLog *l, const MoeLogRecord *r, const int32_t *load, const int *layers,
+                       int n_shards) {
     MoeStatus st = NULL;
     if (l->trace.fd >= 0 && load) {
         moe_str_clear(&l->text);
@@ -221,10 +226,12 @@ static bool next_number(const char **p, const char *end, int64_t *out) {
     return true;
 }
 
-bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size_t n_experts, int64_t *out) {
+bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size_t n_experts,
+                   int64_t *out) {
     char *path = moe_path_join(run_dir, "trace.csv");
     MoeMap map;
-    MoeStatus st = moe_path_exists(path) ? moe_map_open(path, &map) : moe_error(MOE_E_IO, "no trace");
+    MoeStatus st =
+        moe_path_exists(path) ? moe_map_open(path, &map) : moe_error(MOE_E_IO, "no trace");
     free(path);
     if (st) {
         moe_status_free(st);
@@ -237,7 +244,8 @@ bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size
         int64_t step, layer, rank, tokens;
         if (!end)
             break;
-        if (next_number(&p, end, &step) && next_number(&p, end, &layer) && next_number(&p, end, &rank)) {
+        if (next_number(&p, end, &step) && next_number(&p, end, &layer) &&
+            next_number(&p, end, &rank)) {
             size_t k = 0;
             while (k < n_layers && layers[k] != layer)
                 k++;

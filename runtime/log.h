@@ -1,4 +1,5 @@
-/* What a run says: RUN/log.jsonl (one object a step), RUN/trace.csv (expert load), and the progress line for people. */
+/* What a run says: RUN/log.jsonl (one object a step), RUN/trace.csv (expert load), and the progress
+ * line for people. */
 #ifndef MOE_RUNTIME_LOG_H
 #define MOE_RUNTIME_LOG_H
 
@@ -17,26 +18,33 @@ typedef struct {
 } MoeLogRecord;
 
 typedef struct MoeLog MoeLog;
-/* Opens (creates) RUN/log.jsonl and, with trace, RUN/trace.csv, both cut back to what belongs to steps <= last_step. */
-MoeStatus moe_log_open(const char *run_dir, bool trace, int n_experts, int64_t last_step, MoeLog **out);
-/* load: [n_layers][V][E] of the step, may be NULL. layers: the decoder layers' numbers. A full disk is an error, with the
- * files cut back to whole lines; later steps may be written again. */
-MoeStatus moe_log_step(MoeLog *l, const MoeLogRecord *r, const int32_t *load, const int *layers, int n_shards);
+/* Opens (creates) RUN/log.jsonl and, with trace, RUN/trace.csv, both cut back to what belongs to
+ * steps <= last_step. */
+MoeStatus moe_log_open(const char *run_dir, bool trace, int n_experts, int64_t last_step,
+                       MoeLog **out);
+/* load: [n_layers][V][E] of the step, may be NULL. layers: the decoder layers' numbers. A full disk
+ * is an error, with the files cut back to whole lines; later steps may be written again. */
+MoeStatus moe_log_step(MoeLog *l, const MoeLogRecord *r, const int32_t *load, const int *layers,
+                       int n_shards);
 MoeStatus moe_log_sync(MoeLog *l); /* fsync, before a checkpoint */
 void moe_log_close(MoeLog *l);
 /* The record as its line of JSON (with the newline). */
 void moe_log_format(const MoeLogRecord *r, MoeStr *out);
-/* Length of the part of a log (JSON lines or the trace's CSV) that belongs to steps <= last_step and consists of whole lines. */
+/* Length of the part of a log (JSON lines or the trace's CSV) that belongs to steps <= last_step
+ * and consists of whole lines. */
 int64_t moe_log_keep_bytes(const char *text, int64_t n, bool csv, int64_t last_step);
 
-/* Sums RUN/trace.csv over all its steps: out [n_layers][n_experts] is added to. Lines of other layers are passed over; false when there
- * is no trace to read. */
-bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size_t n_experts, int64_t *out);
+/* Sums RUN/trace.csv over all its steps: out [n_layers][n_experts] is added to. Lines of other
+ * layers are passed over; false when there is no trace to read. */
+bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size_t n_experts,
+                   int64_t *out);
 
-/* Progress on stderr: a line that rewrites itself on a terminal, else a plain line every `seconds`. */
+/* Progress on stderr: a line that rewrites itself on a terminal, else a plain line every `seconds`.
+ */
 typedef struct MoeProgress MoeProgress;
-MoeProgress *moe_progress_create(bool quiet, double every_seconds, int64_t steps, double max_seconds);
-void moe_progress_step(MoeProgress *p, const MoeLogRecord *r, double session_seconds);
+MoeProgress *moe_progress_create(bool quiet, double every_seconds, int64_t steps,
+                                 double max_seconds);
+void moe_progress_step(MoeProgress *p, const MoeLogRecord *r, double elapsed_seconds);
 /* A whole line that stays (evaluation, checkpoint, ...), above the progress line. */
 void moe_progress_say(MoeProgress *p, const char *fmt, ...) MOE_PRINTF(2, 3);
 void moe_progress_done(MoeProgress *p); /* ends the line, frees p */

@@ -1,4 +1,5 @@
-/* Loading a plan: read plan.json (plan_read.c), check the hash of kernels.o, link it (plan_link.c). */
+/* Loading a plan: read plan.json (plan_read.c), check the hash of kernels.o, link it (plan_link.c).
+ */
 #include "runtime/plan.h"
 
 #include <stdlib.h>
@@ -8,10 +9,12 @@
 #include "base/io.h"
 #include "runtime/plan_read.h"
 
-#define MAX_PLAN_BYTES ((size_t)256 << 20)
+#define MAX_PLAN_BYTES   ((size_t)256 << 20)
 #define MAX_OBJECT_BYTES ((size_t)1 << 30)
 
-size_t moe_plan_dtype_bytes(MoePlanDtype d) { return d == MOE_PLAN_BF16 ? 2 : 4; }
+size_t moe_plan_dtype_bytes(MoePlanDtype d) {
+    return d == MOE_PLAN_BF16 ? 2 : 4;
+}
 
 /* Takes over `json`. */
 static MoeStatus plan_from_json(json_t *json, const char *name, MoePlan **out) {
@@ -34,20 +37,23 @@ static MoeStatus plan_from_json(json_t *json, const char *name, MoePlan **out) {
 static MoeStatus check_hash(const MoePlan *p, const char *name, const char *data, size_t n) {
     const char *want = json_string_value(json_object_get(p->json, "kernels_xxh3"));
     if (!want)
-        return moe_error(MOE_E_CORRUPT, "%s: kernels_xxh3 is missing; compile the plan again", name);
+        return moe_error(MOE_E_CORRUPT, "%s: kernels_xxh3 is missing; compile the plan again",
+                         name);
     char have[33];
     moe_hash_hex(data, n, have);
     if (strcmp(want, have))
-        return moe_error(MOE_E_CORRUPT,
-                         "%s: kernels.o does not match the plan (XXH3 %s, expected %s); compile the "
-                         "plan again",
-                         name, have, want);
+        return moe_error(
+            MOE_E_CORRUPT,
+            "%s: kernels.o does not match the plan (XXH3 %s, expected %s); compile the "
+            "plan again",
+            name, have, want);
     return NULL;
 }
 
 MoeStatus moe_plan_load(const char *dir, MoePlan **out) {
     *out = NULL;
-    char *json_path = moe_path_join(dir, "plan.json"), *object_path = moe_path_join(dir, "kernels.o");
+    char *json_path = moe_path_join(dir, "plan.json"),
+         *object_path = moe_path_join(dir, "kernels.o");
     char *object = NULL;
     size_t object_bytes = 0;
     json_t *json = NULL;
@@ -55,14 +61,17 @@ MoeStatus moe_plan_load(const char *dir, MoePlan **out) {
     MoeStatus st = NULL;
     if (!moe_path_is_dir(dir)) {
         st = moe_error(MOE_E_INPUT,
-                       moe_path_exists(dir) ? "%s is not a plan: a plan is a directory made by `moec compile`"
-                                            : "%s: no such plan; make one with `moec compile`",
+                       moe_path_exists(dir)
+                           ? "%s is not a plan: a plan is a directory made by `moec compile`"
+                           : "%s: no such plan; make one with `moec compile`",
                        dir);
         goto done;
     }
     if (!moe_path_exists(json_path)) {
         st = moe_error(MOE_E_INPUT,
-                       "%s is not a plan: it has no plan.json; make one with `moec compile MODEL -o NAME.plan`", dir);
+                       "%s is not a plan: it has no plan.json; make one with `moec compile MODEL "
+                       "-o NAME.plan`",
+                       dir);
         goto done;
     }
     MOE_TRY_GOTO(st, moe_json_load_file(json_path, MAX_PLAN_BYTES, &json), done);
@@ -84,8 +93,8 @@ done:
     return st;
 }
 
-MoeStatus moe_plan_load_memory(const char *json_text, size_t n, const char *name, const void *object, size_t object_bytes,
-                               MoePlan **out) {
+MoeStatus moe_plan_load_memory(const char *json_text, size_t n, const char *name,
+                               const void *object, size_t object_bytes, MoePlan **out) {
     *out = NULL;
     json_t *json = NULL;
     MoePlan *p = NULL;

@@ -110,7 +110,7 @@ typedef struct MoePlan {
 } MoePlan;
 
 /* Reads DIR/plan.json, checks every index, size and offset (a damaged plan is MOE_E_CORRUPT naming the entry), the hash of kernels.o, and links it.
- * A plan whose target does not run here: MOE_E_INPUT with code-free message; the command line recompiles from step.moe first. */
+ * A plan whose target does not run here: MOE_E_INPUT; the command line compiles such plans again from model.moe first. */
 MoeStatus moe_plan_load(const char *dir, MoePlan **out);
 /* From memory; object may be NULL: nothing is linked (moec explain). */
 MoeStatus moe_plan_load_memory(const char *json_text, size_t n, const char *name, const void *object, size_t object_bytes, MoePlan **out);

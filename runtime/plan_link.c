@@ -1,5 +1,6 @@
-/* Linking a plan's object code with ORC (LLVM C API): one LLJIT a plan, each kernel looked up as NAME and NAME_tasks.
- * Symbols that kernels import (memcpy, libm) come from this process; kernel names themselves are looked up in the object alone. */
+/* Linking a plan's object code with ORC (LLVM C API): one LLJIT a plan, each kernel looked up as
+ * NAME and NAME_tasks. Symbols that kernels import (memcpy, libm) come from this process; kernel
+ * names themselves are looked up in the object alone. */
 #include "runtime/plan_read.h"
 
 #include <string.h>
@@ -29,7 +30,8 @@ static MoeStatus llvm_status(LLVMErrorRef e, const char *name, const char *what)
         memcpy(&(field), &moe_p_, sizeof(field));                                                  \
     } while (0)
 
-static MoeStatus resolve(LLVMOrcLLJITRef jit, const char *name, const char *program, size_t index, MoePlanStep *s) {
+static MoeStatus resolve(LLVMOrcLLJITRef jit, const char *name, const char *program, size_t index,
+                         MoePlanStep *s) {
     char symbol[300];
     LLVMOrcExecutorAddress a = 0, b = 0;
     snprintf(symbol, sizeof symbol, "%s_tasks", s->kernel);
@@ -38,7 +40,8 @@ static MoeStatus resolve(LLVMOrcLLJITRef jit, const char *name, const char *prog
         e = LLVMOrcLLJITLookup(jit, &b, symbol);
     if (e || !a || !b) {
         char what[512];
-        snprintf(what, sizeof what, "programs.%s.steps[%zu]: kernel \"%.200s\" cannot be linked", program, index, s->kernel);
+        snprintf(what, sizeof what, "programs.%s.steps[%zu]: kernel \"%.200s\" cannot be linked",
+                 program, index, s->kernel);
         return e ? llvm_status(e, name, what) : moe_error(MOE_E_CORRUPT, "%s: %s", name, what);
     }
     SET_FUNCTION(s->run, a);
@@ -50,18 +53,22 @@ MoeStatus moe_plan_link(MoePlan *p, const char *name, const void *object, size_t
     if (LLVMInitializeNativeTarget() || LLVMInitializeNativeAsmPrinter())
         return moe_error(MOE_E_INTERNAL, "LLVM has no code generator for this machine");
     LLVMOrcLLJITRef jit = NULL;
-    MOE_TRY(llvm_status(LLVMOrcCreateLLJIT(&jit, LLVMOrcCreateLLJITBuilder()), name, "cannot start the linker"));
+    MOE_TRY(llvm_status(LLVMOrcCreateLLJIT(&jit, LLVMOrcCreateLLJITBuilder()), name,
+                        "cannot start the linker"));
     p->jit = jit;
     LLVMOrcJITDylibRef dylib = LLVMOrcLLJITGetMainJITDylib(jit);
 #if LLVM_VERSION_MAJOR < 17
     /* From 17 on LLJIT links the process's symbols by itself. */
     LLVMOrcDefinitionGeneratorRef process = NULL;
-    MOE_TRY(llvm_status(LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess(&process, LLVMOrcLLJITGetGlobalPrefix(jit), NULL, NULL),
+    MOE_TRY(llvm_status(LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess(
+                            &process, LLVMOrcLLJITGetGlobalPrefix(jit), NULL, NULL),
                         name, "cannot reach this process's symbols"));
     LLVMOrcJITDylibAddGenerator(dylib, process);
 #endif
-    LLVMMemoryBufferRef buffer = LLVMCreateMemoryBufferWithMemoryRangeCopy(object, object_bytes, "kernels.o");
-    MOE_TRY(llvm_status(LLVMOrcLLJITAddObjectFile(jit, dylib, buffer), name, "kernels.o is not object code"));
+    LLVMMemoryBufferRef buffer =
+        LLVMCreateMemoryBufferWithMemoryRangeCopy(object, object_bytes, "kernels.o");
+    MOE_TRY(llvm_status(LLVMOrcLLJITAddObjectFile(jit, dylib, buffer), name,
+                        "kernels.o is not object code"));
     for (size_t g = 0; g < p->n_programs; g++)
         for (size_t i = 0; i < p->programs[g].n_steps; i++)
             MOE_TRY(resolve(jit, name, p->programs[g].name, i, &p->programs[g].steps[i]));
@@ -74,8 +81,8 @@ void moe_plan_unlink(MoePlan *p) {
     p->jit = NULL;
 }
 
-/* What code for a named CPU certainly needs. Names that are not here are left to the command line, which knows every CPU
- * that the compiler knows and compiles again before it comes to this. */
+/* What code for a named CPU certainly needs. Names that are not here are left to the command line,
+ * which knows every CPU that the compiler knows and compiles again before it comes to this. */
 static const struct {
     const char *cpu, *needs[6];
 } cpu_needs[] = {
@@ -103,15 +110,21 @@ static bool has_feature(const char *list, const char *feature) {
 
 MoeStatus moe_plan_target_check(const MoePlan *p, const char *name) {
     if (strncmp(p->target, "cpu:", 4))
-        return moe_error(MOE_E_INPUT, "%s was made for target %s, which this moec cannot run; compile it for cpu", name, p->target);
+        return moe_error(
+            MOE_E_INPUT,
+            "%s was made for target %s, which this moec cannot run; compile it for cpu", name,
+            p->target);
     const char *cpu = p->target + 4;
     char *host = LLVMGetHostCPUName(), *features = LLVMGetHostCPUFeatures();
     MoeStatus st = NULL;
     for (size_t i = 0; !st && i < sizeof cpu_needs / sizeof *cpu_needs && strcmp(host, cpu); i++)
-        for (size_t k = 0; !st && !strcmp(cpu, cpu_needs[i].cpu) && k < 6 && cpu_needs[i].needs[k]; k++)
+        for (size_t k = 0; !st && !strcmp(cpu, cpu_needs[i].cpu) && k < 6 && cpu_needs[i].needs[k];
+             k++)
             if (!has_feature(features, cpu_needs[i].needs[k]))
-                st = moe_error(MOE_E_INPUT, "%s was made for %s, and this machine (%s) has no %s; compile it again here", name,
-                               p->target, host, cpu_needs[i].needs[k] + 1);
+                st = moe_error(
+                    MOE_E_INPUT,
+                    "%s was made for %s, and this machine (%s) has no %s; compile it again here",
+                    name, p->target, host, cpu_needs[i].needs[k] + 1);
     LLVMDisposeMessage(host);
     LLVMDisposeMessage(features);
     return st;

@@ -1,4 +1,5 @@
-/* The progress line: rewritten in place on a terminal, else a plain line now and then. Declared in log.h. */
+/* The progress line: rewritten in place on a terminal, else a plain line now and then. Declared in
+ * log.h. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,11 +15,12 @@
 struct MoeProgress {
     bool quiet, terminal, line_open;
     double every, last, max_seconds;
-    int64_t steps, done; /* done: steps of this session */
+    int64_t steps, done; /* done: steps of this process */
     double rate, mfu;    /* smoothed */
 };
 
-MoeProgress *moe_progress_create(bool quiet, double every_seconds, int64_t steps, double max_seconds) {
+MoeProgress *moe_progress_create(bool quiet, double every_seconds, int64_t steps,
+                                 double max_seconds) {
     MoeProgress *p = calloc(1, sizeof *p);
     MOE_ASSERT(p, "no memory for the progress line");
     p->quiet = quiet;
@@ -41,24 +43,25 @@ static void clear_line(MoeProgress *p) {
     p->line_open = false;
 }
 
-void moe_progress_step(MoeProgress *p, const MoeLogRecord *r, double session_seconds) {
+void moe_progress_step(MoeProgress *p, const MoeLogRecord *r, double elapsed_seconds) {
     p->done++;
     p->rate = smooth(p->rate, r->tokens_per_second, p->done);
     p->mfu = isfinite(r->mfu) ? smooth(p->mfu, r->mfu, p->done) : NAN;
     bool last = r->step >= p->steps;
-    if (p->quiet || (!last && session_seconds - p->last < p->every))
+    if (p->quiet || (!last && elapsed_seconds - p->last < p->every))
         return;
-    p->last = session_seconds;
-    double left = session_seconds / (double)p->done * (double)(p->steps - r->step);
-    if (p->max_seconds > 0 && left > p->max_seconds - session_seconds)
-        left = p->max_seconds > session_seconds ? p->max_seconds - session_seconds : 0;
+    p->last = elapsed_seconds;
+    double left = elapsed_seconds / (double)p->done * (double)(p->steps - r->step);
+    if (p->max_seconds > 0 && left > p->max_seconds - elapsed_seconds)
+        left = p->max_seconds > elapsed_seconds ? p->max_seconds - elapsed_seconds : 0;
     char eta[32];
     MoeStr s = {0};
-    moe_str_printf(&s, "step %lld/%lld (%d%%)  loss %.4f  lr %.2e  %.0f tok/s", (long long)r->step, (long long)p->steps,
-                   (int)(100 * r->step / p->steps), r->loss, r->lr, p->rate);
+    moe_str_printf(&s, "step %lld/%lld (%d%%)  loss %.4f  lr %.2e  %.0f tok/s", (long long)r->step,
+                   (long long)p->steps, (int)(100 * r->step / p->steps), r->loss, r->lr, p->rate);
     if (isfinite(p->mfu))
         moe_str_printf(&s, "  MFU %.1f%%", 100 * p->mfu);
-    moe_str_printf(&s, "  ETA %s", moe_format_duration(left, eta));
+    if (!last)
+        moe_str_printf(&s, "  ETA %s", moe_format_duration(left, eta));
     if (r->skipped)
         moe_str_append(&s, "  (skipped: not finite)");
     clear_line(p);

@@ -10,19 +10,21 @@
 
 #include "base/io.h"
 
-#define RUN_FORMAT 1
+#define RUN_FORMAT       1
 #define MAX_CONFIG_BYTES ((size_t)16 << 20)
 
 json_t *moe_plan_facts(const MoePlan *plan) {
-    return json_pack("{s:O, s:i, s:I, s:s, s:I, s:I, s:s, s:s, s:i}", "model", plan->model, "virtual_shards", plan->virtual_shards,
-                     "vocab_size", (json_int_t)plan->vocab_size, "tokenizer", plan->tokenizer, "batch", (json_int_t)plan->batch,
-                     "seq", (json_int_t)plan->seq, "dtype", plan->dtype, "target", plan->target, "micro_batches",
-                     plan->micro_batches);
+    return json_pack("{s:O, s:i, s:I, s:s, s:I, s:I, s:s, s:s, s:i}", "model", plan->model,
+                     "virtual_shards", plan->virtual_shards, "vocab_size",
+                     (json_int_t)plan->vocab_size, "tokenizer", plan->tokenizer, "batch",
+                     (json_int_t)plan->batch, "seq", (json_int_t)plan->seq, "dtype", plan->dtype,
+                     "target", plan->target, "micro_batches", plan->micro_batches);
 }
 
 /* Keys of a config that say nothing about what the weights mean. */
 static bool is_informative(const char *key) {
-    static const char *const keys[] = {"dtype", "torch_dtype", "transformers_version", "_name_or_path", "use_cache"};
+    static const char *const keys[] = {"dtype", "torch_dtype", "transformers_version",
+                                       "_name_or_path", "use_cache"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (!strcmp(key, keys[i]))
             return true;
@@ -35,11 +37,14 @@ static void print_value(MoeStr *s, const json_t *v) {
     free(text);
 }
 
-static MoeStatus differs(const char *where, const char *key, const json_t *theirs, const json_t *ours) {
+static MoeStatus differs(const char *where, const char *key, const json_t *theirs,
+                         const json_t *ours) {
     MoeStr a = {0}, b = {0};
     print_value(&a, theirs);
     print_value(&b, ours);
-    MoeStatus st = moe_error(MOE_E_INPUT, "%s belongs to another model or plan: its %s is %s, this plan's is %s; start anew with another --out",
+    MoeStatus st = moe_error(MOE_E_INPUT,
+                             "%s belongs to another model or plan: its %s is %s, this plan's is "
+                             "%s; start anew with another --out",
                              where, key, moe_str_c(&a), moe_str_c(&b));
     moe_str_free(&a);
     moe_str_free(&b);
@@ -66,13 +71,16 @@ MoeStatus moe_plan_facts_check(const MoePlan *plan, const json_t *facts, const c
     MoeStatus st = check_model(plan->model, json_object_get(facts, "model"), where);
     for (size_t i = 0; i < sizeof keys / sizeof *keys && !st; i++)
         if (!json_equal(json_object_get(ours, keys[i]), json_object_get(facts, keys[i])))
-            st = differs(where, keys[i], json_object_get(facts, keys[i]), json_object_get(ours, keys[i]));
+            st = differs(where, keys[i], json_object_get(facts, keys[i]),
+                         json_object_get(ours, keys[i]));
     json_decref(ours);
     return st;
 }
 
 static MoeStatus not_a_run(const char *dir, const char *why) {
-    return moe_error(MOE_E_INPUT, "%s is not a run directory (%s); nothing in it was touched: give another --out", dir, why);
+    return moe_error(
+        MOE_E_INPUT,
+        "%s is not a run directory (%s); nothing in it was touched: give another --out", dir, why);
 }
 
 MoeStatus moe_run_config_read(const char *run_dir, MoeRunConfig *out) {
@@ -91,7 +99,8 @@ MoeStatus moe_run_config_read(const char *run_dir, MoeRunConfig *out) {
         st = not_a_run(run_dir, "its config.json is something else");
     if (!st && json_integer_value(json_object_get(j, "format_version")) > RUN_FORMAT)
         st = moe_error(MOE_E_INPUT, "%s: format version %lld; this moec reads up to %d", path,
-                       (long long)json_integer_value(json_object_get(j, "format_version")), RUN_FORMAT);
+                       (long long)json_integer_value(json_object_get(j, "format_version")),
+                       RUN_FORMAT);
     free(path);
     if (st) {
         json_decref(j);
@@ -118,10 +127,11 @@ static json_t *absolute(const char *path) {
     return v ? v : json_null();
 }
 
-MoeStatus moe_run_config_write(const char *run_dir, const MoePlan *plan, const char *plan_dir, const char *data_path,
-                               const json_t *resolved) {
-    json_t *j = json_pack("{s:i, s:s, s:o, s:o, s:o, s:o}", "format_version", RUN_FORMAT, "kind", "moec run", "plan_dir",
-                          absolute(plan_dir), "data", absolute(data_path), "plan", moe_plan_facts(plan), "settings",
+MoeStatus moe_run_config_write(const char *run_dir, const MoePlan *plan, const char *plan_dir,
+                               const char *data_path, const json_t *resolved) {
+    json_t *j = json_pack("{s:i, s:s, s:o, s:o, s:o, s:o}", "format_version", RUN_FORMAT, "kind",
+                          "moec run", "plan_dir", absolute(plan_dir), "data", absolute(data_path),
+                          "plan", moe_plan_facts(plan), "settings",
                           resolved ? json_deep_copy(resolved) : json_object());
     if (!j)
         return moe_error(MOE_E_NOMEM, "no memory for %s/config.json", run_dir);
@@ -136,7 +146,9 @@ MoeStatus moe_run_config_write(const char *run_dir, const MoePlan *plan, const c
 }
 
 /* What a killed first start can leave behind is still an empty directory to us. */
-static bool is_leftover(const char *name) { return !strcmp(name, "lock") || !strncmp(name, "config.json.tmp-", 16); }
+static bool is_leftover(const char *name) {
+    return !strcmp(name, "lock") || !strncmp(name, "config.json.tmp-", 16);
+}
 
 MoeStatus moe_run_dir_prepare(const char *run_dir, const MoePlan *plan, bool *out_existing) {
     *out_existing = false;
@@ -168,7 +180,9 @@ MoeStatus moe_run_lock(const char *run_dir, int *out_fd) {
         st = moe_error_errno("cannot open %s", path);
     else if (flock(fd, LOCK_EX | LOCK_NB)) {
         st = errno == EWOULDBLOCK
-                 ? moe_error(MOE_E_INPUT, "another moec is training into %s; wait for it, or give another --out", run_dir)
+                 ? moe_error(MOE_E_INPUT,
+                             "another moec is training into %s; wait for it, or give another --out",
+                             run_dir)
                  : moe_error_errno("cannot lock %s", path);
         close(fd);
     } else {

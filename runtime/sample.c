@@ -1,4 +1,5 @@
-/* Sampling: the logits program over the last `seq` tokens for each new one (no key/value cache). See sample.h. */
+/* Sampling: the logits program over the last `seq` tokens for each new one (no key/value cache).
+ * See sample.h. */
 #include "runtime/sample.h"
 
 #include <math.h>
@@ -26,7 +27,8 @@ static int better_first(const void *a, const void *b) {
     return x->id < y->id ? -1 : 1;
 }
 
-MoeStatus moe_sample_pick(const float *logits, int64_t n, int64_t limit, double temperature, int64_t top_k, double u, int32_t *out) {
+MoeStatus moe_sample_pick(const float *logits, int64_t n, int64_t limit, double temperature,
+                          int64_t top_k, double u, int32_t *out) {
     if (limit < n)
         n = limit;
     Choice *c = malloc(sizeof *c * (size_t)(n + 1));
@@ -38,7 +40,9 @@ MoeStatus moe_sample_pick(const float *logits, int64_t n, int64_t limit, double 
             c[kept++] = (Choice){logits[i], (int32_t)i};
     if (!kept) {
         free(c);
-        return moe_error(MOE_E_INPUT, "the model's logits are not finite: the weights are damaged or training diverged");
+        return moe_error(
+            MOE_E_INPUT,
+            "the model's logits are not finite: the weights are damaged or training diverged");
     }
     qsort(c, (size_t)kept, sizeof *c, better_first);
     *out = c[0].id;
@@ -59,22 +63,28 @@ MoeStatus moe_sample_pick(const float *logits, int64_t n, int64_t limit, double 
     return NULL;
 }
 
-MoeStatus moe_sample_run(const MoePlan *plan, MoeExec *x, const MoeSampleOptions *o, MoeSampleEmit emit, void *ctx) {
+MoeStatus moe_sample_run(const MoePlan *plan, MoeExec *x, const MoeSampleOptions *o,
+                         MoeSampleEmit emit, void *ctx) {
     if (strcmp(plan->tokenizer, "byte"))
-        return moe_error(MOE_E_INPUT, "sampling needs the byte tokenizer; the plan has \"%s\"", plan->tokenizer);
+        return moe_error(MOE_E_INPUT, "sampling needs the byte tokenizer; the plan has \"%s\"",
+                         plan->tokenizer);
     if (!(o->temperature >= 0) || o->n_tokens < 0 || o->top_k < 0)
         return moe_error(MOE_E_MISUSE, "--temperature, --tokens and --top-k must be at least 0");
     const int64_t seq = plan->seq, vocab = plan->vocab_size;
     const char *prompt = o->prompt_bytes ? o->prompt : "\n";
     int64_t n = o->prompt_bytes ? (int64_t)o->prompt_bytes : 1, kept = n < seq ? n : seq;
-    int32_t *ids = calloc((size_t)seq, sizeof *ids); /* the window; what is right of `kept` is padding, which causal attention never sees */
+    int32_t *ids =
+        calloc((size_t)seq, sizeof *ids); /* the window; what is right of `kept` is padding, which
+                                             causal attention never sees */
     if (!ids)
         return moe_error(MOE_E_NOMEM, "no memory for a sequence of %lld tokens", (long long)seq);
     MoeStatus st = NULL;
     for (int64_t i = 0; i < kept && !st; i++) {
         ids[i] = (unsigned char)prompt[n - kept + i];
         if (ids[i] >= vocab)
-            st = moe_error(MOE_E_INPUT, "byte %d of the prompt is outside the plan's vocabulary of %lld", ids[i], (long long)vocab);
+            st = moe_error(MOE_E_INPUT,
+                           "byte %d of the prompt is outside the plan's vocabulary of %lld", ids[i],
+                           (long long)vocab);
     }
     for (int64_t t = 0; t < o->n_tokens && !st; t++) {
         const float *logits;
@@ -82,7 +92,10 @@ MoeStatus moe_sample_run(const MoePlan *plan, MoeExec *x, const MoeSampleOptions
         MoeBatch b = {ids, NULL, 1};
         MOE_TRY_GOTO(st, moe_exec_logits(x, &b, &logits), done);
         double u = moe_rng_uniform(o->seed, moe_hash_name("sample"), (uint64_t)t);
-        MOE_TRY_GOTO(st, moe_sample_pick(logits + (kept - 1) * vocab, vocab, BYTE_VOCABULARY, o->temperature, o->top_k, u, &next), done);
+        MOE_TRY_GOTO(st,
+                     moe_sample_pick(logits + (kept - 1) * vocab, vocab, BYTE_VOCABULARY,
+                                     o->temperature, o->top_k, u, &next),
+                     done);
         if (kept == seq)
             memmove(ids, ids + 1, sizeof *ids * (size_t)(--kept));
         ids[kept++] = next;

@@ -1,4 +1,5 @@
-/* The training loop over a plan: data, steps, evaluation, log, load trace, checkpoints, resume, signals. Called by `moec run`. */
+/* The training loop over a plan: data, steps, evaluation, log, load trace, checkpoints, resume,
+ * signals. Called by `moec run`. */
 #ifndef MOE_RUNTIME_TRAIN_H
 #define MOE_RUNTIME_TRAIN_H
 
@@ -8,31 +9,34 @@
 typedef enum { MOE_RESUME_AUTO, MOE_RESUME_NEVER, MOE_RESUME_DIR } MoeResume;
 
 typedef struct {
-    const char *plan_dir;      /* recorded in the run (absolute), for sample and explain */
+    const char *plan_dir; /* recorded in the run (absolute), for sample and explain */
     const char *data_path;
     MoeDataFormat data_format;
-    double eval_fraction;      /* 0.05 */
-    int64_t steps;             /* in all, those before a resume included; 1000 */
-    double lr, min_lr;         /* peak 3e-4; end of the cosine, < 0: lr / 10 */
-    int64_t warmup;            /* steps of linear warm-up; < 0: steps / 20, at most 200 */
+    double eval_fraction; /* 0.05 */
+    int64_t steps;        /* in all, those before a resume included; 1000 */
+    double lr, min_lr;    /* peak 3e-4; end of the cosine, < 0: lr / 10 */
+    int64_t warmup;       /* steps of linear warm-up; < 0: steps / 20, at most 200 */
     double beta1, beta2, eps, weight_decay; /* 0.9 0.95 1e-8 0.1 */
-    double max_grad_norm;      /* 1.0; <= 0: no clipping */
-    uint64_t seed;             /* of initialisation and data order; 0 */
-    int64_t eval_every;        /* steps; 0: only at the end; 250 */
-    int64_t eval_batches;      /* of each periodic evaluation; 0 = all of the held-out data; 8. The last evaluation reads all of it */
-    int64_t checkpoint_every;  /* steps; 0: only at the end; 500 */
-    int keep;                  /* newest checkpoints kept; 3 */
-    const char *out_dir;       /* RUN; NULL: nothing is written */
+    double max_grad_norm;                   /* 1.0; <= 0: no clipping */
+    uint64_t seed;                          /* of initialisation and data order; 0 */
+    int64_t eval_every;                     /* steps; 0: only at the end; 250 */
+    int64_t eval_batches; /* of each periodic evaluation; 0 = all of the held-out data; 8. The last
+                             evaluation reads all of it */
+    int64_t checkpoint_every; /* steps; 0: only at the end; 500 */
+    int keep;                 /* newest checkpoints kept; 3 */
+    const char *out_dir;      /* RUN; NULL: nothing is written */
     MoeResume resume;
-    const char *resume_dir;    /* MOE_RESUME_DIR: a run or a checkpoint of it */
-    const char *init_from;     /* Hugging Face directory, weights only; NULL: seeded initialisation */
-    int threads;               /* 0: all usable cores */
-    double max_seconds;        /* wall time of this session; 0 = none. Stops cleanly (evaluation and checkpoint) when reached. The
-                                  schedule stays one by steps, so that bits never depend on the clock */
-    bool trace;                /* write RUN/trace.csv; true */
-    bool quiet;                /* no progress */
-    double log_seconds;        /* between plain progress lines when stderr is no terminal; 10 */
-    const json_t *resolved;    /* the resolved settings, saved in RUN/config.json; borrowed, may be NULL */
+    const char *resume_dir; /* MOE_RESUME_DIR: a run or a checkpoint of it */
+    const char *init_from;  /* Hugging Face directory, weights only; NULL: seeded initialisation */
+    int threads;            /* 0: all usable cores */
+    double max_seconds;     /* wall time of this process; 0 = none. Stops cleanly (evaluation and
+                               checkpoint) when reached. The     schedule stays one by steps, so that
+                               bits     never depend on the clock */
+    bool trace;             /* write RUN/trace.csv; true */
+    bool quiet;             /* no progress */
+    double log_seconds;     /* between plain progress lines when stderr is no terminal; 10 */
+    const json_t
+        *resolved; /* the resolved settings, saved in RUN/config.json; borrowed, may be NULL */
 } MoeTrainOptions;
 
 void moe_train_options_default(MoeTrainOptions *o);
@@ -46,23 +50,24 @@ typedef enum { MOE_STOP_DONE, MOE_STOP_SIGNAL, MOE_STOP_TIME } MoeStopReason;
 typedef struct {
     MoeStopReason reason;
     MoeTrainState state;
-    int64_t first_step;             /* of this session (1 = started anew) */
+    int64_t first_step;             /* of this process (1 = started anew) */
     double loss, ce_loss, aux_loss; /* of the last step that updated */
     bool has_eval;
-    double eval_loss;               /* nats a token */
-    double eval_bits_per_byte;      /* NAN when bytes a token are unknown */
-    double tokens_per_second, mfu;  /* over this session's steps; mfu NAN when the peak is unknown */
-    double seconds;                 /* wall time of this session */
+    double eval_loss;              /* nats a token */
+    double eval_bits_per_byte;     /* NAN when bytes a token are unknown */
+    double tokens_per_second, mfu; /* over this process's steps; mfu NAN when the peak is unknown */
+    double seconds;                /* wall time of this process */
     int64_t memory_bytes;
-    int64_t *load;                  /* [n_moe_layers][E] tokens routed during this session (in the whole run, from its trace, when
-                                       there was nothing left to train); moe_train_report_free */
+    int64_t *load; /* [n_moe_layers][E] tokens routed during this process (in the whole run, from
+                      its trace, when there was nothing left to train); moe_train_report_free */
     size_t n_layers, n_experts;
-    bool checkpoint_failed;         /* the last checkpoint could not be written: exit status 1 */
-    char *checkpoint;               /* directory of the last good checkpoint, or NULL */
+    bool checkpoint_failed; /* the last checkpoint could not be written: exit status 1 */
+    char *checkpoint;       /* directory of the last good checkpoint, or NULL */
 } MoeTrainReport;
 
-/* The plan must be linked. Signals SIGTERM, SIGINT and SIGUSR1 finish the step, checkpoint and return (reason SIGNAL); a second
- * one exits at once. An error: bad data, another run in the directory, 10 steps in a row that were not finite, ... */
+/* The plan must be linked. Signals SIGTERM, SIGINT and SIGUSR1 finish the step, checkpoint and
+ * return (reason SIGNAL); a second one exits at once. An error: bad data, another run in the
+ * directory, 10 steps in a row that were not finite, ... */
 MoeStatus moe_train_run(const MoePlan *plan, const MoeTrainOptions *o, MoeTrainReport *out);
 void moe_train_report_free(MoeTrainReport *r);
 

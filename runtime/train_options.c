@@ -25,7 +25,9 @@ void moe_train_options_default(MoeTrainOptions *o) {
 }
 
 /* Written so that NaN fails too. */
-static bool within(double v, double lo, double hi) { return v >= lo && v <= hi; }
+static bool within(double v, double lo, double hi) {
+    return v >= lo && v <= hi;
+}
 
 MoeStatus moe_train_options_check(const MoeTrainOptions *o) {
     const struct {
@@ -33,7 +35,8 @@ MoeStatus moe_train_options_check(const MoeTrainOptions *o) {
         const char *text;
     } rules[] = {
         {o->data_path != NULL, "--data FILE is required: the text to train on"},
-        {o->eval_fraction == 0 || within(o->eval_fraction, 1e-9, 0.9), "--eval-fraction must be in 0..0.9"},
+        {o->eval_fraction == 0 || within(o->eval_fraction, 1e-9, 0.9),
+         "--eval-fraction must be in 0..0.9"},
         {o->steps >= 1, "--steps must be at least 1"},
         {within(o->lr, 0, 1e3), "--lr must be a number in 0..1000"},
         {o->min_lr < 0 || within(o->min_lr, 0, o->lr), "--min-lr must be at most --lr"},

@@ -29,4 +29,6 @@ void moe_signals_restore(void) {
         sigaction(stop_signals[i], &before[i], NULL);
 }
 
-int moe_signals_received(void) { return received; }
+int moe_signals_received(void) {
+    return received;
+}

@@ -1,4 +1,5 @@
-/* The list of a plan's weights under Hugging Face names, and reading them from safetensors. See weights.h. */
+/* The list of a plan's weights under Hugging Face names, and reading them from safetensors. See
+ * weights.h. */
 #include "runtime/weights.h"
 
 #include <math.h>
@@ -20,7 +21,8 @@ MoeStatus moe_weight_list(const MoePlan *plan, MoeWeightList *out) {
     for (size_t i = 0; i < plan->n_params; i++)
         n += plan->params[i].stacked ? (size_t)plan->buffers[plan->params[i].buffer].dims[0] : 1;
     if (n > (size_t)16 << 20)
-        return moe_error(MOE_E_CORRUPT, "the plan names %zu weights; at most 2^24 are supported", n);
+        return moe_error(MOE_E_CORRUPT, "the plan names %zu weights; at most 2^24 are supported",
+                         n);
     MoeArena *arena = moe_arena_create();
     out->arena = arena;
     out->items = MOE_NEW_N(arena, MoeWeight, n);
@@ -31,7 +33,9 @@ MoeStatus moe_weight_list(const MoePlan *plan, MoeWeightList *out) {
         const char *star = strchr(p->name, '*');
         for (int64_t e = 0; e < count; e++) {
             MoeWeight *w = &out->items[out->n++];
-            w->name = star ? moe_arena_printf(arena, "%.*s%lld%s", (int)(star - p->name), p->name, (long long)e, star + 1) : p->name;
+            w->name = star ? moe_arena_printf(arena, "%.*s%lld%s", (int)(star - p->name), p->name,
+                                              (long long)e, star + 1)
+                           : p->name;
             if (!star)
                 w->name = moe_arena_strdup(arena, p->name);
             w->rank = b->rank - (p->stacked ? 1 : 0);
@@ -44,7 +48,9 @@ MoeStatus moe_weight_list(const MoePlan *plan, MoeWeightList *out) {
     qsort(out->items, out->n, sizeof *out->items, compare_weights);
     for (size_t i = 1; i < out->n; i++)
         if (!strcmp(out->items[i - 1].name, out->items[i].name)) {
-            MoeStatus st = moe_error(MOE_E_CORRUPT, "damaged plan: two parameters give the weight %s", out->items[i].name);
+            MoeStatus st =
+                moe_error(MOE_E_CORRUPT, "damaged plan: two parameters give the weight %s",
+                          out->items[i].name);
             moe_weight_list_free(out);
             return st;
         }
@@ -67,7 +73,9 @@ static bool same_shape(const MoeWeight *w, const MoeStTensor *t) {
     return w->rank == t->rank && !memcmp(w->dims, t->dims, sizeof *w->dims * (size_t)w->rank);
 }
 
-static bool is_float(MoeStDtype d) { return d == MOE_ST_F32 || d == MOE_ST_BF16 || d == MOE_ST_F16 || d == MOE_ST_F64; }
+static bool is_float(MoeStDtype d) {
+    return d == MOE_ST_F32 || d == MOE_ST_BF16 || d == MOE_ST_F16 || d == MOE_ST_F64;
+}
 
 static void print_dims(MoeStr *s, int rank, const int64_t *dims) {
     moe_str_putc(s, '[');
@@ -98,7 +106,9 @@ static void append_faults(MoeStr *out, const char *title, Faults *f) {
     moe_str_free(&f->text);
 }
 
-static bool is_tied(const MoePlan *plan) { return json_is_true(json_object_get(plan->model, "tie_word_embeddings")); }
+static bool is_tied(const MoePlan *plan) {
+    return json_is_true(json_object_get(plan->model, "tie_word_embeddings"));
+}
 
 /* Tensors that older files carry and nobody reads: rotary tables. */
 static bool is_ignorable(const char *name) {
@@ -121,7 +131,8 @@ static MoeStatus check_tied_head(const MoeSafetensors *s, const MoeStTensor *hea
     return NULL;
 }
 
-static MoeStatus check_tensors(const MoePlan *plan, const MoeWeightList *list, const MoeSafetensors *s, const char *path) {
+static MoeStatus check_tensors(const MoePlan *plan, const MoeWeightList *list,
+                               const MoeSafetensors *s, const char *path) {
     Faults missing = {0}, unexpected = {0}, shapes = {0}, dtypes = {0};
     MoeStr *line;
     MoeStatus st = NULL;
@@ -137,7 +148,8 @@ static MoeStatus check_tensors(const MoePlan *plan, const MoeWeightList *list, c
             print_dims(line, w->rank, w->dims);
         }
         if (t && !is_float(t->dtype) && (line = fault(&dtypes)))
-            moe_str_printf(line, "%s is %s, expected F32, BF16 or F16", w->name, moe_st_dtype_name(t->dtype));
+            moe_str_printf(line, "%s is %s, expected F32, BF16 or F16", w->name,
+                           moe_st_dtype_name(t->dtype));
     }
     for (size_t i = 0; i < moe_st_count(s) && !st; i++) {
         const MoeStTensor *t = moe_st_at(s, i);
@@ -145,7 +157,8 @@ static MoeStatus check_tensors(const MoePlan *plan, const MoeWeightList *list, c
         if (!known && is_tied(plan) && !strcmp(t->name, "lm_head.weight") && is_float(t->dtype)) {
             st = check_tied_head(s, t, &known);
             if (!st && !known && (line = fault(&unexpected)))
-                moe_str_append(line, "lm_head.weight (the model ties it to model.embed_tokens.weight, from which it differs)");
+                moe_str_append(line, "lm_head.weight (the model ties it to "
+                                     "model.embed_tokens.weight, from which it differs)");
         } else if (!known && (line = fault(&unexpected))) {
             moe_str_append(line, t->name);
         }
@@ -157,7 +170,8 @@ static MoeStatus check_tensors(const MoePlan *plan, const MoeWeightList *list, c
     append_faults(&text, "wrong dtype", &dtypes);
     append_faults(&text, "not in the model", &unexpected);
     if (!st && n)
-        st = moe_error(MOE_E_INPUT, "%s does not hold this plan's weights:%s", path, moe_str_c(&text));
+        st = moe_error(MOE_E_INPUT, "%s does not hold this plan's weights:%s", path,
+                       moe_str_c(&text));
     moe_str_free(&text);
     return st;
 }
@@ -175,7 +189,8 @@ MoeStatus moe_weights_load(const MoePlan *plan, MoeExec *x, const char *path) {
         MOE_TRY_GOTO(st, moe_st_read_f32(moe_st_find(s, w->name), 0, w->elements, data), done);
         for (int64_t k = 0; k < w->elements; k++)
             if (!isfinite(data[k])) {
-                moe_warn("%s: %s holds values that are not finite (first at element %lld)", path, w->name, (long long)k);
+                moe_warn("%s: %s holds values that are not finite (first at element %lld)", path,
+                         w->name, (long long)k);
                 break;
             }
     }

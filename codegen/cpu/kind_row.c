@@ -162,7 +162,7 @@ static MoeVal vector_of(Rows *w, int at, MoeVal index) {
         w->reg[at] = moe_splat(e, w->scalar[at]);
     } else if (x->def < 0) {
         w->reg[at] = moe_row_vload(e, x->dtype, w->at_in[at], index, NULL);
-    } else if (x->in_loop && !(x->kept && x->stage < w->stage)) {
+    } else if (x->in_loop && !x->kept) {
         w->reg[at] = emit_ew(w, &w->p->ops[x->def], index); /* computed again */
     } else {
         w->reg[at] = moe_row_vload(e, kept_dtype(x), w->at_kept[at], index, NULL);

@@ -154,27 +154,41 @@ MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vect
     MoeEmit emit, *e = &emit;
     char key[64];
     snprintf(key, sizeof key, "tile_wgrad %d %dx%d", (int)elem, rows, vectors);
-    MOE_ASSERT(rows <= MAX_ROWS && vectors <= MAX_VECTORS && elem != MOE_TILE_WIDE, "tile %dx%d",
-               rows, vectors);
+    MOE_ASSERT(rows <= MAX_ROWS && vectors <= MAX_VECTORS, "tile %dx%d", rows, vectors);
     LLVMTypeRef ptr = LLVMPointerTypeInContext(target->context, 0);
     LLVMTypeRef i64 = LLVMInt64TypeInContext(target->context);
-    LLVMTypeRef args[] = {ptr, i64, ptr, i64, ptr, i64, i64, ptr, i64};
+    LLVMTypeRef args[] = {ptr, i64, ptr, i64, i64, ptr, i64, i64, ptr, i64};
     MoeVal fn;
-    if (!moe_emit_helper(target, key, "tile", args, 9, e, &fn))
+    if (!moe_emit_helper(target, key, "tile", args, 10, e, &fn))
         return fn;
-    Tile t = {.e = e, .elem = elem, .rows = rows, .vectors = vectors, .b = LLVMGetParam(fn, 2)};
-    MoeVal a = LLVMGetParam(fn, 0), steps = LLVMGetParam(fn, 3), folds = LLVMGetParam(fn, 4);
-    MoeVal n_folds = LLVMGetParam(fn, 5), offset = LLVMGetParam(fn, 6), stride = LLVMGetParam(fn, 8);
-    MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1);
+    MoeVal a = LLVMGetParam(fn, 0), a_at = LLVMGetParam(fn, 1), b_rows = LLVMGetParam(fn, 2), b_at = LLVMGetParam(fn, 3);
+    MoeVal steps = LLVMGetParam(fn, 4), folds = LLVMGetParam(fn, 5), n_folds = LLVMGetParam(fn, 6);
+    MoeVal offset = LLVMGetParam(fn, 7), stride = LLVMGetParam(fn, 9);
+    MoeVal dest = moe_at_bytes(e, LLVMGetParam(fn, 8), offset), zero = moe_k64(e, 0), one = moe_k64(e, 1);
+    Tile t = {.e = e, .elem = elem, .rows = rows, .vectors = vectors, .b = moe_at_bytes(e, b_rows, b_at)};
     MoeCarryLoop l;
     MoeVal b[MAX_VECTORS];
+    for (int r = 0; r < rows; r++) /* what is added and overwritten at the end, mostly the same memory, comes in the meantime */
+        for (int j = 0; j < vectors; j++) {
+            MoeVal line[] = {c_at(&t, dest, stride, r, j), moe_k32(e, 1), moe_k32(e, 3), moe_k32(e, 1)};
+            moe_intrinsic(e, "llvm.prefetch", e->ptr, line, 4);
+        }
     zero_acc(&t);
     moe_carry_begin(e, &l, zero, steps, one, t.acc, rows * vectors);
-    MoeVal at = moe_at_bytes(e, a, moe_imul(e, l.l.index, LLVMGetParam(fn, 1)));
-    for (int j = 0; j < vectors; j++)
-        b[j] = load_b(&t, l.l.index, j);
+    MoeVal at;
+    if (elem == MOE_TILE_DOT) {
+        at = moe_at_bytes(e, a, moe_imul(e, l.l.index, a_at));
+        for (int j = 0; j < vectors; j++)
+            b[j] = load_b(&t, l.l.index, j);
+    } else {
+        MoeVal x = LLVMBuildLoad2(e->b, e->ptr, moe_at(e, b_rows, l.l.index, 8), "");
+        at = moe_at_bytes(e, LLVMBuildLoad2(e->b, e->ptr, moe_at(e, a, l.l.index, 8), ""), a_at);
+        x = moe_at_bytes(e, x, b_at);
+        for (int j = 0; j < vectors; j++)
+            b[j] = moe_vload(e, elem == MOE_TILE_WIDE ? MOE_BF16 : MOE_F32, x, moe_k64(e, (int64_t)j * e->lanes), NULL);
+    }
     for (int r = 0; r < rows; r++)
-        rank1_update(&t, b, r, broadcast_a(&t, moe_at(e, at, moe_k64(e, r), 4)));
+        rank1_update(&t, b, r, broadcast_a(&t, moe_at(e, at, moe_k64(e, r), elem == MOE_TILE_WIDE ? 2 : 4)));
     moe_carry_end(e, &l, t.acc);
     /* Earlier subtrees are the left operands. */
     moe_carry_begin(e, &l, zero, n_folds, one, t.acc, rows * vectors);
@@ -185,7 +199,7 @@ MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vect
             t.acc[r * vectors + j] = LLVMBuildFAdd(e->b, load_c(&t, left, stride, r, j),
                                                    t.acc[r * vectors + j], "");
     moe_carry_end(e, &l, t.acc);
-    store_c(&t, moe_at_bytes(e, LLVMGetParam(fn, 7), offset), stride);
+    store_c(&t, dest, stride);
     moe_emit_end(e);
     return fn;
 }

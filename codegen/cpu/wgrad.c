@@ -1,7 +1,8 @@
 /* Emits the product over rows (wgrad.h).
  *
- * A task owns a block of dw: `block_n` rows x some panels of columns. Leaf by leaf (128 rows) it packs the leaf's rows of dy and x, block columns
- * only, into scratch, [steps][block_n] and panels [steps][width], and runs register tiles over them. A tile starts at zero, and before it
+ * A task owns a block of dw: `block_n` rows x some panels of columns. Leaf by leaf (128 rows) it runs register tiles over the rows of dy and x. f32
+ * rows are read where they are. Pairs of bf16 rows are interleaved into scratch first, block columns only: strips [steps][strip] of dy and panels
+ * [steps][width] of x, so that what a tile reads is contiguous. A tile starts at zero, and before it
  * is stored adds the tiles of the earlier subtrees on its way up the tree (tree.h), so folding costs one pass over one block for most leaves. */
 #include "codegen/cpu/wgrad.h"
 
@@ -13,19 +14,22 @@
 
 #define BLOCK_TILES 16
 #define BLOCK_PANELS 4
-#define MIN_TASKS 32
+#define MIN_TASKS 16
 
 typedef struct {
     const MoeWgrad *w;
     MoeEmit *e;
     MoePanels panels;
     int tile_rows, unit; /* block_n is a multiple of unit: whole tiles and whole vectors */
+    int strip;           /* columns of a strip of dy: a tile's, or a unit's where vectors do not divide into tiles */
     int64_t block_n, block_panels, n_blocks, k_blocks, steps; /* steps of a whole leaf */
     int64_t c_stride, slot_bytes, pack_dy, pack_x, slots, scratch; /* bytes; offsets in scratch */
     MoeTree leaves, shards;
-    MoeTreeList list;
+    MoeTreeSlots tree_slots;
     MoeVal fn[2];                                   /* full and tail panels */
     MoeVal n0, n_live, p0, p1, col0, k_live, group; /* of the task */
+    MoeVal group_end;                               /* row behind the group's last */
+    MoeVal fetched;                                 /* slot: the next row to ask for */
 } Wgrad;
 
 static int64_t lcm(int64_t a, int64_t b) {
@@ -42,6 +46,7 @@ static void plan(Wgrad *x, const MoeCpuTarget *t, const MoeWgrad *w) {
     x->panels = moe_panels(t, w->k);
     x->tile_rows = t->isa.tile_rows;
     x->unit = (int)lcm(t->isa.tile_rows, t->isa.lanes);
+    x->strip = t->isa.lanes % x->tile_rows ? x->unit : x->tile_rows;
     int64_t n_panels = moe_panels_count(&x->panels), units = ceil_div(w->n, x->unit);
     int64_t max_units = (int64_t)x->tile_rows * BLOCK_TILES / x->unit, min_units = ceil_div(max_units, 4);
     int64_t block_units = units < max_units ? units : max_units;
@@ -62,20 +67,20 @@ static void plan(Wgrad *x, const MoeCpuTarget *t, const MoeWgrad *w) {
     x->c_stride = cols * 4;
     x->slot_bytes = x->block_n * x->c_stride;
     x->pack_dy = 0;
-    x->pack_x = x->block_n * x->steps * 4;
-    x->slots = x->pack_x + cols * x->steps * 4;
+    bool packs = w->elem == MOE_TILE_DOT; /* else tables of row pointers */
+    x->pack_x = packs ? x->block_n * x->steps * 4 : MOE_LEAF_ROWS * 8;
+    x->slots = x->pack_x + (packs ? cols * x->steps * 4 : MOE_LEAF_ROWS * 8);
     int n_slots = moe_tree_levels(ceil_div(w->rows.capacity, MOE_LEAF_ROWS)) +
                   moe_tree_levels(w->rows.shards) + 1;
     x->scratch = x->slots + n_slots * x->slot_bytes + 64;
 }
 
 /* Slots: those of the leaf tree, those of the shard tree, then the result. */
-static MoeVal slot(Wgrad *x, MoeVal number) {
-    MoeVal at = moe_iadd(x->e, moe_imul(x->e, number, moe_k64(x->e, x->slot_bytes)), moe_k64(x->e, x->slots));
-    return moe_at_bytes(x->e, x->e->scratch, at);
+static MoeVal result_at(Wgrad *x) {
+    MoeEmit *e = x->e;
+    MoeVal handle = moe_tree_handle(e, &x->tree_slots, moe_k64(e, x->tree_slots.n - 1));
+    return LLVMBuildIntToPtr(e->b, handle, e->ptr, "");
 }
-
-static int result_slot(const Wgrad *x) { return x->leaves.levels + x->shards.levels; }
 
 /* ---- packing a leaf ---- */
 
@@ -104,35 +109,56 @@ static MoeVal load_raw(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask) {
                          LLVMConstVector(by, (unsigned)e->lanes), "");
 }
 
-/* One vector of a step: f32, or the pair of rows `a`, `b` (b NULL: zero). */
-static void pack_vector(Wgrad *x, MoeVal a, MoeVal b, MoeVal col, MoeVal mask, MoeVal dst) {
+/* Where packed vectors of a step go: panels of x, rows of `dst`; strips of dy from `dst` on (step: which). */
+typedef struct {
+    MoeVal dst, step;
+    bool strips;
+} Target;
+
+static void store_packed(Wgrad *x, const Target *to, MoeVal v, MoeVal at) {
     MoeEmit *e = x->e;
-    MoeVal v;
-    if (x->w->elem != MOE_TILE_DOT) {
-        v = moe_vload(e, x->w->dtype, a, col, mask);
-    } else {
-        v = load_raw(x, a, col, mask);
-        if (b) /* the widened load has the bits in the upper half already */
-            v = LLVMBuildOr(e->b, v, LLVMBuildBitCast(e->b, moe_vload(e, MOE_BF16, b, col, mask), e->vi32, ""), "");
+    if (!to->strips) {
+        LLVMSetAlignment(LLVMBuildStore(e->b, v, moe_at(e, to->dst, at, 4)), 4);
+        return;
     }
-    LLVMSetAlignment(LLVMBuildStore(e->b, v, dst), 4);
+    int piece = x->strip < e->lanes ? x->strip : e->lanes;
+    for (int i = 0; i < e->lanes; i += piece) {
+        MoeVal lanes[64], part = v, strip = moe_k64(e, x->strip);
+        for (int j = 0; j < piece; j++)
+            lanes[j] = moe_k32(e, i + j);
+        if (piece < e->lanes)
+            part = LLVMBuildShuffleVector(e->b, v, LLVMGetPoison(LLVMTypeOf(v)), LLVMConstVector(lanes, (unsigned)piece), "");
+        MoeVal col = moe_iadd(e, at, moe_k64(e, i));
+        MoeVal row = moe_iadd(e, moe_imul(e, moe_idiv(e, col, strip), moe_k64(e, x->steps)), to->step);
+        MoeVal slot_at = moe_iadd(e, moe_imul(e, row, strip), moe_irem(e, col, strip));
+        LLVMSetAlignment(LLVMBuildStore(e->b, part, moe_at(e, to->dst, slot_at, 4)), 4);
+    }
 }
 
-/* `live` columns from col0 of the step's rows, to dst; `cols` of the whole operand says whether masks are needed at all. */
-static void pack_span(Wgrad *x, MoeVal a, MoeVal b, MoeVal col0, MoeVal live, int64_t cols, MoeVal dst) {
+/* One vector of a step: the pair of rows `a`, `b` (b NULL: zero). at: column of the packed span. */
+static void pack_vector(Wgrad *x, MoeVal a, MoeVal b, MoeVal col, MoeVal mask, const Target *to, MoeVal at) {
+    MoeEmit *e = x->e;
+    MoeVal v = load_raw(x, a, col, mask);
+    if (b) /* the widened load has the bits in the upper half already */
+        v = LLVMBuildOr(e->b, v, LLVMBuildBitCast(e->b, moe_vload(e, MOE_BF16, b, col, mask), e->vi32, ""), "");
+    store_packed(x, to, v, at);
+}
+
+/* `live` columns from col0 of the step's rows; `cols` of the whole operand says whether masks are needed at all. */
+static void pack_span(Wgrad *x, MoeVal a, MoeVal b, MoeVal col0, MoeVal live, int64_t cols, const Target *to) {
     MoeEmit *e = x->e;
     MoeVal lanes = moe_k64(e, e->lanes);
     MoeVal whole = moe_imul(e, moe_idiv(e, live, lanes), lanes);
     MoeLoop l;
     moe_loop_begin(e, &l, moe_k64(e, 0), whole, lanes);
-    pack_vector(x, a, b, moe_iadd(e, col0, l.index), NULL, moe_at(e, dst, l.index, 4));
+    pack_vector(x, a, b, moe_iadd(e, col0, l.index), NULL, to, l.index);
     moe_loop_end(e, &l);
     if (cols % e->lanes == 0)
         return;
     MoeIf part;
     MoeVal rest = moe_isub(e, live, whole);
     moe_if_begin(e, &part, LLVMBuildICmp(e->b, LLVMIntSGT, rest, moe_k64(e, 0), ""));
-    pack_vector(x, a, b, moe_iadd(e, col0, whole), moe_mask(e, rest), moe_at(e, dst, whole, 4));
+    pack_vector(x, a, b, moe_iadd(e, col0, whole), moe_mask(e, rest), to, whole);
     moe_if_end(e, &part);
 }
 
@@ -148,51 +174,88 @@ static void pack_panels(Wgrad *x, MoeVal a, MoeVal b, MoeVal step, int cls) {
     MoeVal col = moe_panels_first(e, &x->panels, l.index);
     MoeVal at = moe_imul(e, moe_isub(e, col, x->col0), moe_k64(e, x->steps));
     at = moe_iadd(e, at, moe_imul(e, step, cols));
-    MoeVal dst = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)), at, 4);
+    Target to = {.dst = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)), at, 4)};
     MoeVal live = moe_imin(e, cols, moe_isub(e, moe_k64(e, x->w->k), col));
-    pack_span(x, a, b, col, live, x->w->k, dst);
+    pack_span(x, a, b, col, live, x->w->k, &to);
     moe_loop_end(e, &l);
 }
 
-static void pack_step(Wgrad *x, const Side *dy, const Side *xs, MoeVal step, MoeVal row, bool pair, bool has_second) {
+static void pack_step(Wgrad *x, const Side *dy, const Side *xs, MoeVal step, MoeVal row, bool pair) {
     MoeEmit *e = x->e;
     MoeVal second = moe_iadd(e, row, moe_k64(e, 1));
-    MoeVal a = side_row(x, dy, row), b = pair && has_second ? side_row(x, dy, second) : NULL;
-    MoeVal at = moe_imul(e, step, moe_k64(e, x->block_n));
-    MoeVal dst = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_dy)), at, 4);
-    pack_span(x, a, b, x->n0, x->n_live, x->w->n, dst);
+    MoeVal a = side_row(x, dy, row), b = pair ? side_row(x, dy, second) : NULL;
+    Target to = {.dst = moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_dy)), .step = step, .strips = true};
+    pack_span(x, a, b, x->n0, x->n_live, x->w->n, &to);
     a = side_row(x, xs, row);
-    b = pair && has_second ? side_row(x, xs, second) : NULL;
+    b = pair ? side_row(x, xs, second) : NULL;
     for (int cls = 0; cls < 2; cls++)
         if (cls == 0 ? x->panels.n_full : x->panels.n_tail)
             pack_panels(x, a, b, step, cls);
 }
 
+/* f32 rows are read where they are: tables of pointers. */
+static MoeVal table_leaf(Wgrad *x, const Side *dy, const Side *xs, MoeVal row0, MoeVal n_rows) {
+    MoeEmit *e = x->e;
+    MoeLoop l;
+    moe_loop_begin(e, &l, moe_k64(e, 0), n_rows, moe_k64(e, 1));
+    MoeVal row = moe_iadd(e, row0, l.index);
+    LLVMBuildStore(e->b, side_row(x, dy, row),
+                   moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_dy)), l.index, 8));
+    LLVMBuildStore(e->b, side_row(x, xs, row),
+                   moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)), l.index, 8));
+    moe_loop_end(e, &l);
+    return n_rows;
+}
+
 /* Rows row0 .. row0 + n_rows; returns the number of steps. */
 static MoeVal pack_leaf(Wgrad *x, const Side *dy, const Side *xs, MoeVal row0, MoeVal n_rows) {
     MoeEmit *e = x->e;
-    bool pair = x->w->elem == MOE_TILE_DOT;
-    int per = pair ? 2 : 1;
-    MoeVal whole = moe_idiv(e, n_rows, moe_k64(e, per));
+    if (x->w->elem != MOE_TILE_DOT)
+        return table_leaf(x, dy, xs, row0, n_rows);
+    MoeVal whole = moe_idiv(e, n_rows, moe_k64(e, 2));
     MoeLoop l;
     moe_loop_begin(e, &l, moe_k64(e, 0), whole, moe_k64(e, 1));
-    pack_step(x, dy, xs, l.index, moe_iadd(e, row0, moe_imul(e, l.index, moe_k64(e, per))), pair, true);
+    pack_step(x, dy, xs, l.index, moe_iadd(e, row0, moe_imul(e, l.index, moe_k64(e, 2))), true);
     moe_loop_end(e, &l);
-    if (pair) { /* an odd last row, paired with zero */
-        MoeIf odd;
-        moe_if_begin(e, &odd, LLVMBuildICmp(e->b, LLVMIntNE, moe_irem(e, n_rows, moe_k64(e, 2)), moe_k64(e, 0), ""));
-        pack_step(x, dy, xs, whole, moe_iadd(e, row0, moe_imul(e, whole, moe_k64(e, 2))), pair, false);
-        moe_if_end(e, &odd);
-    }
-    return moe_iceildiv(e, n_rows, per);
+    MoeIf odd; /* an odd last row, paired with zero */
+    moe_if_begin(e, &odd, LLVMBuildICmp(e->b, LLVMIntNE, moe_irem(e, n_rows, moe_k64(e, 2)), moe_k64(e, 0), ""));
+    pack_step(x, dy, xs, whole, moe_iadd(e, row0, moe_imul(e, whole, moe_k64(e, 2))), false);
+    moe_if_end(e, &odd);
+    return moe_iceildiv(e, n_rows, 2);
+}
+
+/* Asks for the block's columns of a row that the next leaf holds. */
+static void prefetch_row(Wgrad *x, const Side *s, MoeVal row, MoeVal col0, MoeVal live) {
+    MoeEmit *e = x->e;
+    int64_t bytes = moe_dtype_bytes(x->w->dtype);
+    MoeVal at = moe_at(e, side_row(x, s, row), col0, bytes);
+    MoeLoop l;
+    moe_loop_begin(e, &l, moe_k64(e, 0), moe_imul(e, live, moe_k64(e, bytes)), moe_k64(e, 64));
+    MoeVal args[] = {moe_at_bytes(e, at, l.index), moe_k32(e, 0), moe_k32(e, 2), moe_k32(e, 1)};
+    moe_intrinsic(e, "llvm.prefetch", e->ptr, args, 4);
+    moe_loop_end(e, &l);
+}
+
+/* A tile's share of the next leaf's rows: packing then finds them in the L2 cache. Rows of all shards lie one behind the other. */
+static void prefetch_share(Wgrad *x, const Side *dy, const Side *xs) {
+    MoeEmit *e = x->e;
+    int64_t tiles = x->block_n / x->tile_rows * x->block_panels;
+    MoeVal from = LLVMBuildLoad2(e->b, e->i64, x->fetched, "");
+    MoeVal to = moe_imin(e, x->group_end, moe_iadd(e, from, moe_k64(e, ceil_div(MOE_LEAF_ROWS, tiles))));
+    MoeLoop l;
+    moe_loop_begin(e, &l, from, to, moe_k64(e, 1));
+    prefetch_row(x, dy, l.index, x->n0, x->n_live);
+    prefetch_row(x, xs, l.index, x->col0, x->k_live);
+    moe_loop_end(e, &l);
+    LLVMBuildStore(e->b, moe_imax(e, from, to), x->fetched);
 }
 
 /* ---- tiles ---- */
 
 /* All tiles of the block over the packed leaf: added to the listed slots, stored at dest. */
-static void run_tiles(Wgrad *x, MoeVal steps, MoeVal dest) {
+static void run_tiles(Wgrad *x, const Side *dy, const Side *xs, MoeVal steps, MoeVal dest) {
     MoeEmit *e = x->e;
-    MoeVal n_full = moe_k64(e, x->panels.n_full), n_folds = moe_tree_list_count(e, &x->list);
+    MoeVal n_full = moe_k64(e, x->panels.n_full), n_folds = moe_tree_way_count(e, &x->tree_slots);
     for (int cls = 0; cls < 2; cls++) {
         if (!(cls == 0 ? x->panels.n_full : x->panels.n_tail))
             continue;
@@ -201,15 +264,25 @@ static void run_tiles(Wgrad *x, MoeVal steps, MoeVal dest) {
         MoeLoop lp, lt;
         moe_loop_begin(e, &lp, lo, hi, moe_k64(e, 1));
         MoeVal col = moe_isub(e, moe_panels_first(e, &x->panels, lp.index), x->col0);
-        MoeVal b = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)),
-                          moe_imul(e, col, moe_k64(e, x->steps)), 4);
         moe_loop_begin(e, &lt, moe_k64(e, 0), x->n_live, moe_k64(e, x->tile_rows));
-        MoeVal a = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_dy)), lt.index, 4);
         MoeVal offset = moe_iadd(e, moe_imul(e, lt.index, moe_k64(e, x->c_stride)),
                                  moe_imul(e, col, moe_k64(e, 4)));
-        MoeVal args[] = {a, moe_k64(e, x->block_n * 4), b, steps, x->list.items, n_folds, offset, dest,
-                         moe_k64(e, x->c_stride)};
-        moe_emit_call(e, x->fn[cls], args, 9);
+        MoeVal a = moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_dy)), a_at;
+        MoeVal b = moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)), b_at;
+        if (x->w->elem == MOE_TILE_DOT) {
+            MoeVal strip = moe_k64(e, x->strip);
+            MoeVal first = moe_imul(e, moe_idiv(e, lt.index, strip), moe_k64(e, x->steps * x->strip));
+            a = moe_at(e, a, moe_iadd(e, first, moe_irem(e, lt.index, strip)), 4);
+            a_at = moe_k64(e, x->strip * 4);
+            b_at = moe_imul(e, col, moe_k64(e, x->steps * 4));
+        } else {
+            MoeVal bytes = moe_k64(e, moe_dtype_bytes(x->w->dtype));
+            a_at = moe_imul(e, moe_iadd(e, x->n0, lt.index), bytes);
+            b_at = moe_imul(e, moe_iadd(e, x->col0, col), bytes);
+        }
+        MoeVal args[] = {a, a_at, b, b_at, steps, x->tree_slots.items, n_folds, offset, dest, moe_k64(e, x->c_stride)};
+        prefetch_share(x, dy, xs);
+        moe_emit_call(e, x->fn[cls], args, 10);
         moe_loop_end(e, &lt);
         moe_loop_end(e, &lp);
     }
@@ -219,28 +292,26 @@ static void run_tiles(Wgrad *x, MoeVal steps, MoeVal dest) {
 static void run_leaves(Wgrad *x, const Side *dy, const Side *xs, MoeVal lo, MoeVal hi, MoeVal shard, MoeVal next) {
     MoeEmit *e = x->e;
     MoeVal n_leaves = moe_iceildiv(e, moe_isub(e, hi, lo), MOE_LEAF_ROWS), one = moe_k64(e, 1);
-    MoeVal base = LLVMBuildPtrToInt(e->b, slot(x, moe_k64(e, 0)), e->i64, "");
-    MoeVal shard_base = LLVMBuildPtrToInt(e->b, slot(x, moe_k64(e, x->leaves.levels)), e->i64, "");
-    MoeVal dest_at = moe_alloca(e, e->i64, 1);
+    MoeVal slot_at = moe_alloca(e, e->i64, 1);
     moe_tree_reset(e, &x->leaves);
     MoeLoop l;
     moe_loop_begin(e, &l, moe_k64(e, 0), n_leaves, one);
     MoeVal row0 = moe_iadd(e, lo, moe_imul(e, l.index, moe_k64(e, MOE_LEAF_ROWS)));
     MoeVal rows = moe_imin(e, moe_isub(e, hi, row0), moe_k64(e, MOE_LEAF_ROWS));
     MoeVal steps = pack_leaf(x, dy, xs, row0, rows);
-    moe_tree_list_clear(e, &x->list);
+    moe_tree_way_clear(e, &x->tree_slots);
     MoeVal after = moe_iadd(e, l.index, one);
     MoeVal is_last = LLVMBuildICmp(e->b, LLVMIntEQ, after, n_leaves, "");
     MoeVal end = moe_k64(e, (int64_t)1 << x->leaves.levels);
-    MoeVal level = moe_tree_climb(e, &x->leaves, l.index, LLVMBuildSelect(e->b, is_last, end, after, ""),
-                                  base, x->slot_bytes, &x->list);
-    LLVMBuildStore(e->b, level, dest_at);
+    MoeVal next_leaf = LLVMBuildSelect(e->b, is_last, end, after, "");
+    LLVMBuildStore(e->b, moe_tree_climb(e, &x->leaves, l.index, next_leaf, &x->tree_slots), slot_at);
     MoeIf root;
     moe_if_begin(e, &root, is_last); /* it is the run's root, and goes on in the shard tree */
-    level = moe_tree_climb(e, &x->shards, shard, next, shard_base, x->slot_bytes, &x->list);
-    LLVMBuildStore(e->b, moe_iadd(e, level, moe_k64(e, x->leaves.levels)), dest_at);
+    LLVMBuildStore(e->b, moe_tree_climb(e, &x->shards, shard, next, &x->tree_slots), slot_at);
     moe_if_end(e, &root);
-    run_tiles(x, steps, slot(x, LLVMBuildLoad2(e->b, e->i64, dest_at, "")));
+    MoeVal dest = moe_tree_take(e, &x->tree_slots, LLVMBuildLoad2(e->b, e->i64, slot_at, ""));
+    LLVMBuildStore(e->b, moe_iadd(e, row0, rows), x->fetched);
+    run_tiles(x, dy, xs, steps, LLVMBuildIntToPtr(e->b, dest, e->ptr, ""));
     moe_loop_end(e, &l);
 }
 
@@ -250,7 +321,7 @@ static void zero_result(Wgrad *x) {
     MoeEmit *e = x->e;
     MoeLoop l;
     moe_loop_begin(e, &l, moe_k64(e, 0), moe_k64(e, x->slot_bytes / 4), moe_k64(e, e->lanes));
-    moe_vstore(e, MOE_F32, LLVMConstNull(e->v32), slot(x, moe_k64(e, result_slot(x))), l.index, NULL);
+    moe_vstore(e, MOE_F32, LLVMConstNull(e->v32), result_at(x), l.index, NULL);
     moe_loop_end(e, &l);
 }
 
@@ -268,7 +339,7 @@ static void write_vector(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask, MoeVal n
     MoeEmit *e = x->e;
     const MoeWgrad *w = x->w;
     MoeVal from = moe_iadd(e, moe_imul(e, row, moe_k64(e, x->c_stride / 4)), col);
-    MoeVal v = moe_vload(e, MOE_F32, slot(x, moe_k64(e, result_slot(x))), from, NULL);
+    MoeVal v = moe_vload(e, MOE_F32, result_at(x), from, NULL);
     MoeVal out_row = moe_iadd(e, moe_imul(e, x->group, moe_k64(e, w->n)), moe_iadd(e, x->n0, row));
     MoeVal at = moe_iadd(e, moe_imul(e, out_row, moe_k64(e, w->k)), moe_iadd(e, x->col0, col));
     MoeVal out = moe_emit_buf(e, w->buf_out);
@@ -326,6 +397,7 @@ static void run_rows(Wgrad *x, const Side *dy, const Side *xs) {
     const MoeRowSpace *rows = &x->w->rows;
     MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1), lo, hi;
     moe_row_space_range(e, rows, x->group, &lo, &hi);
+    x->group_end = hi;
     MoeIf some;
     moe_if_begin(e, &some, LLVMBuildICmp(e->b, LLVMIntSGT, hi, lo, ""));
     moe_tree_reset(e, &x->shards);
@@ -350,9 +422,12 @@ static void run_rows(Wgrad *x, const Side *dy, const Side *xs) {
 static void kernel_body(Wgrad *x) {
     MoeEmit *e = x->e;
     const MoeWgrad *w = x->w;
-    x->leaves = moe_tree_create(e, ceil_div(w->rows.capacity, MOE_LEAF_ROWS));
-    x->shards = moe_tree_create(e, w->rows.shards);
-    x->list = moe_tree_list_create(e, x->leaves.levels + x->shards.levels + 1);
+    x->leaves = moe_tree_create(e, ceil_div(w->rows.capacity, MOE_LEAF_ROWS), 0);
+    x->shards = moe_tree_create(e, w->rows.shards, x->leaves.levels);
+    x->fetched = moe_alloca(e, e->i64, 1);
+    MoeVal slots = moe_at_bytes(e, e->scratch, moe_k64(e, x->slots));
+    x->tree_slots = moe_tree_slots_create(e, x->leaves.levels + x->shards.levels + 1,
+                                          LLVMBuildPtrToInt(e->b, slots, e->i64, ""), x->slot_bytes);
     int64_t blocks = x->n_blocks * x->k_blocks;
     x->group = moe_idiv(e, e->task, moe_k64(e, blocks));
     MoeVal block = moe_irem(e, e->task, moe_k64(e, blocks));
@@ -398,11 +473,10 @@ const char *moe_wgrad_emit(MoeCpuTarget *t, const MoeWgrad *w, MoeLowered *out) 
     const char *name;
     if (!moe_emit_begin(t, key, "wgrad", e, &name))
         return name;
-    MoeTileElem tile = w->elem == MOE_TILE_WIDE ? MOE_TILE_F32 : w->elem; /* widened when packed */
     if (x->panels.n_full)
-        x->fn[0] = moe_tile_wgrad(t, tile, x->tile_rows, x->panels.full);
+        x->fn[0] = moe_tile_wgrad(t, w->elem, x->tile_rows, x->panels.full);
     if (x->panels.n_tail)
-        x->fn[1] = moe_tile_wgrad(t, tile, x->tile_rows, x->panels.tail);
+        x->fn[1] = moe_tile_wgrad(t, w->elem, x->tile_rows, x->panels.tail);
     moe_emit_tasks_body(e);
     MoeVal n = moe_k64(e, w->rows.groups * x->n_blocks * x->k_blocks);
     if (w->rows.mode == MOE_ROWS_RANGE)

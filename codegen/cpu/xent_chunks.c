@@ -23,7 +23,7 @@ typedef struct {
     const MoeRowSpace *rows;
     int64_t chunk_rows;
     MoeTree chunks, shards;
-    MoeTreeList list;
+    MoeTreeSlots slots;
     MoeVal count, dest; /* chunks so far; where the current one is stored */
 } Chunks;
 
@@ -53,27 +53,24 @@ static void write_shard(Chunks *x, MoeVal lo, MoeVal hi, MoeVal shard, MoeVal ne
     MoeVal after = moe_iadd(e, l.index, one);
     MoeVal is_last = LLVMBuildICmp(e->b, LLVMIntEQ, after, n, "");
     MoeVal end = moe_k64(e, (int64_t)1 << x->chunks.levels);
-    moe_tree_list_clear(e, &x->list);
-    MoeVal level = moe_tree_climb(e, &x->chunks, l.index, LLVMBuildSelect(e->b, is_last, end, after, ""),
-                                  zero, 1, &x->list);
-    LLVMBuildStore(e->b, level, x->dest);
+    moe_tree_way_clear(e, &x->slots);
+    MoeVal next_chunk = LLVMBuildSelect(e->b, is_last, end, after, "");
+    LLVMBuildStore(e->b, moe_tree_climb(e, &x->chunks, l.index, next_chunk, &x->slots), x->dest);
     MoeIf root;
     moe_if_begin(e, &root, is_last);
-    MoeVal base = moe_k64(e, x->chunks.levels);
-    level = moe_tree_climb(e, &x->shards, shard, next, base, 1, &x->list);
-    LLVMBuildStore(e->b, moe_iadd(e, level, base), x->dest);
+    LLVMBuildStore(e->b, moe_tree_climb(e, &x->shards, shard, next, &x->slots), x->dest);
     moe_if_end(e, &root);
 
     MoeVal chunk = LLVMBuildLoad2(e->b, e->i64, x->count, "");
     MoeVal row = moe_iadd(e, lo, moe_imul(e, l.index, moe_k64(e, x->chunk_rows)));
-    MoeVal n_folds = moe_tree_list_count(e, &x->list);
+    MoeVal n_folds = moe_tree_way_count(e, &x->slots);
     set_field(x, chunk, MOE_CHUNK_LO, row);
     set_field(x, chunk, MOE_CHUNK_HI, moe_imin(e, hi, moe_iadd(e, row, moe_k64(e, x->chunk_rows))));
     set_field(x, chunk, MOE_CHUNK_ACTIVE, one);
     set_field(x, chunk, MOE_CHUNK_DEST, slot_number(x, LLVMBuildLoad2(e->b, e->i64, x->dest, "")));
     set_field(x, chunk, MOE_CHUNK_N_FOLDS, n_folds);
     moe_loop_begin(e, &lf, zero, n_folds, one);
-    MoeVal slot = LLVMBuildLoad2(e->b, e->i64, moe_at(e, x->list.items, lf.index, 8), "");
+    MoeVal slot = LLVMBuildLoad2(e->b, e->i64, moe_at(e, x->slots.items, lf.index, 8), "");
     MoeVal at = moe_iadd(e, field(x, chunk, MOE_CHUNK_FOLDS), lf.index);
     moe_store_i32(e, slot_number(x, slot), moe_emit_buf(e, 0), at);
     moe_loop_end(e, &lf);
@@ -127,9 +124,9 @@ const char *moe_xent_emit_chunks(MoeCpuTarget *t, const MoeRowSpace *rows, int64
     moe_emit_return(e, moe_k64(e, 1));
     moe_emit_kernel_body(e);
     Chunks x = {.e = e, .rows = rows, .chunk_rows = chunk_rows};
-    x.chunks = moe_tree_create(e, chunks_of(rows->capacity, chunk_rows));
-    x.shards = moe_tree_create(e, rows->shards);
-    x.list = moe_tree_list_create(e, x.chunks.levels + x.shards.levels + 1);
+    x.chunks = moe_tree_create(e, chunks_of(rows->capacity, chunk_rows), 0);
+    x.shards = moe_tree_create(e, rows->shards, x.chunks.levels);
+    x.slots = moe_tree_slots_create(e, x.chunks.levels + x.shards.levels + 1, moe_k64(e, 0), 1);
     x.count = moe_alloca(e, e->i64, 1);
     x.dest = moe_alloca(e, e->i64, 1);
     write_table(&x);

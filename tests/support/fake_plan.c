@@ -8,7 +8,7 @@
 #include "base/assert.h"
 #include "base/pool.h"
 
-#define CLASSES 8
+#define CLASSES  8
 #define N_COUNTS (CLASSES + 1) /* tokens a class, and labels counted */
 
 int fake_poison_steps, fake_updates, fake_sleep_us;
@@ -53,10 +53,11 @@ static void k_segs(void *const *bufs, int64_t task, void *scratch) {
 }
 
 /* The tree over shards; a shard without rows is absent. */
-typedef float (*TermFn)(const int32_t *ids, const int32_t *labels, const float *w, int32_t t, int cls);
+typedef float (*TermFn)(const int32_t *ids, const int32_t *labels, const float *w, int32_t t,
+                        int cls);
 
-static float shard_tree(const int32_t *tok, const int32_t *ids, const int32_t *labels, const float *w, int cls, TermFn term, int lo, int hi,
-                        bool *present) {
+static float shard_tree(const int32_t *tok, const int32_t *ids, const int32_t *labels,
+                        const float *w, int cls, TermFn term, int lo, int hi, bool *present) {
     if (hi - lo == 1) {
         float s = 0;
         *present = tok[hi] > tok[lo];
@@ -76,13 +77,15 @@ static float error_at(const int32_t *ids, const int32_t *labels, const float *w,
     return labels[t] == -100 ? 0.0f : w[ids[t] % CLASSES] - (float)labels[t] / 64.0f;
 }
 
-static float loss_term(const int32_t *ids, const int32_t *labels, const float *w, int32_t t, int cls) {
+static float loss_term(const int32_t *ids, const int32_t *labels, const float *w, int32_t t,
+                       int cls) {
     (void)cls;
     float e = error_at(ids, labels, w, t);
     return e * e;
 }
 
-static float grad_term(const int32_t *ids, const int32_t *labels, const float *w, int32_t t, int cls) {
+static float grad_term(const int32_t *ids, const int32_t *labels, const float *w, int32_t t,
+                       int cls) {
     return ids[t] % CLASSES == cls ? 2.0f * error_at(ids, labels, w, t) : 0.0f;
 }
 
@@ -90,7 +93,8 @@ static float grad_term(const int32_t *ids, const int32_t *labels, const float *w
 static float batch_weight(const int32_t *counts) {
     float s = 1;
     for (int k = 0; k < CLASSES; k++)
-        s += (float)counts[k] * (float)counts[k] / ((float)counts[CLASSES] * (float)counts[CLASSES] + 1.0f);
+        s += (float)counts[k] * (float)counts[k] /
+             ((float)counts[CLASSES] * (float)counts[CLASSES] + 1.0f);
     return s;
 }
 
@@ -100,14 +104,16 @@ static void k_loss(void *const *bufs, int64_t task, void *scratch) {
     bool present;
     float *out = bufs[5];
     float s = shard_tree(bufs[0], bufs[1], bufs[2], bufs[3], 0, loss_term, 0, shards, &present);
-    *out = s * (batch_weight(bufs[4]) > 1.0f ? 1.0f : 0.0f); /* zero when the counts are not there yet */
+    *out = s * (batch_weight(bufs[4]) > 1.0f ? 1.0f
+                                             : 0.0f); /* zero when the counts are not there yet */
 }
 
 /* tok, ids, labels, w -> grad; uses its scratch, so that a wrong one would show */
 static void k_grad(void *const *bufs, int64_t task, void *scratch) {
     bool present;
     float *out = bufs[4], *mine = scratch;
-    mine[0] = shard_tree(bufs[0], bufs[1], bufs[2], bufs[3], (int)task, grad_term, 0, shards, &present);
+    mine[0] =
+        shard_tree(bufs[0], bufs[1], bufs[2], bufs[3], (int)task, grad_term, 0, shards, &present);
     out[task] = mine[0];
 }
 
@@ -134,12 +140,15 @@ static void k_reduce(void *const *bufs, int64_t task, void *scratch) {
         usleep(500);
 }
 
-/* w, m, v, experts, experts m, experts v, grad, counts, lr, beta1, beta2, eps, bias1, bias2, norm, max_norm */
+/* w, m, v, experts, experts m, experts v, grad, counts, lr, beta1, beta2, eps, bias1, bias2, norm,
+ * max_norm */
 static void k_update(void *const *bufs, int64_t task, void *scratch) {
     (void)scratch;
     float *w = bufs[0], *m = bufs[1], *v = bufs[2], *u = bufs[3], *um = bufs[4], *uv = bufs[5];
-    const float *grad = bufs[6], lr = *(float *)bufs[8], b1 = *(float *)bufs[9], b2 = *(float *)bufs[10], eps = *(float *)bufs[11],
-                bias1 = *(float *)bufs[12], bias2 = *(float *)bufs[13], norm = *(float *)bufs[14], max_norm = *(float *)bufs[15];
+    const float *grad = bufs[6], lr = *(float *)bufs[8], b1 = *(float *)bufs[9],
+                b2 = *(float *)bufs[10], eps = *(float *)bufs[11], bias1 = *(float *)bufs[12],
+                bias2 = *(float *)bufs[13], norm = *(float *)bufs[14],
+                max_norm = *(float *)bufs[15];
     const int32_t *counts = bufs[7];
     float clip = max_norm / (norm + 1e-6f);
     float g = grad[task] / (float)counts[CLASSES] * (clip < 1 ? clip : 1.0f);
@@ -161,7 +170,8 @@ static void k_eval(void *const *bufs, int64_t task, void *scratch) {
     bool present;
     const int32_t *tok = bufs[0], *labels = bufs[2];
     int32_t *tokens = bufs[5];
-    *(float *)bufs[4] = shard_tree(bufs[0], bufs[1], bufs[2], bufs[3], 0, loss_term, 0, shards, &present);
+    *(float *)bufs[4] =
+        shard_tree(bufs[0], bufs[1], bufs[2], bufs[3], 0, loss_term, 0, shards, &present);
     *tokens = 0;
     for (int32_t t = 0; t < tok[shards]; t++)
         *tokens += labels[t] != -100;
@@ -174,7 +184,8 @@ static void k_logits(void *const *bufs, int64_t task, void *scratch) {
     float *out = bufs[3];
     for (int32_t t = 0; t < tok[shards]; t++)
         for (int c = 0; c < FAKE_VOCAB; c++)
-            out[(int64_t)t * FAKE_VOCAB + c] = c == (ids[t] + 1) % FAKE_VOCAB ? 9.0f : -(float)c / 1000.0f;
+            out[(int64_t)t * FAKE_VOCAB + c] =
+                c == (ids[t] + 1) % FAKE_VOCAB ? 9.0f : -(float)c / 1000.0f;
 }
 
 /* ---- the plan ---- */
@@ -183,8 +194,9 @@ static const struct {
     const char *name;
     MoeKernelTasksFn tasks;
     MoeKernelFn run;
-} kernels[] = {{"k_count", one_task, k_count},   {"k_segs", one_task, k_segs},     {"k_loss", one_task, k_loss},
-               {"k_grad", class_tasks, k_grad},  {"k_reduce", one_task, k_reduce}, {"k_update", class_tasks, k_update},
+} kernels[] = {{"k_count", one_task, k_count},   {"k_segs", one_task, k_segs},
+               {"k_loss", one_task, k_loss},     {"k_grad", class_tasks, k_grad},
+               {"k_reduce", one_task, k_reduce}, {"k_update", class_tasks, k_update},
                {"k_eval", one_task, k_eval},     {"k_logits", one_task, k_logits}};
 
 /* Values, in order of definition; the slab grows as they are added. */
@@ -200,38 +212,51 @@ static int add_buffer(Values *v, int buffer) {
 }
 
 static int add_slab(Values *v, int64_t bytes) {
-    moe_str_printf(&v->text, "%s{\"slab\": %lld, \"bytes\": %lld}", v->n ? ", " : "", (long long)v->slab, (long long)bytes);
+    moe_str_printf(&v->text, "%s{\"slab\": %lld, \"bytes\": %lld}", v->n ? ", " : "",
+                   (long long)v->slab, (long long)bytes);
     v->slab += (bytes + 63) / 64 * 64;
     return v->n++;
 }
 
 static int add_input(Values *v, MoeStr *inputs, const char *name, const char *dtype, int64_t n) {
-    moe_str_printf(&v->text, "%s{\"input\": \"%s\", \"bytes\": %lld}", v->n ? ", " : "", name, (long long)n * 4);
-    moe_str_printf(inputs, "%s{\"name\": \"%s\", \"value\": %d, \"dtype\": \"%s\", \"dims\": [%lld], \"ragged\": %s}", inputs->len ? ", " : "",
-                   name, v->n, dtype, (long long)n, n > 1 && strcmp(name, "tok") ? "true" : "false");
+    moe_str_printf(&v->text, "%s{\"input\": \"%s\", \"bytes\": %lld}", v->n ? ", " : "", name,
+                   (long long)n * 4);
+    moe_str_printf(
+        inputs,
+        "%s{\"name\": \"%s\", \"value\": %d, \"dtype\": \"%s\", \"dims\": [%lld], \"ragged\": %s}",
+        inputs->len ? ", " : "", name, v->n, dtype, (long long)n,
+        n > 1 && strcmp(name, "tok") ? "true" : "false");
     return v->n++;
 }
 
 static void add_output(MoeStr *outputs, const char *name, int value, const char *dtype, int64_t n) {
-    moe_str_printf(outputs, "%s{\"name\": \"%s\", \"value\": %d, \"dtype\": \"%s\", \"dims\": [%lld], \"ragged\": false}",
+    moe_str_printf(outputs,
+                   "%s{\"name\": \"%s\", \"value\": %d, \"dtype\": \"%s\", \"dims\": [%lld], "
+                   "\"ragged\": false}",
                    outputs->len ? ", " : "", name, value, dtype, (long long)n);
 }
 
-static void add_step(MoeStr *steps, const char *kernel, const char *phase, bool count, const int *bufs, int n) {
-    moe_str_printf(steps, "%s{\"name\": \"%s\", \"kernel\": \"%s\", \"phase\": \"%s\", \"count\": %s, \"kind\": \"fake\", \"layer\": -1, \"bufs\": [",
+static void add_step(MoeStr *steps, const char *kernel, const char *phase, bool count,
+                     const int *bufs, int n) {
+    moe_str_printf(steps,
+                   "%s{\"name\": \"%s\", \"kernel\": \"%s\", \"phase\": \"%s\", \"count\": %s, "
+                   "\"kind\": \"fake\", \"layer\": -1, \"bufs\": [",
                    steps->len ? ",\n   " : "", kernel, kernel, phase, count ? "true" : "false");
     for (int i = 0; i < n; i++)
         moe_str_printf(steps, "%s[%d, 0]", i ? ", " : "", bufs[i]);
     moe_str_append(steps, "], \"flops\": 1.0, \"bytes\": 1.0, \"seconds\": 1e-9}");
 }
 
-static void close_program(MoeStr *out, const char *name, Values *v, MoeStr *inputs, MoeStr *outputs, MoeStr *steps, const char *folds) {
+static void close_program(MoeStr *out, const char *name, Values *v, MoeStr *inputs, MoeStr *outputs,
+                          MoeStr *steps, const char *folds) {
     moe_str_printf(out,
-                   "  \"%s\": {\"slab_bytes\": %lld, \"slab_lower_bound\": %lld, \"scratch_bytes\": 256,\n   \"memory\": {\"activations\": 1, "
-                   "\"gradients\": 1, \"workspace\": 1, \"other\": 1},\n   \"values\": [%s],\n   \"inputs\": [%s],\n   \"outputs\": [%s],\n   "
+                   "  \"%s\": {\"slab_bytes\": %lld, \"slab_lower_bound\": %lld, "
+                   "\"scratch_bytes\": 256,\n   \"memory\": {\"activations\": 1, "
+                   "\"gradients\": 1, \"workspace\": 1, \"other\": 1},\n   \"values\": [%s],\n   "
+                   "\"inputs\": [%s],\n   \"outputs\": [%s],\n   "
                    "\"steps\": [%s]%s}",
-                   name, (long long)v->slab, (long long)v->slab, moe_str_c(&v->text), moe_str_c(inputs), moe_str_c(outputs),
-                   moe_str_c(steps), folds);
+                   name, (long long)v->slab, (long long)v->slab, moe_str_c(&v->text),
+                   moe_str_c(inputs), moe_str_c(outputs), moe_str_c(steps), folds);
     moe_str_free(&v->text);
     moe_str_free(inputs);
     moe_str_free(outputs);
@@ -239,9 +264,10 @@ static void close_program(MoeStr *out, const char *name, Values *v, MoeStr *inpu
 }
 
 /* "slots": [...] for one accumulated value. */
-static void add_accumulate(MoeStr *s, Values *v, int source, int value, int64_t elements, int micro_batches) {
-    moe_str_printf(s, "%s{\"source\": %d, \"value\": %d, \"elements\": %lld, \"slots\": [", s->len ? ", " : "", source, value,
-                   (long long)elements);
+static void add_accumulate(MoeStr *s, Values *v, int source, int value, int64_t elements,
+                           int micro_batches) {
+    moe_str_printf(s, "%s{\"source\": %d, \"value\": %d, \"elements\": %lld, \"slots\": [",
+                   s->len ? ", " : "", source, value, (long long)elements);
     for (int m = micro_batches, i = 0; m > 1; m /= 2, i++)
         moe_str_printf(s, "%s%d", i ? ", " : "", add_slab(v, elements * 4));
     moe_str_append(s, "]}");
@@ -251,24 +277,31 @@ static void train_program(const FakePlanOptions *o, int64_t cap, MoeStr *out) {
     const int V = o->virtual_shards, M = o->micro_batches;
     Values v = {0};
     MoeStr in = {0}, outs = {0}, steps = {0}, acc = {0}, folds = {0};
-    int w = add_buffer(&v, 0), m = add_buffer(&v, 1), q = add_buffer(&v, 2), u = add_buffer(&v, 3), um = add_buffer(&v, 4),
-        uv = add_buffer(&v, 5);
+    int w = add_buffer(&v, 0), m = add_buffer(&v, 1), q = add_buffer(&v, 2), u = add_buffer(&v, 3),
+        um = add_buffer(&v, 4), uv = add_buffer(&v, 5);
     int tok = add_input(&v, &in, "tok", "i32", V + 1), ids = add_input(&v, &in, "ids", "i32", cap),
         labels = add_input(&v, &in, "labels", "i32", cap);
-    int lr = add_input(&v, &in, "lr", "f32", 1), b1 = add_input(&v, &in, "beta1", "f32", 1), b2 = add_input(&v, &in, "beta2", "f32", 1),
-        eps = add_input(&v, &in, "eps", "f32", 1), bias1 = add_input(&v, &in, "bias1", "f32", 1),
-        bias2 = add_input(&v, &in, "bias2", "f32", 1), max_norm = add_input(&v, &in, "max_grad_norm", "f32", 1);
+    int lr = add_input(&v, &in, "lr", "f32", 1), b1 = add_input(&v, &in, "beta1", "f32", 1),
+        b2 = add_input(&v, &in, "beta2", "f32", 1), eps = add_input(&v, &in, "eps", "f32", 1),
+        bias1 = add_input(&v, &in, "bias1", "f32", 1),
+        bias2 = add_input(&v, &in, "bias2", "f32", 1),
+        max_norm = add_input(&v, &in, "max_grad_norm", "f32", 1);
     add_input(&v, &in, "weight_decay", "f32", 1);
-    int counts = add_slab(&v, N_COUNTS * 4), part = add_slab(&v, 4), grad = add_slab(&v, CLASSES * 4);
-    int counts_sum = M > 1 ? add_slab(&v, N_COUNTS * 4) : counts, loss_sum = M > 1 ? add_slab(&v, 4) : part,
+    int counts = add_slab(&v, N_COUNTS * 4), part = add_slab(&v, 4),
+        grad = add_slab(&v, CLASSES * 4);
+    int counts_sum = M > 1 ? add_slab(&v, N_COUNTS * 4) : counts,
+        loss_sum = M > 1 ? add_slab(&v, 4) : part,
         grad_sum = M > 1 ? add_slab(&v, CLASSES * 4) : grad;
-    int segs = add_slab(&v, (FAKE_EXPERTS * V + 1) * 4), loss = add_slab(&v, 4), ce = add_slab(&v, 4), aux = add_slab(&v, 4),
-        norm = add_slab(&v, 4), tokens = add_slab(&v, 4);
+    int segs = add_slab(&v, (FAKE_EXPERTS * V + 1) * 4), loss = add_slab(&v, 4),
+        ce = add_slab(&v, 4), aux = add_slab(&v, 4), norm = add_slab(&v, 4),
+        tokens = add_slab(&v, 4);
     if (M > 1) {
         add_accumulate(&acc, &v, part, loss_sum, 1, M);
         add_accumulate(&acc, &v, grad, grad_sum, CLASSES, M);
-        moe_str_printf(&folds, ",\n   \"batch_sums\": [{\"source\": %d, \"value\": %d, \"elements\": %d}],\n   \"accumulates\": [%s]", counts,
-                       counts_sum, N_COUNTS, moe_str_c(&acc));
+        moe_str_printf(&folds,
+                       ",\n   \"batch_sums\": [{\"source\": %d, \"value\": %d, \"elements\": "
+                       "%d}],\n   \"accumulates\": [%s]",
+                       counts, counts_sum, N_COUNTS, moe_str_c(&acc));
     } else {
         moe_str_append(&folds, ",\n   \"batch_sums\": [], \"accumulates\": []");
     }
@@ -276,9 +309,12 @@ static void train_program(const FakePlanOptions *o, int64_t cap, MoeStr *out) {
     add_step(&steps, "k_segs", "forward", false, (int[]){tok, ids, segs}, 3);
     add_step(&steps, "k_loss", "forward", false, (int[]){tok, ids, labels, w, counts_sum, part}, 6);
     add_step(&steps, "k_grad", "backward", false, (int[]){tok, ids, labels, w, grad}, 5);
-    add_step(&steps, "k_reduce", "reduce", false, (int[]){loss_sum, counts_sum, grad_sum, loss, ce, aux, norm, tokens}, 8);
+    add_step(&steps, "k_reduce", "reduce", false,
+             (int[]){loss_sum, counts_sum, grad_sum, loss, ce, aux, norm, tokens}, 8);
     add_step(&steps, "k_update", "update", false,
-             (int[]){w, m, q, u, um, uv, grad_sum, counts_sum, lr, b1, b2, eps, bias1, bias2, norm, max_norm}, 16);
+             (int[]){w, m, q, u, um, uv, grad_sum, counts_sum, lr, b1, b2, eps, bias1, bias2, norm,
+                     max_norm},
+             16);
     add_output(&outs, "loss", loss, "f32", 1);
     add_output(&outs, "ce_loss", ce, "f32", 1);
     add_output(&outs, "aux_loss", aux, "f32", 1);
@@ -293,9 +329,11 @@ static void train_program(const FakePlanOptions *o, int64_t cap, MoeStr *out) {
 static void other_program(const FakePlanOptions *o, int64_t cap, bool eval, MoeStr *out) {
     Values v = {0};
     MoeStr in = {0}, outs = {0}, steps = {0};
-    int w = add_buffer(&v, 0), tok = add_input(&v, &in, "tok", "i32", o->virtual_shards + 1), ids = add_input(&v, &in, "ids", "i32", cap);
+    int w = add_buffer(&v, 0), tok = add_input(&v, &in, "tok", "i32", o->virtual_shards + 1),
+        ids = add_input(&v, &in, "ids", "i32", cap);
     if (eval) {
-        int labels = add_input(&v, &in, "labels", "i32", cap), nll = add_slab(&v, 4), tokens = add_slab(&v, 4);
+        int labels = add_input(&v, &in, "labels", "i32", cap), nll = add_slab(&v, 4),
+            tokens = add_slab(&v, 4);
         add_step(&steps, "k_eval", "forward", false, (int[]){tok, ids, labels, w, nll, tokens}, 6);
         add_output(&outs, "nll_sum", nll, "f32", 1);
         add_output(&outs, "tokens", tokens, "i32", 1);
@@ -311,27 +349,36 @@ void fake_plan_json(const FakePlanOptions *o, MoeStr *out) {
     static const char *const names[] = {"w", "w.m", "w.v", "u", "u.m", "u.v"};
     int64_t cap = (o->batch + o->micro_batches - 1) / o->micro_batches * o->seq;
     moe_str_printf(out,
-                   "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"compile\": \"by hand\",\n"
-                   " \"model\": {\"model_type\": \"mixtral\", \"hidden_size\": 8, \"vocab_size\": %d%s},\n \"tokenizer\": \"byte\", "
-                   "\"vocab_size\": %d, \"batch\": %lld, \"seq\": %lld, \"virtual_shards\": %d, \"micro_batches\": %d, \"dtype\": \"f32\",\n"
-                   " \"moe_layers\": [0], \"experts\": %d, \"experts_per_token\": 1, \"flops_per_token\": 100.0, \"peak_flops\": 1e9, "
+                   "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"compile\": "
+                   "\"by hand\",\n"
+                   " \"model\": {\"model_type\": \"mixtral\", \"hidden_size\": 8, \"vocab_size\": "
+                   "%d%s},\n \"tokenizer\": \"byte\", "
+                   "\"vocab_size\": %d, \"batch\": %lld, \"seq\": %lld, \"virtual_shards\": %d, "
+                   "\"micro_batches\": %d, \"dtype\": \"f32\",\n"
+                   " \"moe_layers\": [0], \"experts\": %d, \"experts_per_token\": 1, "
+                   "\"flops_per_token\": 100.0, \"peak_flops\": 1e9, "
                    "\"kernels_xxh3\": \"00\",\n \"params\": [\n"
-                   "  {\"name\": \"model.w.weight\", \"dims\": [8], \"stacked\": false, \"init\": \"normal\", \"std\": 0.5, \"decay\": false,\n"
-                   "   \"buffer\": 0, \"states\": [{\"name\": \"exp_avg\", \"buffer\": 1}, {\"name\": \"exp_avg_sq\", \"buffer\": 2}]},\n"
-                   "  {\"name\": \"model.experts.*.u.weight\", \"dims\": [4, 2, 3], \"stacked\": true, \"init\": \"normal\", \"std\": 0.02, "
-                   "\"decay\": true,\n   \"buffer\": 3, \"states\": [{\"name\": \"exp_avg\", \"buffer\": 4}, {\"name\": \"exp_avg_sq\", \"buffer\": "
+                   "  {\"name\": \"model.w.weight\", \"dims\": [8], \"stacked\": false, \"init\": "
+                   "\"normal\", \"std\": 0.5, \"decay\": false,\n"
+                   "   \"buffer\": 0, \"states\": [{\"name\": \"exp_avg\", \"buffer\": 1}, "
+                   "{\"name\": \"exp_avg_sq\", \"buffer\": 2}]},\n"
+                   "  {\"name\": \"model.experts.*.u.weight\", \"dims\": [4, 2, 3], \"stacked\": "
+                   "true, \"init\": \"normal\", \"std\": 0.02, "
+                   "\"decay\": true,\n   \"buffer\": 3, \"states\": [{\"name\": \"exp_avg\", "
+                   "\"buffer\": 4}, {\"name\": \"exp_avg_sq\", \"buffer\": "
                    "5}]}],\n \"buffers\": [",
-                   FAKE_VOCAB, o->extra_model ? o->extra_model : "", FAKE_VOCAB, (long long)o->batch, (long long)o->seq, o->virtual_shards,
-                   o->micro_batches, FAKE_EXPERTS);
+                   FAKE_VOCAB, o->extra_model ? o->extra_model : "", FAKE_VOCAB,
+                   (long long)o->batch, (long long)o->seq, o->virtual_shards, o->micro_batches,
+                   FAKE_EXPERTS);
     for (int i = 0; i < 6; i++)
-        moe_str_printf(out, "%s{\"name\": \"%s\", \"dtype\": \"f32\", \"dims\": %s, \"bytes\": %d}", i ? ", " : "", names[i],
-                       i < 3 ? "[8]" : "[4, 2, 3]", i < 3 ? 32 : 96);
+        moe_str_printf(out, "%s{\"name\": \"%s\", \"dtype\": \"f32\", \"dims\": %s, \"bytes\": %d}",
+                       i ? ", " : "", names[i], i < 3 ? "[8]" : "[4, 2, 3]", i < 3 ? 32 : 96);
     moe_str_append(out, "],\n \"programs\": {\n");
     train_program(o, cap, out);
     moe_str_append(out, ",\n");
     other_program(o, cap, true, out);
     moe_str_append(out, ",\n");
-    other_program(o, (o->batch > 4 ? 2 : 1) * o->seq, false, out); /* fewer sequences than a batch */
+    other_program(o, o->seq, false, out); /* one sequence, as moec compile makes it */
     moe_str_append(out, "}}\n");
 }
 

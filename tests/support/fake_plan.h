@@ -1,9 +1,10 @@
-/* A tiny plan whose kernels are C functions, for tests of the runtime: micro-batches, the counting pass, folds, phases, checkpoints
- * and the training loop, without the compiler.
+/* A tiny plan whose kernels are C functions, for tests of the runtime: micro-batches, the counting
+ * pass, folds, phases, checkpoints and the training loop, without the compiler.
  *
- * The model: w [8] predicts label / 64 from the class id % 8; experts.*.u [4][2,3] follow w's gradient; the loss has a term that needs
- * the whole batch's class counts. Partial sums follow docs/NUMBERS.md (a run over each virtual shard, then the tree), so that results
- * must not depend on micro-batches and threads. */
+ * The model: w [8] predicts label / 64 from the class id % 8; experts.*.u [4][2,3] follow w's
+ * gradient; the loss has a term that needs the whole batch's class counts. Partial sums follow
+ * docs/NUMBERS.md (a run over each virtual shard, then the tree), so that results must not depend
+ * on micro-batches and threads. */
 #ifndef MOE_TESTS_FAKE_PLAN_H
 #define MOE_TESTS_FAKE_PLAN_H
 
@@ -17,14 +18,15 @@ typedef struct {
 } FakePlanOptions;
 
 #define FAKE_EXPERTS 4
-#define FAKE_VOCAB 256
+#define FAKE_VOCAB   256
 
 /* plan.json's text. */
 void fake_plan_json(const FakePlanOptions *o, MoeStr *out);
 /* Loaded, with the kernels put in by hand. Asserts that it loads. */
 MoePlan *fake_plan(const FakePlanOptions *o);
 
-/* From the next launch on: the loss is NaN while the counter is above zero (it counts down a step). */
+/* From the next launch on: the loss is NaN while the counter is above zero (it counts down a step).
+ */
 extern int fake_poison_steps;
 /* Launches of the update kernel so far. */
 extern int fake_updates;

@@ -11,6 +11,7 @@
 #include "base/assert.h"
 #include "base/kernel_abi.h"
 #include "base/mem.h"
+#include "base/pool.h"
 #include "codegen/codegen.h"
 
 enum { FENCE = 256, PATTERN = 0xff };
@@ -37,6 +38,8 @@ struct MoeGroupRun {
     size_t n_steps, n_launches, n_aliases;
     Buffer *buffers; /* by value id */
     Buffer scratch;
+    MoePool *pool;         /* NULL: one thread */
+    Buffer *thread_scratch; /* by thread, where there is a pool */
 };
 
 /* ---- memory ---- */
@@ -267,6 +270,12 @@ MoeStatus moe_group_run_create(const MoeGraph *g, const MoeGroupRunOptions *o, M
         fputs(text, stderr);
     if (!st)
         st = link_object(r, object, n);
+    if (!st && o->threads > 1) {
+        st = moe_pool_create(o->threads, &r->pool);
+        r->thread_scratch = MOE_NEW_N(r->arena, Buffer, o->threads);
+        for (int i = 0; i < o->threads; i++)
+            buffer_make(&r->thread_scratch[i], r->scratch.bytes);
+    }
     free(object);
     free(text);
     if (st)
@@ -347,6 +356,27 @@ static void launch_bufs(MoeGroupRun *r, const Step *s, const MoeLaunch *l, void 
                                    : buffer_data(&s->work) + l->bufs[i].offset;
 }
 
+typedef struct {
+    MoeGroupRun *r;
+    void *const *bufs;
+    MoeKernelFn run;
+} PoolLaunch;
+
+static void pool_task(void *ctx, int64_t task, int thread) {
+    PoolLaunch *p = ctx;
+    p->run(p->bufs, task, buffer_data(&p->r->thread_scratch[thread]));
+}
+
+static MoeStatus run_on_pool(MoeGroupRun *r, void *const *bufs, int64_t n, MoeKernelFn run,
+                             const char *kernel) {
+    PoolLaunch p = {r, bufs, run};
+    moe_pool_run(r->pool, n, pool_task, &p);
+    for (int i = 0; i < moe_pool_threads(r->pool); i++)
+        if (!buffer_intact(&r->thread_scratch[i]))
+            return moe_error(MOE_E_INTERNAL, "%s writes outside its scratch", kernel);
+    return NULL;
+}
+
 static MoeStatus run_launch(MoeGroupRun *r, const Step *s, const MoeLaunch *l) {
     void *bufs[64];
     MoeKernelTasksFn tasks;
@@ -355,7 +385,12 @@ static MoeStatus run_launch(MoeGroupRun *r, const Step *s, const MoeLaunch *l) {
     MOE_ASSERT(l->n_bufs <= 64, "group_run: a launch of %zu buffers", l->n_bufs);
     launch_bufs(r, s, l, bufs);
     copy_before(r);
-    for (int64_t t = tasks(bufs) - 1; t >= 0; t--) {
+    int64_t n_tasks = tasks(bufs);
+    if (r->pool) {
+        MOE_TRY(run_on_pool(r, bufs, n_tasks, run, l->kernel));
+        return check_memory(r, s, l->kernel);
+    }
+    for (int64_t t = n_tasks - 1; t >= 0; t--) {
         memset(buffer_data(&r->scratch), PATTERN, r->scratch.bytes);
         run(bufs, t, buffer_data(&r->scratch));
     }
@@ -374,9 +409,10 @@ MoeStatus moe_group_run(MoeGroupRun *r, const MoeInputs *in) {
     return NULL;
 }
 
+/* The thread's own time: what others do on a shared machine counts as little as can be. */
 static double now(void) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
@@ -427,6 +463,10 @@ void moe_group_run_destroy(MoeGroupRun *r) {
     for (size_t i = 0; i < r->n_steps; i++)
         buffer_free(&r->steps[i].work);
     buffer_free(&r->scratch);
+    for (int i = 0; r->pool && i < moe_pool_threads(r->pool); i++)
+        buffer_free(&r->thread_scratch[i]);
+    if (r->pool)
+        moe_pool_destroy(r->pool);
     moe_arena_destroy(r->arena);
     free(r);
 }

@@ -13,14 +13,17 @@
 #include "formats/safetensors.h"
 #include "tests/support/parity_engine.h"
 
-/* Bounds: logits and losses absolute; gradients atol + rtol * largest entry; steps; weight change relative L2 per tensor. */
+/* Bounds. f32: logits and losses absolute; each gradient grad_abs + grad_rel * its largest entry; weight change relative L2 per tensor.
+ * overall (bf16): logits, gradients and weight change by relative L2 over all of them at once. Rounding to 8 bits now and then moves a token whose
+ * second and third expert are nearly level to the other one: a legitimate difference that is large in a few entries and small overall. */
 typedef struct {
     double logits, loss, grad_abs, grad_rel, step_loss, step_norm_rel, weights_rel;
+    bool overall;
 } Bounds;
 
-static const Bounds bounds_f32 = {2e-5, 2e-6, 1e-6, 1e-4, 1e-5, 1e-4, 1e-3};
-/* bf16 rounds every matmul operand to 8 bits: relative errors of 2^-9 an operand. Measured on both fixtures (README of tests/data), with a factor of two left. */
-static const Bounds bounds_bf16 = {5e-2, 5e-3, 1e-4, 1e-1, 2e-2, 5e-2, 3e-1};
+static const Bounds bounds_f32 = {2e-5, 2e-6, 1e-6, 1e-4, 1e-5, 1e-4, 1e-3, false};
+/* Measured on all fixtures of tests/data, about twice the worst. */
+static const Bounds bounds_bf16 = {9e-3, 4e-3, 0, 1.1e-2, 4e-3, 1.2e-2, 2.7e-1, true};
 
 typedef struct {
     MoeSafetensors *model, *expected;
@@ -74,6 +77,23 @@ static void expert_name(const char *pattern, int64_t e, char *out, size_t n) {
         snprintf(out, n, "%.*s%lld%s", (int)(star - pattern), pattern, (long long)e, star + 1);
 }
 
+typedef struct {
+    double worst; /* error over bound */
+    double error, bound;
+    char name[512];
+    double diff, norm; /* sums of squares over all tensors */
+} Worst;
+
+/* One line: the worst tensor, or all of them together. */
+static void report_worst(Run *r, const char *what, const Worst *w, double overall_bound) {
+    if (r->bounds->overall) {
+        report(r, what, sqrt(w->diff / w->norm), overall_bound);
+        return;
+    }
+    report(r, what, w->error, w->bound);
+    printf("  worst: %s\n", w->name);
+}
+
 typedef MoeStatus (*SliceFn)(Run *r, const ParityParam *p, const char *name, int64_t first, int64_t n, void *ctx);
 
 static MoeStatus for_each_slice(Run *r, SliceFn fn, void *ctx) {
@@ -101,12 +121,6 @@ static MoeStatus load_slice(Run *r, const ParityParam *p, const char *name, int6
     return st;
 }
 
-typedef struct {
-    double worst; /* error over bound */
-    double error, bound;
-    char name[512];
-} Worst;
-
 static void keep_worst(Worst *w, const char *name, double error, double bound) {
     double ratio = error / bound;
     if (!(ratio <= w->worst)) {
@@ -129,6 +143,8 @@ static MoeStatus check_grad_slice(Run *r, const ParityParam *p, const char *name
         largest = fmax(largest, fabs((double)want[i]));
         double d = fabs(got[i] - (double)want[i]);
         error = d > error || isnan(d) ? d : error;
+        ((Worst *)ctx)->diff += d * d;
+        ((Worst *)ctx)->norm += (double)want[i] * (double)want[i];
     }
     keep_worst(ctx, name, error, r->bounds->grad_abs + r->bounds->grad_rel * largest);
     free(got);
@@ -149,6 +165,8 @@ static MoeStatus check_final_slice(Run *r, const ParityParam *p, const char *nam
         diff += pow(got[i] - (double)want[i], 2);
         change += pow((double)want[i] - (double)start[i], 2);
     }
+    ((Worst *)ctx)->diff += diff;
+    ((Worst *)ctx)->norm += change;
     keep_worst(ctx, name, sqrt(diff), r->bounds->weights_rel * sqrt(change) + 1e-12);
     free(got);
     free(want);
@@ -162,13 +180,15 @@ static MoeStatus check_batch(Run *r) {
     int64_t vocab = parity_vocab(r->engine), n = r->batch * r->seq * vocab;
     float *want = NULL;
     MOE_TRY(tensor_f32(r->expected, "logits", n, &want));
-    double *got = malloc(sizeof *got * (size_t)n), error = 0;
+    double *got = malloc(sizeof *got * (size_t)n), error = 0, diff = 0, norm = 0;
     MOE_TRY(parity_logits(r->engine, ids, got));
     for (int64_t i = 0; i < n; i++) {
         double d = fabs(got[i] - (double)want[i]);
         error = d > error || isnan(d) ? d : error;
+        diff += d * d;
+        norm += (double)want[i] * (double)want[i];
     }
-    report(r, "logits", error, r->bounds->logits);
+    report(r, "logits", r->bounds->overall ? sqrt(diff / norm) : error, r->bounds->logits);
     free(got);
     free(want);
 
@@ -183,8 +203,7 @@ static MoeStatus check_batch(Run *r) {
         report(r, "aux_loss (missing)", NAN, r->bounds->loss);
     Worst w = {.worst = -1};
     MOE_TRY(for_each_slice(r, check_grad_slice, &w));
-    report(r, "gradients (worst below)", w.error, w.bound);
-    printf("  worst: %s\n", w.name);
+    report_worst(r, "gradients", &w, r->bounds->grad_rel);
     free(ids);
     free(labels);
     return NULL;
@@ -218,8 +237,7 @@ static MoeStatus check_steps(Run *r) {
     report(r, "gradient norms (relative)", norm_error, r->bounds->step_norm_rel);
     Worst w = {.worst = -1};
     MOE_TRY(for_each_slice(r, check_final_slice, &w));
-    report(r, "weight change (L2, worst)", w.error, w.bound);
-    printf("  worst: %s\n", w.name);
+    report_worst(r, "weight change (L2)", &w, r->bounds->weights_rel);
     return NULL;
 }
 

@@ -1,5 +1,6 @@
-/* runtime/checkpoint.h: round trip, damage at every byte, falling back, pruning, failing system calls, and kills at every system call
- * (where strace is installed: this program runs itself under it with --save DIR STEP). */
+/* runtime/checkpoint.h: round trip, damage at every byte, falling back, pruning, failing system
+ * calls, and kills at every system call (where strace is installed: this program runs itself under
+ * it with --save DIR STEP). */
 #include <check.h>
 #include <errno.h>
 #include <signal.h>
@@ -32,7 +33,8 @@ static MoeExec *x;
 static char run[600];
 
 static void make_model(void) {
-    plan = fake_plan(&(FakePlanOptions){.batch = 4, .seq = 8, .virtual_shards = 4, .micro_batches = 1});
+    plan = fake_plan(
+        &(FakePlanOptions){.batch = 4, .seq = 8, .virtual_shards = 4, .micro_batches = 1});
     MoeStatus st = moe_exec_create(plan, 1, &x);
     if (st)
         abort();
@@ -66,8 +68,15 @@ static bool holds(int64_t step) {
 }
 
 static MoeTrainState state_of(int64_t step) {
-    return (MoeTrainState){.step = step, .updates = step - 1, .skipped = 1, .skipped_in_row = 1, .tokens = step * 32, .train_seconds = 1.0 / 3,
-                           .seed = UINT64_MAX - 5, .data = {2, step}, .data_fingerprint = "0123456789abcdef0123456789abcdef",
+    return (MoeTrainState){.step = step,
+                           .updates = step - 1,
+                           .skipped = 1,
+                           .skipped_in_row = 1,
+                           .tokens = step * 32,
+                           .train_seconds = 1.0 / 3,
+                           .seed = UINT64_MAX - 5,
+                           .data = {2, step},
+                           .data_fingerprint = "0123456789abcdef0123456789abcdef",
                            .checkpoint_failures = 4};
 }
 
@@ -87,8 +96,9 @@ static int64_t newest(void) {
         return 0;
     ck_assert(holds(s.step));
     MoeTrainState want = state_of(s.step);
-    ck_assert(s.updates == want.updates && s.skipped == 1 && s.skipped_in_row == 1 && s.tokens == want.tokens &&
-              s.train_seconds == want.train_seconds && s.seed == want.seed && s.data.epoch == 2 && s.data.index == s.step &&
+    ck_assert(s.updates == want.updates && s.skipped == 1 && s.skipped_in_row == 1 &&
+              s.tokens == want.tokens && s.train_seconds == want.train_seconds &&
+              s.seed == want.seed && s.data.epoch == 2 && s.data.index == s.step &&
               !strcmp(s.data_fingerprint, want.data_fingerprint) && s.checkpoint_failures == 4);
     return s.step;
 }
@@ -117,7 +127,8 @@ START_TEST(test_round_trip) {
     ck_assert(holds(12));
     fill(7); /* weights only: states stay */
     OK(moe_checkpoint_load(plan, x, refs[1].path, false, NULL));
-    ck_assert(((float *)moe_exec_buffer(x, 0))[0] == 1200 && ((float *)moe_exec_buffer(x, 3))[1] == 1203 + 1.0f / 64);
+    ck_assert(((float *)moe_exec_buffer(x, 0))[0] == 1200 &&
+              ((float *)moe_exec_buffer(x, 3))[1] == 1203 + 1.0f / 64);
     ck_assert(((float *)moe_exec_buffer(x, 1))[0] == 701);
     moe_checkpoint_list_free(refs, n);
     OK(moe_checkpoint_set_newer_aside(run, 12));
@@ -142,7 +153,8 @@ START_TEST(test_prune_and_clean) {
     size_t n;
     OK(moe_dir_list(moe_test_path("run/checkpoints"), &names, &n));
     ck_assert_int_eq(n, 3);
-    ck_assert(!strcmp(names[0], "mine") && !strcmp(names[1], "step-4") && !strcmp(names[2], "step-5"));
+    ck_assert(!strcmp(names[0], "mine") && !strcmp(names[1], "step-4") &&
+              !strcmp(names[2], "step-5"));
     moe_dir_list_free(names, n);
     ck_assert_int_eq(newest(), 5);
     OK(moe_checkpoint_prune(run, 0)); /* one stays in any case */
@@ -156,15 +168,16 @@ START_TEST(test_other_plan) {
     static const struct {
         FakePlanOptions o;
         const char *named, *value;
-    } cases[] = {{{4, 8, 8, 1, ""}, "virtual_shards", "8"}, {{4, 8, 4, 1, ", \"num_attention_heads\": 3"}, "num_attention_heads", "3"}};
+    } cases[] = {{{4, 8, 8, 1, ""}, "virtual_shards", "8"},
+                 {{4, 8, 4, 1, ", \"num_attention_heads\": 3"}, "num_attention_heads", "3"}};
     MoeTrainState s;
     bool found;
     for (int i = 0; i < 2; i++) {
         teardown();
         plan = fake_plan(&cases[i].o);
         OK(moe_exec_create(plan, 1, &x));
-        FAILS(moe_checkpoint_load_newest(plan, x, run, true, &s, &found), MOE_E_INPUT, "another model or plan", cases[i].named,
-              cases[i].value, "another --out");
+        FAILS(moe_checkpoint_load_newest(plan, x, run, true, &s, &found), MOE_E_INPUT,
+              "another model or plan", cases[i].named, cases[i].value, "another --out");
     }
     teardown(); /* another batch, sequence length or number of micro-batches may go on */
     plan = fake_plan(&(FakePlanOptions){8, 16, 4, 2, ""});
@@ -175,7 +188,9 @@ END_TEST
 
 /* ---- damage ---- */
 
-static void read_file(const char *path, char **data, size_t *n) { OK(moe_file_read(path, 1 << 24, data, n)); }
+static void read_file(const char *path, char **data, size_t *n) {
+    OK(moe_file_read(path, 1 << 24, data, n));
+}
 
 static void write_file(const char *path, const char *data, size_t n) {
     FILE *f = fopen(path, "wb");
@@ -184,7 +199,8 @@ static void write_file(const char *path, const char *data, size_t n) {
 
 /* Every byte of every file, one bit flipped: found, named, and the older one is taken. */
 START_TEST(test_every_byte) {
-    static const char *const files[] = {"step-2/manifest.json", "step-2/model.safetensors", "step-2/optimizer.safetensors"};
+    static const char *const files[] = {"step-2/manifest.json", "step-2/model.safetensors",
+                                        "step-2/optimizer.safetensors"};
     OK(save(1));
     OK(save(2));
     freopen("/dev/null", "w", stderr); /* a warning each */
@@ -196,8 +212,10 @@ START_TEST(test_every_byte) {
             data[i] ^= (char)(1 << (i % 8));
             write_file(path, data, n);
             MoeStatus st = moe_checkpoint_verify(in_run("step-2"), NULL);
-            /* White space of the manifest may change into other white space: the content is the same. */
-            ck_assert_msg(st || (f == 0 && strchr(" \n\t\r", data[i])), "%s: byte %zu changed unnoticed", files[f], i);
+            /* White space of the manifest may change into other white space: the content is the
+             * same. */
+            ck_assert_msg(st || (f == 0 && strchr(" \n\t\r", data[i])),
+                          "%s: byte %zu changed unnoticed", files[f], i);
             if (st && i % 16 == 0)
                 ck_assert_int_eq(newest(), 1);
             moe_status_free(st);
@@ -208,7 +226,8 @@ START_TEST(test_every_byte) {
             FAILS(moe_checkpoint_verify(in_run("step-2"), NULL), MOE_E_CORRUPT, "step-2");
         }
         unlink(path);
-        FAILS(moe_checkpoint_verify(in_run("step-2"), NULL), MOE_E_CORRUPT, "step-2", strrchr(files[f], '/') + 1);
+        FAILS(moe_checkpoint_verify(in_run("step-2"), NULL), MOE_E_CORRUPT, "step-2",
+              strrchr(files[f], '/') + 1);
         ck_assert_int_eq(newest(), 1);
         write_file(path, data, n);
         ck_assert_int_eq(newest(), 2);
@@ -220,12 +239,14 @@ START_TEST(test_every_byte) {
     size_t n;
     read_file(in_run("step-1/model.safetensors"), &data, &n);
     write_file(in_run("step-2/model.safetensors"), data, n);
-    FAILS(moe_checkpoint_verify(in_run("step-2"), NULL), MOE_E_CORRUPT, "step-2/model.safetensors", "XXH3");
+    FAILS(moe_checkpoint_verify(in_run("step-2"), NULL), MOE_E_CORRUPT, "step-2/model.safetensors",
+          "XXH3");
     /* None intact: an error, not a silent new start. */
     write_file(in_run("step-1/manifest.json"), "{", 1);
     MoeTrainState s;
     bool found;
-    FAILS(moe_checkpoint_load_newest(plan, x, run, true, &s, &found), MOE_E_CORRUPT, "none of its 2 checkpoints");
+    FAILS(moe_checkpoint_load_newest(plan, x, run, true, &s, &found), MOE_E_CORRUPT,
+          "none of its 2 checkpoints");
     free(data);
 }
 END_TEST
@@ -273,7 +294,8 @@ START_TEST(test_full_disk) {
         if (!st)
             break;
         failed++;
-        ck_assert_msg(strstr(moe_status_message(st), "checkpoint of step 2"), "%s", moe_status_message(st));
+        ck_assert_msg(strstr(moe_status_message(st), "checkpoint of step 2"), "%s",
+                      moe_status_message(st));
         moe_status_free(st);
         ck_assert_int_eq(newest(), 1);
         char **names; /* nothing half written stays */
@@ -295,8 +317,10 @@ static int run_traced(const char *inject, int step) {
     if (pid == 0) {
         freopen("/dev/null", "w", stderr);
         freopen("/dev/null", "w", stdout);
-        setenv("ASAN_OPTIONS", "detect_leaks=0", 1); /* the leak checker cannot run under a tracer */
-        execlp("strace", "strace", "-qq", "-f", "-o", "/dev/null", "-e", inject, program, "--save", run, number, (char *)NULL);
+        setenv("ASAN_OPTIONS", "detect_leaks=0",
+               1); /* the leak checker cannot run under a tracer */
+        execlp("strace", "strace", "-qq", "-f", "-o", "/dev/null", "-e", inject, program, "--save",
+               run, number, (char *)NULL);
         _exit(99);
     }
     int status = 0;
@@ -308,13 +332,18 @@ static bool have_strace(void) {
     int status = system("strace -o /dev/null true >/dev/null 2>&1");
     if (!status)
         return true;
-    fprintf(stderr, "strace cannot be used here: the tests that inject faults into system calls are left out\n");
+    fprintf(stderr, "strace cannot be used here: the tests that inject faults into system calls "
+                    "are left out\n");
     return false;
 }
 
-static const char *const calls[] = {"mkdir", "openat", "write", "fsync", "rename", "unlinkat,unlink,rmdir", "close", "ftruncate,fallocate"};
+static const char *const calls[] = {"mkdir",  "openat",
+                                    "write",  "fsync",
+                                    "rename", "unlinkat,unlink,rmdir",
+                                    "close",  "ftruncate,fallocate"};
 
-/* Killed at the n-th call of each kind: the newest intact checkpoint is the old or the new one, whole; the next save works. */
+/* Killed at the n-th call of each kind: the newest intact checkpoint is the old or the new one,
+ * whole; the next save works. */
 START_TEST(test_kill_everywhere) {
     int kills = 0, kept_old = 0, got_new = 0;
     if (!have_strace())
@@ -358,13 +387,15 @@ START_TEST(test_fail_everywhere) {
                 char inject[200];
                 OK(moe_dir_remove(run));
                 OK(save(1));
-                snprintf(inject, sizeof inject, "inject=%s:error=%s:when=%d", failing[c], errors[e], n);
+                snprintf(inject, sizeof inject, "inject=%s:error=%s:when=%d", failing[c], errors[e],
+                         n);
                 int status = run_traced(inject, 2);
                 ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) != 99, "%s", inject);
                 int64_t step = newest();
                 ck_assert_msg(step == 1 || step == 2, "%s", inject);
                 if (WEXITSTATUS(status) == 0) {
-                    ck_assert_msg(step == 2, "%s: success reported, but step %lld", inject, (long long)step);
+                    ck_assert_msg(step == 2, "%s: success reported, but step %lld", inject,
+                                  (long long)step);
                     break;
                 }
                 failures++;

@@ -21,7 +21,8 @@ static MoeData *open_data(int64_t n, double eval_fraction, uint64_t seed) {
         t[i] = (uint16_t)(i * 3 % 60000);
     MoeTokens *tokens;
     MoeData *d;
-    OK(moe_tokens_open(moe_test_file("t.u16", t, (size_t)n * sizeof *t), MOE_DATA_U16, "byte", 65536, &tokens));
+    OK(moe_tokens_open(moe_test_file("t.u16", t, (size_t)n * sizeof *t), MOE_DATA_U16, "byte",
+                       65536, &tokens));
     OK(moe_data_from_tokens(tokens, "t.u16", SEQ, eval_fraction, seed, &d));
     free(t);
     return d;
@@ -124,7 +125,8 @@ START_TEST(test_resume) {
     moe_data_close(other);
     static const MoeDataPosition bad[] = {{-1, 0}, {0, -1}, {0, 38}, {0, INT64_MAX}};
     for (int i = 0; i < 4; i++) {
-        const char *wrong = moe_test_error(moe_data_seek(d, bad[i]), MOE_E_CORRUPT, "38 training sequences", NULL);
+        const char *wrong =
+            moe_test_error(moe_data_seek(d, bad[i]), MOE_E_CORRUPT, "38 training sequences", NULL);
         ck_assert_msg(!wrong, "%s", wrong);
     }
     moe_data_close(d);
@@ -132,7 +134,8 @@ START_TEST(test_resume) {
 END_TEST
 
 START_TEST(test_fingerprint) {
-    MoeData *a = open_data(900, 0.05, 1), *b = open_data(900, 0.05, 2), *c = open_data(901, 0.05, 1), *e = open_data(900, 0.5, 1);
+    MoeData *a = open_data(900, 0.05, 1), *b = open_data(900, 0.05, 2),
+            *c = open_data(901, 0.05, 1), *e = open_data(900, 0.5, 1);
     ck_assert_str_eq(moe_data_fingerprint(a), moe_data_fingerprint(b));
     ck_assert_str_ne(moe_data_fingerprint(a), moe_data_fingerprint(c));
     ck_assert_str_ne(moe_data_fingerprint(a), moe_data_fingerprint(e));
@@ -157,9 +160,11 @@ START_TEST(test_too_short) {
         const char *path = moe_test_file("short.txt", text, cases[i].n);
         OK(moe_tokens_open(path, MOE_DATA_TEXT, "byte", 256, &tokens));
         const char *wrong =
-            moe_test_error(moe_data_from_tokens(tokens, path, SEQ, cases[i].fraction, 0, &d), MOE_E_INPUT, "short.txt", cases[i].needs, NULL);
+            moe_test_error(moe_data_from_tokens(tokens, path, SEQ, cases[i].fraction, 0, &d),
+                           MOE_E_INPUT, "short.txt", cases[i].needs, NULL);
         ck_assert_msg(!wrong, "%s", wrong);
-        OK(moe_tokens_open(moe_test_file("enough.txt", text, 15), MOE_DATA_TEXT, "byte", 256, &tokens));
+        OK(moe_tokens_open(moe_test_file("enough.txt", text, 15), MOE_DATA_TEXT, "byte", 256,
+                           &tokens));
         OK(moe_data_from_tokens(tokens, "enough.txt", SEQ, 0.05, 0, &d));
         moe_data_close(d);
     }

@@ -1,4 +1,5 @@
-/* runtime/exec.h over a tiny plan with kernels in C: micro-batches, the counting pass, folds, threads, phases, skipped updates. */
+/* runtime/exec.h over a tiny plan with kernels in C: micro-batches, the counting pass, folds,
+ * threads, phases, skipped updates. */
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -41,10 +42,17 @@ static void copy_out(MoeExec *x, Outcome *o) {
     memcpy(o->load, moe_exec_load(x), sizeof o->load);
 }
 
-static const MoeHyper hyper = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1, .max_grad_norm = 1.0, .step = 1};
+static const MoeHyper hyper = {.lr = 0.01,
+                               .beta1 = 0.9,
+                               .beta2 = 0.95,
+                               .eps = 1e-8,
+                               .weight_decay = 0.1,
+                               .max_grad_norm = 1.0,
+                               .step = 1};
 
 static void run(int micro_batches, int threads, int64_t n_seqs, Outcome *o) {
-    MoePlan *p = fake_plan(&(FakePlanOptions){.batch = BATCH, .seq = SEQ, .virtual_shards = V, .micro_batches = micro_batches});
+    MoePlan *p = fake_plan(&(FakePlanOptions){
+        .batch = BATCH, .seq = SEQ, .virtual_shards = V, .micro_batches = micro_batches});
     MoeExec *x;
     memset(o, 0, sizeof *o);
     OK(moe_exec_create(p, threads, &x));
@@ -68,7 +76,8 @@ static void run(int micro_batches, int threads, int64_t n_seqs, Outcome *o) {
     moe_plan_free(p);
 }
 
-/* Every division into micro-batches and any number of threads: the same bits, for whole and short batches. */
+/* Every division into micro-batches and any number of threads: the same bits, for whole and short
+ * batches. */
 START_TEST(test_same_bits) {
     static const int64_t sizes[] = {BATCH, 8, 7, 3, 1};
     for (size_t n = 0; n < sizeof sizes / sizeof *sizes; n++) {
@@ -77,8 +86,9 @@ START_TEST(test_same_bits) {
         for (int micro = 1; micro <= V; micro *= 2)
             for (int threads = 1; threads <= 4; threads *= 2) {
                 run(micro, threads, sizes[n], &other);
-                ck_assert_msg(!memcmp(&one, &other, sizeof one), "%lld sequences, %d micro-batches, %d threads differ", (long long)sizes[n],
-                              micro, threads);
+                ck_assert_msg(!memcmp(&one, &other, sizeof one),
+                              "%lld sequences, %d micro-batches, %d threads differ",
+                              (long long)sizes[n], micro, threads);
             }
     }
 }
@@ -120,7 +130,8 @@ END_TEST
 
 /* Not finite: nothing is updated, and the next step is as if the bad one had not been. */
 START_TEST(test_skip) {
-    MoePlan *p = fake_plan(&(FakePlanOptions){.batch = BATCH, .seq = SEQ, .virtual_shards = V, .micro_batches = 2});
+    MoePlan *p = fake_plan(
+        &(FakePlanOptions){.batch = BATCH, .seq = SEQ, .virtual_shards = V, .micro_batches = 2});
     MoeExec *x;
     MoeStepResult r;
     Outcome before, after;
@@ -148,23 +159,28 @@ START_TEST(test_skip) {
 }
 END_TEST
 
-/* Logits of whole and short batches; bad batches are named. */
+/* Logits of one sequence, at any number of micro-batches; bad batches are named. */
 START_TEST(test_logits_and_errors) {
     for (int micro = 1; micro <= V; micro *= 2) {
-        MoePlan *p = fake_plan(&(FakePlanOptions){.batch = BATCH, .seq = SEQ, .virtual_shards = V, .micro_batches = micro});
+        MoePlan *p = fake_plan(&(FakePlanOptions){
+            .batch = BATCH, .seq = SEQ, .virtual_shards = V, .micro_batches = micro});
         MoeExec *x;
         const float *logits;
         OK(moe_exec_create(p, 1, &x));
         make_batch(1);
-        static const int64_t sizes[] = {1, 6, BATCH};
-        for (int k = 0; k < 3; k++) {
-            OK(moe_exec_logits(x, &(MoeBatch){ids, NULL, sizes[k]}, &logits));
-            for (int64_t t = 0; t < sizes[k] * SEQ; t++)
+        for (int k = 0; k < BATCH; k += 6) {
+            const int32_t *one = ids + k * SEQ;
+            OK(moe_exec_logits(x, &(MoeBatch){one, NULL, 1}, &logits));
+            for (int64_t t = 0; t < SEQ; t++)
                 for (int c = 0; c < FAKE_VOCAB; c++)
-                    ck_assert_float_eq(logits[t * FAKE_VOCAB + c], c == (ids[t] + 1) % FAKE_VOCAB ? 9.0f : -(float)c / 1000.0f);
+                    ck_assert_float_eq(logits[t * FAKE_VOCAB + c],
+                                       c == (one[t] + 1) % FAKE_VOCAB ? 9.0f : -(float)c / 1000.0f);
         }
+        MoeStatus st = moe_exec_logits(x, &(MoeBatch){ids, NULL, 2}, &logits);
+        ck_assert(st && strstr(moe_status_message(st), "2 sequences at once; the plan holds 1"));
+        moe_status_free(st);
         MoeStepResult r;
-        MoeStatus st = moe_exec_train_step(x, &(MoeBatch){ids, labels, BATCH + 1}, &hyper, &r);
+        st = moe_exec_train_step(x, &(MoeBatch){ids, labels, BATCH + 1}, &hyper, &r);
         ck_assert(st && strstr(moe_status_message(st), "20 sequences"));
         moe_status_free(st);
         ids[7] = 256;
@@ -183,7 +199,8 @@ START_TEST(test_logits_and_errors) {
 END_TEST
 
 START_TEST(test_profile_and_memory) {
-    MoePlan *p = fake_plan(&(FakePlanOptions){.batch = 4, .seq = SEQ, .virtual_shards = 4, .micro_batches = 2});
+    MoePlan *p = fake_plan(
+        &(FakePlanOptions){.batch = 4, .seq = SEQ, .virtual_shards = 4, .micro_batches = 2});
     MoeExec *x;
     MoeStepResult r;
     OK(moe_exec_create(p, 1, &x));

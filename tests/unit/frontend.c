@@ -184,8 +184,8 @@ END_TEST
 /* ---- what is refused ---- */
 
 START_TEST(model_types) {
-    BAD("{\"model_type\": \"mixtrl\"}", "\"mixtrl\"", "did you mean \"mixtral\"?",
-        "\"mixtral\", \"llama\"");
+    BAD("{\"model_type\": \"mixtrl\"}", "unknown model_type \"mixtrl\"",
+        "did you mean \"mixtral\"?", "\"mixtral\", \"llama\"");
     BAD("{\"model_type\": \"lama\"}", "did you mean \"llama\"?");
     BAD("{\"model_type\": \"deepseek_v3\"}", "\"deepseek_v3\"", "\"mixtral\", \"llama\"");
     BAD("{\"hidden_size\": 4}", "\"model_type\" is missing", "\"mixtral\", \"llama\"");
@@ -279,12 +279,16 @@ START_TEST(sizes_that_do_not_fit) {
     BAD("{\"model_type\": \"llama\", \"vocab_size\": 9, \"hidden_size\": 30, \"head_dim\": 4, "
         "\"intermediate_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 8}",
         "\"num_attention_heads\" 8 does not divide \"hidden_size\" 30");
-    BAD(MIXTRAL "\"head_dim\": 7}", "head dimension is 7", "even");
+    BAD(MIXTRAL "\"head_dim\": 7}", "head dimension is 7; expected an even number up to 512");
     BAD("{\"model_type\": \"llama\", \"vocab_size\": 9, \"hidden_size\": 24, "
         "\"intermediate_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 8}",
-        "head dimension is 3 (\"hidden_size\" / heads)", "even");
+        "head dimension is 3 (\"hidden_size\" / heads)", "even number up to 512");
     BAD(MIXTRAL "\"num_local_experts\": 4, \"num_experts_per_tok\": 5}",
         "\"num_experts_per_tok\" 5 is more than \"num_local_experts\" 4");
+    BAD("{\"model_type\": \"llama\", \"vocab_size\": 9, \"hidden_size\": 4096, "
+        "\"intermediate_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 4}",
+        "head dimension is 1024 (\"hidden_size\" / heads)", "even number up to 512");
+    good(MIXTRAL "\"head_dim\": 512}");
     good(MIXTRAL "\"num_local_experts\": 4, \"num_experts_per_tok\": 4}");
     good(MIXTRAL "\"num_local_experts\": 1, \"num_experts_per_tok\": 1}");
     /* Two that do not fit are both named. */
@@ -311,12 +315,14 @@ START_TEST(absurd_sizes) {
             json_t *one = json_loads(MIXTRAL END, 0, NULL);
             json_object_set_new(one, keys[i], json_integer(values[j]));
             char *text = json_dumps(one, 0), quoted[96];
-            snprintf(quoted, sizeof quoted, "\"%s\" is %lld; expected 1 to", keys[i],
-                     (long long)values[j]);
+            bool two = strcmp(keys[i], "hidden_size") == 0 || strcmp(keys[i], "head_dim") == 0;
+            snprintf(quoted, sizeof quoted, "\"%s\" is %lld; expected %d to", keys[i],
+                     (long long)values[j], two ? 2 : 1);
             BAD(text, quoted);
             free(text);
             json_decref(one);
         }
+    BAD(MIXTRAL "\"pad_token_id\": 96}", "\"pad_token_id\" is 96; expected -96 to 95");
     BAD(MIXTRAL "\"rms_norm_eps\": -1}", "\"rms_norm_eps\" is -1; expected 0 to 1");
     BAD(MIXTRAL "\"initializer_range\": -0.5}", "\"initializer_range\" is -0.5");
     BAD(MIXTRAL "\"rope_theta\": 0}", "\"rope_theta\" is 0; expected 1 to");
@@ -326,7 +332,7 @@ START_TEST(absurd_sizes) {
     /* Each size allowed, their product not. */
     BAD("{\"model_type\": \"mixtral\", \"vocab_size\": 4194304, \"hidden_size\": 16777216, "
         "\"intermediate_size\": 16777216, \"num_hidden_layers\": 4096, "
-        "\"num_attention_heads\": 65536, \"num_key_value_heads\": 65536, \"head_dim\": 65536, "
+        "\"num_attention_heads\": 65536, \"num_key_value_heads\": 65536, \"head_dim\": 512, "
         "\"num_local_experts\": 65536}",
         "the embedding would hold", "a query projection would hold",
         "the experts of a layer would hold");
@@ -373,6 +379,9 @@ START_TEST(misspelt_keys) {
     text = said(LLAMA "\"sliding_window\": 4, \"num_local_experts\": null}");
     ck_assert_ptr_nonnull(strstr(text, "\"sliding_window\" has no effect in a llama"));
     ck_assert_msg(!strstr(text, "num_local_experts"), "%s", text);
+    free(text);
+    text = said(LLAMA "\"pad_token_id\": -1}");
+    ck_assert_ptr_nonnull(strstr(text, "\"pad_token_id\""));
     free(text);
 }
 END_TEST

@@ -27,7 +27,10 @@
 static json_t *fake_json(int micro_batches) {
     MoeStr text = {0};
     json_t *j = NULL;
-    fake_plan_json(&(FakePlanOptions){.batch = 8, .seq = 4, .virtual_shards = 4, .micro_batches = micro_batches}, &text);
+    fake_plan_json(
+        &(FakePlanOptions){
+            .batch = 8, .seq = 4, .virtual_shards = 4, .micro_batches = micro_batches},
+        &text);
     OK(moe_json_load_text(moe_str_c(&text), text.len, "fake", &j));
     moe_str_free(&text);
     return j;
@@ -53,7 +56,8 @@ START_TEST(test_reads) {
     ck_assert_int_eq(p->n_programs, 3);
     const MoePlanProgram *g = moe_plan_program(p, "train");
     ck_assert_int_eq(g->n_steps, 6);
-    ck_assert(g->steps[0].count && g->steps[3].phase == MOE_PHASE_BWD && g->steps[5].phase == MOE_PHASE_UPD);
+    ck_assert(g->steps[0].count && g->steps[3].phase == MOE_PHASE_BWD &&
+              g->steps[5].phase == MOE_PHASE_UPD);
     ck_assert_int_eq(g->n_accumulates, 2);
     ck_assert_int_eq(g->accumulates[1].n_slots, 1);
     ck_assert_int_eq(g->n_batch_sums, 1);
@@ -86,7 +90,8 @@ static void set_at(json_t *j, const char *path, const char *value) {
     int index;
     json_t *at = holder(j, path, key, &index), *v = json_loads(value, JSON_DECODE_ANY, NULL);
     ck_assert_msg(v && at, "%s", path);
-    ck_assert(index >= 0 ? !json_array_set_new(at, (size_t)index, v) : !json_object_set_new(at, key, v));
+    ck_assert(index >= 0 ? !json_array_set_new(at, (size_t)index, v)
+                         : !json_object_set_new(at, key, v));
 }
 
 /* Each damage, and what the error must name. */
@@ -141,7 +146,8 @@ START_TEST(test_damage) {
         json_t *j = fake_json(2);
         MoePlan *p = NULL;
         set_at(j, cases[i].path, cases[i].value);
-        const char *wrong = moe_test_error(load_json(j, &p), MOE_E_CORRUPT, "p.json", "damaged plan", cases[i].named, NULL);
+        const char *wrong = moe_test_error(load_json(j, &p), MOE_E_CORRUPT, "p.json",
+                                           "damaged plan", cases[i].named, NULL);
         ck_assert_msg(!wrong, "%s = %s: %s", cases[i].path, cases[i].value, wrong);
         json_decref(j);
     }
@@ -156,8 +162,10 @@ START_TEST(test_damage) {
     FAILS(load_json(j, &p), MOE_E_CORRUPT, "accumulates", "empty with one micro-batch");
     json_decref(j);
     /* Ports that the runtime needs. */
-    static const char *const renamed[][2] = {{"programs.train.outputs.0.name", "loss"}, {"programs.train.inputs.0.name", "tok"},
-                                             {"programs.train.outputs.5.name", "segs.0"}, {"programs.eval.outputs.0.name", "nll_sum"},
+    static const char *const renamed[][2] = {{"programs.train.outputs.0.name", "loss"},
+                                             {"programs.train.inputs.0.name", "tok"},
+                                             {"programs.train.outputs.5.name", "segs.0"},
+                                             {"programs.eval.outputs.0.name", "nll_sum"},
                                              {"programs.logits.outputs.0.name", "logits"}};
     for (size_t i = 0; i < 5; i++) {
         MoeExec *x;
@@ -171,7 +179,8 @@ START_TEST(test_damage) {
 }
 END_TEST
 
-/* Every value of the file in turn made something else: an error or a plan, never a crash (sanitizers watch). */
+/* Every value of the file in turn made something else: an error or a plan, never a crash
+ * (sanitizers watch). */
 static int n_changed, n_refused;
 
 static void try_load(json_t *root) {
@@ -181,7 +190,8 @@ static void try_load(json_t *root) {
     n_changed++;
     n_refused += st != NULL;
     moe_status_free(st);
-    if (p && p->batch * p->seq < 1000 && moe_plan_program(p, "train") && moe_plan_program(p, "train")->slab_bytes < 1 << 20) {
+    if (p && p->batch * p->seq < 1000 && moe_plan_program(p, "train") &&
+        moe_plan_program(p, "train")->slab_bytes < 1 << 20) {
         moe_status_free(moe_exec_create(p, 1, &x));
         moe_exec_destroy(x);
     }
@@ -189,7 +199,8 @@ static void try_load(json_t *root) {
 }
 
 static void change_all(json_t *root, json_t *at) {
-    static const char *const values[] = {"-1", "null", "7", "1152921504606846976", "\"x\"", "[]", "{}", "1e300"};
+    static const char *const values[] = {"-1",    "null", "7",  "1152921504606846976",
+                                         "\"x\"", "[]",   "{}", "1e300"};
     const char *key;
     json_t *v;
     size_t i;
@@ -210,10 +221,8 @@ static void change_all(json_t *root, json_t *at) {
         }
         json_decref(bad);
     }
-    json_object_foreach(at, key, v)
-        change_all(root, v);
-    json_array_foreach(at, i, v)
-        change_all(root, v);
+    json_object_foreach(at, key, v) change_all(root, v);
+    json_array_foreach(at, i, v) change_all(root, v);
 }
 
 START_TEST(test_every_value) {
@@ -253,9 +262,11 @@ static LLVMMemoryBufferRef compile(const char *ir) {
     LLVMContextRef cx = LLVMContextCreate();
     LLVMInitializeNativeTarget();
     LLVMInitializeNativeAsmPrinter();
-    ck_assert(!LLVMParseIRInContext(cx, LLVMCreateMemoryBufferWithMemoryRangeCopy(ir, strlen(ir), "ir"), &m, &error));
+    ck_assert(!LLVMParseIRInContext(
+        cx, LLVMCreateMemoryBufferWithMemoryRangeCopy(ir, strlen(ir), "ir"), &m, &error));
     ck_assert(!LLVMGetTargetFromTriple(triple, &target, &error));
-    LLVMTargetMachineRef tm = LLVMCreateTargetMachine(target, triple, "generic", "", LLVMCodeGenLevelDefault, LLVMRelocPIC, LLVMCodeModelDefault);
+    LLVMTargetMachineRef tm = LLVMCreateTargetMachine(
+        target, triple, "generic", "", LLVMCodeGenLevelDefault, LLVMRelocPIC, LLVMCodeModelDefault);
     ck_assert(!LLVMTargetMachineEmitToMemoryBuffer(tm, m, LLVMObjectFile, &error, &object));
     LLVMDisposeTargetMachine(tm);
     LLVMDisposeModule(m);
@@ -267,17 +278,24 @@ static LLVMMemoryBufferRef compile(const char *ir) {
 /* A plan of one program with one step of `kernel`. */
 static void link_plan_json(MoeStr *s, const char *kernel, const char *hash) {
     moe_str_printf(s,
-                   "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"model\": {}, \"tokenizer\": \"byte\", \"vocab_size\": 256,"
-                   "\"batch\": 1, \"seq\": 1, \"virtual_shards\": 1, \"micro_batches\": 1, \"dtype\": \"f32\", \"moe_layers\": [],"
-                   "\"experts\": 0, \"experts_per_token\": 0, \"kernels_xxh3\": \"%s\", \"params\": [], \"buffers\": [],"
-                   "\"programs\": {\"p\": {\"slab_bytes\": 128, \"slab_lower_bound\": 128, \"scratch_bytes\": 64,"
-                   "\"values\": [{\"slab\": 0, \"bytes\": 12}, {\"slab\": 64, \"bytes\": 12}], \"inputs\": [], \"outputs\": [],"
-                   "\"steps\": [{\"name\": \"s\", \"kernel\": \"%s\", \"phase\": \"forward\", \"count\": false, \"kind\": \"k\","
+                   "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"model\": "
+                   "{}, \"tokenizer\": \"byte\", \"vocab_size\": 256,"
+                   "\"batch\": 1, \"seq\": 1, \"virtual_shards\": 1, \"micro_batches\": 1, "
+                   "\"dtype\": \"f32\", \"moe_layers\": [],"
+                   "\"experts\": 0, \"experts_per_token\": 0, \"kernels_xxh3\": \"%s\", "
+                   "\"params\": [], \"buffers\": [],"
+                   "\"programs\": {\"p\": {\"slab_bytes\": 128, \"slab_lower_bound\": 128, "
+                   "\"scratch_bytes\": 64,"
+                   "\"values\": [{\"slab\": 0, \"bytes\": 12}, {\"slab\": 64, \"bytes\": 12}], "
+                   "\"inputs\": [], \"outputs\": [],"
+                   "\"steps\": [{\"name\": \"s\", \"kernel\": \"%s\", \"phase\": \"forward\", "
+                   "\"count\": false, \"kind\": \"k\","
                    "\"layer\": -1, \"bufs\": [[0, 0], [1, 0]]}]}}}",
                    hash, kernel);
 }
 
-static void write_plan(const char *dir, const char *kernel, const char *hash, const void *object, size_t n) {
+static void write_plan(const char *dir, const char *kernel, const char *hash, const void *object,
+                       size_t n) {
     MoeStr s = {0};
     char *json = moe_path_join(dir, "plan.json"), *obj = moe_path_join(dir, "kernels.o");
     OK(moe_dir_make(dir));
@@ -312,7 +330,8 @@ START_TEST(test_links) {
 
     write_plan(dir, "k_other", hash, data, n);
     FAILS(moe_plan_load(dir, &p), MOE_E_CORRUPT, "programs.p.steps[0]", "k_other");
-    write_plan(dir, "exit", hash, data, n); /* the process has it; a plan's kernels come from the plan */
+    write_plan(dir, "exit", hash, data,
+               n); /* the process has it; a plan's kernels come from the plan */
     FAILS(moe_plan_load(dir, &p), MOE_E_CORRUPT, "programs.p.steps[0]", "exit");
     write_plan(dir, "k_exp", "00000000000000000000000000000000", data, n);
     FAILS(moe_plan_load(dir, &p), MOE_E_CORRUPT, "kernels.o does not match");
@@ -320,7 +339,8 @@ START_TEST(test_links) {
     moe_hash_hex(junk, sizeof junk, hash);
     write_plan(dir, "k_exp", hash, junk, sizeof junk);
     FAILS(moe_plan_load(dir, &p), MOE_E_CORRUPT, dir);
-    FAILS(moe_plan_load(moe_test_path("absent.plan"), &p), MOE_E_INPUT, "absent.plan", "moec compile");
+    FAILS(moe_plan_load(moe_test_path("absent.plan"), &p), MOE_E_INPUT, "absent.plan",
+          "moec compile");
     FAILS(moe_plan_load(moe_test_dir(), &p), MOE_E_INPUT, "plan.json");
     LLVMDisposeMemoryBuffer(object);
     free(dir);
@@ -333,7 +353,8 @@ START_TEST(test_target) {
     char *text;
     set_at(j, "target", "\"cuda:sm_90a\"");
     text = json_dumps(j, 0);
-    FAILS(moe_plan_load_memory(text, strlen(text), "p", "x", 1, &p), MOE_E_INPUT, "cuda:sm_90a", "compile");
+    FAILS(moe_plan_load_memory(text, strlen(text), "p", "x", 1, &p), MOE_E_INPUT, "cuda:sm_90a",
+          "compile");
     free(text);
     json_decref(j);
 }

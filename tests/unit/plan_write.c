@@ -125,7 +125,7 @@ static MoeStatus write_plan(const char *dir, const MoePlanInfo *with) {
 }
 
 static char *path_of(const char *dir, const char *name) {
-    static char path[4096];
+    static char path[8192];
     snprintf(path, sizeof path, "%s/%s", dir, name);
     return path;
 }

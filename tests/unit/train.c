@@ -1,5 +1,5 @@
-/* runtime/train.h over the tiny plan: log, trace, checkpoints, resume, kills, signals, skipped steps, full disk, misuse; and the schedule,
- * the cutting back of logs, and sampling. */
+/* runtime/train.h over the tiny plan: log, trace, checkpoints, resume, kills, signals, skipped
+ * steps, full disk, misuse; and the schedule, the cutting back of logs, and sampling. */
 #include <check.h>
 #include <math.h>
 #include <signal.h>
@@ -39,7 +39,11 @@ static char out_dir[600], data_path[600];
 
 static void make_plan(int micro_batches, const char *extra) {
     moe_plan_free(plan);
-    plan = fake_plan(&(FakePlanOptions){.batch = 6, .seq = 16, .virtual_shards = V, .micro_batches = micro_batches, .extra_model = extra});
+    plan = fake_plan(&(FakePlanOptions){.batch = 6,
+                                        .seq = 16,
+                                        .virtual_shards = V,
+                                        .micro_batches = micro_batches,
+                                        .extra_model = extra});
 }
 
 static void set_out(const char *name) {
@@ -107,14 +111,17 @@ static size_t count_lines(const char *dir, const char *name) {
 
 START_TEST(test_run) {
     OK(moe_train_run(plan, &o, &report));
-    ck_assert(report.reason == MOE_STOP_DONE && report.state.step == 12 && report.state.updates == 12 && report.first_step == 1);
-    ck_assert(report.has_eval && report.eval_bits_per_byte > 0 && !report.checkpoint_failed && report.mfu > 0);
+    ck_assert(report.reason == MOE_STOP_DONE && report.state.step == 12 &&
+              report.state.updates == 12 && report.first_step == 1);
+    ck_assert(report.has_eval && report.eval_bits_per_byte > 0 && !report.checkpoint_failed &&
+              report.mfu > 0);
     ck_assert(fabs(report.eval_bits_per_byte - report.eval_loss / log(2)) < 1e-12);
     json_t *log[20];
     size_t n = read_log(out_dir, log, 20);
     ck_assert_int_eq(n, 12);
-    static const char *const keys[] = {"step",   "loss",    "ce_loss", "aux_loss",          "grad_norm", "lr",
-                                       "tokens", "seconds", "mfu",     "tokens_per_second", "memory_bytes"};
+    static const char *const keys[] = {
+        "step",   "loss",    "ce_loss", "aux_loss",          "grad_norm",   "lr",
+        "tokens", "seconds", "mfu",     "tokens_per_second", "memory_bytes"};
     for (size_t i = 0; i < n; i++) {
         for (size_t k = 0; k < sizeof keys / sizeof *keys; k++)
             ck_assert_msg(isfinite(number(log[i], keys[k])), "step %zu: %s", i + 1, keys[k]);
@@ -122,12 +129,14 @@ START_TEST(test_run) {
         ck_assert(number(log[i], "lr") == moe_train_lr(&o, (int64_t)i + 1));
         ck_assert(json_array_size(json_object_get(log[i], "imbalance")) == 1);
         ck_assert(json_number_value(json_array_get(json_object_get(log[i], "imbalance"), 0)) == 1);
-        ck_assert(json_number_value(json_array_get(json_object_get(log[i], "expert_imbalance"), 0)) >= 1);
+        ck_assert(
+            json_number_value(json_array_get(json_object_get(log[i], "expert_imbalance"), 0)) >= 1);
         bool evaluated = i + 1 == 5 || i + 1 == 10 || i + 1 == 12;
         ck_assert(isfinite(number(log[i], "eval_bits_per_byte")) == evaluated);
         ck_assert(!json_object_get(log[i], "skipped"));
     }
-    ck_assert(number(log[11], "eval_tokens") == 16 * 16); /* the last one reads all: 312 windows, 5% */
+    ck_assert(number(log[11], "eval_tokens") ==
+              16 * 16); /* the last one reads all: 312 windows, 5% */
     ck_assert(number(log[4], "eval_tokens") == 6 * 16);
     ck_assert(number(log[11], "loss") < number(log[0], "loss"));
     ck_assert_int_eq(count_lines(out_dir, "trace.csv"), 1 + 12 * V);
@@ -163,7 +172,8 @@ START_TEST(test_run) {
 }
 END_TEST
 
-/* What must agree between two runs: losses and norms of every step, and the hash of every weight and state at the end. */
+/* What must agree between two runs: losses and norms of every step, and the hash of every weight
+ * and state at the end. */
 static void same_runs(const char *a, const char *b, int64_t steps) {
     static const char *const keys[] = {"loss", "ce_loss", "aux_loss", "grad_norm", "lr", "tokens"};
     json_t *x[200], *y[200], *m[2];
@@ -171,7 +181,9 @@ static void same_runs(const char *a, const char *b, int64_t steps) {
     ck_assert_int_eq(read_log(b, y, 200), steps);
     for (int64_t i = 0; i < steps; i++) {
         for (int k = 0; k < 6; k++)
-            ck_assert_msg(json_equal(json_object_get(x[i], keys[k]), json_object_get(y[i], keys[k])), "step %d: %s", (int)i + 1, keys[k]);
+            ck_assert_msg(
+                json_equal(json_object_get(x[i], keys[k]), json_object_get(y[i], keys[k])),
+                "step %d: %s", (int)i + 1, keys[k]);
         json_decref(x[i]);
         json_decref(y[i]);
     }
@@ -181,7 +193,8 @@ static void same_runs(const char *a, const char *b, int64_t steps) {
         OK(moe_checkpoint_verify(path, &m[k]));
     }
     ck_assert(json_equal(json_object_get(m[0], "census"), json_object_get(m[1], "census")));
-    json_t *data[2] = {json_object_get(json_object_get(m[0], "state"), "data"), json_object_get(json_object_get(m[1], "state"), "data")};
+    json_t *data[2] = {json_object_get(json_object_get(m[0], "state"), "data"),
+                       json_object_get(json_object_get(m[1], "state"), "data")};
     ck_assert(json_equal(data[0], data[1]));
     json_decref(m[0]);
     json_decref(m[1]);
@@ -206,7 +219,8 @@ static pid_t run_child(void) {
     _exit(st ? 1 : 0);
 }
 
-/* Killed at any moment, again and again, and resumed with another division into micro-batches: the same bits as never killed. */
+/* Killed at any moment, again and again, and resumed with another division into micro-batches: the
+ * same bits as never killed. */
 START_TEST(test_kill_and_resume) {
     o.steps = 60;
     o.checkpoint_every = 3;
@@ -238,7 +252,9 @@ START_TEST(test_kill_and_resume) {
 }
 END_TEST
 
-static int log_steps(void) { return (int)count_lines(out_dir, "log.jsonl"); }
+static int log_steps(void) {
+    return (int)count_lines(out_dir, "log.jsonl");
+}
 
 START_TEST(test_signals) {
     static const int signals[] = {SIGTERM, SIGINT, SIGUSR1};
@@ -279,7 +295,8 @@ START_TEST(test_time_budget) {
     o.max_seconds = 0.3;
     fake_sleep_us = 2000;
     OK(moe_train_run(plan, &o, &report));
-    ck_assert(report.reason == MOE_STOP_TIME && report.has_eval && report.state.step > 3 && report.state.step < 1000);
+    ck_assert(report.reason == MOE_STOP_TIME && report.has_eval && report.state.step > 3 &&
+              report.state.step < 1000);
     ck_assert_int_eq(report.state.step, log_steps());
     ck_assert_ptr_nonnull(report.checkpoint);
 }
@@ -288,7 +305,8 @@ END_TEST
 START_TEST(test_not_finite) {
     fake_poison_steps = 9;
     OK(moe_train_run(plan, &o, &report)); /* nine in a row are borne */
-    ck_assert(report.state.skipped == 9 && report.state.updates == 3 && report.state.skipped_in_row == 0);
+    ck_assert(report.state.skipped == 9 && report.state.updates == 3 &&
+              report.state.skipped_in_row == 0);
     json_t *log[20];
     size_t n = read_log(out_dir, log, 20);
     ck_assert_int_eq(n, 12);
@@ -303,7 +321,8 @@ START_TEST(test_not_finite) {
     FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "10 steps in a row", "step-20", "--lr");
     char *dir;
     int64_t step;
-    OK(moe_checkpoint_find(out_dir, &dir, &step)); /* untouched by the bad steps: the same weights as at step 12 */
+    OK(moe_checkpoint_find(out_dir, &dir,
+                           &step)); /* untouched by the bad steps: the same weights as at step 12 */
     ck_assert_int_eq(step, 20);
     json_t *a, *b;
     char first[800];
@@ -317,7 +336,8 @@ START_TEST(test_not_finite) {
 }
 END_TEST
 
-/* Disk full for the checkpoints: training goes on to the end, says so, and the report tells the exit status. */
+/* Disk full for the checkpoints: training goes on to the end, says so, and the report tells the
+ * exit status. */
 START_TEST(test_disk_full) {
     struct rlimit old, now;
     o.steps = 8;
@@ -340,7 +360,8 @@ START_TEST(test_disk_full) {
         setrlimit(RLIMIT_FSIZE, &old);
     }
     OK(st);
-    ck_assert(report.checkpoint_failed && report.state.step == 16 && report.state.checkpoint_failures == 2);
+    ck_assert(report.checkpoint_failed && report.state.step == 16 &&
+              report.state.checkpoint_failures == 2);
     ck_assert(strstr(report.checkpoint, "step-8"));
     moe_train_report_free(&report);
     OK(moe_train_run(plan, &o, &report)); /* room again: from step 8 */
@@ -387,7 +408,8 @@ START_TEST(test_refusals) {
 }
 END_TEST
 
-/* Back to an older checkpoint of the same run: the newer one is put aside; into another run: both go on. */
+/* Back to an older checkpoint of the same run: the newer one is put aside; into another run: both
+ * go on. */
 START_TEST(test_resume_dir) {
     char from[800];
     OK(moe_train_run(plan, &o, &report));
@@ -423,7 +445,8 @@ START_TEST(test_resume_dir) {
     OK(moe_checkpoint_verify(moe_test_path("run/checkpoints/step-12"), &a));
     OK(moe_checkpoint_verify(moe_test_path("third/checkpoints/step-12"), &c));
     for (size_t i = 0; i < 5; i++)
-        ck_assert(json_equal(json_array_get(json_object_get(a, "census"), i), json_array_get(json_object_get(c, "census"), i)));
+        ck_assert(json_equal(json_array_get(json_object_get(a, "census"), i),
+                             json_array_get(json_object_get(c, "census"), i)));
     json_decref(a);
     json_decref(c);
 }
@@ -464,7 +487,9 @@ START_TEST(test_keep_bytes) {
         {"step,la", true, 9, 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        ck_assert_int_eq(moe_log_keep_bytes(cases[i].text, (int64_t)strlen(cases[i].text), cases[i].csv, cases[i].last), cases[i].keep);
+        ck_assert_int_eq(moe_log_keep_bytes(cases[i].text, (int64_t)strlen(cases[i].text),
+                                            cases[i].csv, cases[i].last),
+                         cases[i].keep);
 }
 END_TEST
 
@@ -500,7 +525,8 @@ START_TEST(test_sample) {
         hits[id]++;
     }
     double sum = 1 + 2 * exp(1) + exp(-1);
-    ck_assert(abs(hits[0] - (int)(10000 / sum)) <= 2 && abs(hits[1] - (int)(10000 * exp(1) / sum)) <= 2 && hits[4] == 0);
+    ck_assert(abs(hits[0] - (int)(10000 / sum)) <= 2 &&
+              abs(hits[1] - (int)(10000 * exp(1) / sum)) <= 2 && hits[4] == 0);
     OK(moe_sample_pick(logits, 5, 4, 0, 0, 0.99, &id));
     ck_assert_int_eq(id, 1);
     OK(moe_sample_pick(logits, 5, 5, 1.0, 1, 0.999999, &id));

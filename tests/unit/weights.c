@@ -1,4 +1,5 @@
-/* runtime/weights.h and init.h: Hugging Face names in and out, every fault named in one error, export that reads back, seeded initialisation. */
+/* runtime/weights.h and init.h: Hugging Face names in and out, every fault named in one error,
+ * export that reads back, seeded initialisation. */
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -26,11 +27,14 @@ static MoePlan *plan;
 static MoeExec *x;
 
 static void setup_model(const char *extra_model) {
-    plan = fake_plan(&(FakePlanOptions){.batch = 4, .seq = 8, .virtual_shards = 4, .micro_batches = 1, .extra_model = extra_model});
+    plan = fake_plan(&(FakePlanOptions){
+        .batch = 4, .seq = 8, .virtual_shards = 4, .micro_batches = 1, .extra_model = extra_model});
     OK(moe_exec_create(plan, 1, &x));
 }
 
-static void setup(void) { setup_model(""); }
+static void setup(void) {
+    setup_model("");
+}
 
 static void teardown(void) {
     moe_exec_destroy(x);
@@ -45,10 +49,12 @@ typedef struct {
     char data[MAX_TENSORS][512], names[MAX_TENSORS][64];
 } File;
 
-static void add(File *f, const char *name, MoeStDtype dtype, int rank, int64_t a, int64_t b, float start) {
+static void add(File *f, const char *name, MoeStDtype dtype, int rank, int64_t a, int64_t b,
+                float start) {
     size_t i = f->n++;
     snprintf(f->names[i], sizeof f->names[i], "%s", name);
-    f->t[i] = (MoeStOut){.name = f->names[i], .dtype = dtype, .rank = rank, .dims = {a, b}, .data = f->data[i]};
+    f->t[i] = (MoeStOut){
+        .name = f->names[i], .dtype = dtype, .rank = rank, .dims = {a, b}, .data = f->data[i]};
     for (int64_t k = 0, n = a * (rank > 1 ? b : 1); k < n; k++) {
         float v = start + 0.5f * (float)k;
         uint16_t h = dtype == MOE_ST_BF16 ? moe_f32_to_bf16(v) : moe_f32_to_f16(v);
@@ -105,21 +111,26 @@ START_TEST(test_faults) {
         live[i] = (float)i;
     memcpy(w, live, sizeof w);
     whole(&f, MOE_ST_F32);
-    snprintf(f.names[1], sizeof f.names[1], "model.experts.4.u.weight"); /* 0 is missing, 4 unexpected */
-    f.t[2].dims[0] = 3;                                                  /* transposed */
+    snprintf(f.names[1], sizeof f.names[1],
+             "model.experts.4.u.weight"); /* 0 is missing, 4 unexpected */
+    f.t[2].dims[0] = 3;                   /* transposed */
     f.t[2].dims[1] = 2;
     f.t[3].dtype = MOE_ST_I32;
     add(&f, "score.weight", MOE_ST_F32, 1, 4, 1, 0);
-    FAILS(moe_weights_load(plan, x, written(&f)), MOE_E_INPUT, "missing (1)", "model.experts.0.u.weight", "wrong shape (1)",
-          "model.experts.1.u.weight is [3, 2], expected [2, 3]", "wrong dtype (1)", "model.experts.2.u.weight is I32", "not in the model (2)",
-          "model.experts.4.u.weight", "score.weight");
+    FAILS(moe_weights_load(plan, x, written(&f)), MOE_E_INPUT, "missing (1)",
+          "model.experts.0.u.weight", "wrong shape (1)",
+          "model.experts.1.u.weight is [3, 2], expected [2, 3]", "wrong dtype (1)",
+          "model.experts.2.u.weight is I32", "not in the model (2)", "model.experts.4.u.weight",
+          "score.weight");
     ck_assert_mem_eq(w, live, sizeof w); /* nothing changed */
     FAILS(moe_weights_load(plan, x, moe_test_path("absent")), MOE_E_IO, "absent");
     whole(&f, MOE_ST_F32);
-    add(&f, "model.layers.0.self_attn.rotary_emb.inv_freq", MOE_ST_F32, 1, 4, 1, 0); /* older files have it */
+    add(&f, "model.layers.0.self_attn.rotary_emb.inv_freq", MOE_ST_F32, 1, 4, 1,
+        0); /* older files have it */
     OK(moe_weights_load(plan, x, written(&f)));
     add(&f, "lm_head.weight", MOE_ST_F32, 1, 8, 1, 0); /* not tied: no such weight */
-    FAILS(moe_weights_load(plan, x, written(&f)), MOE_E_INPUT, "not in the model (1)", "lm_head.weight");
+    FAILS(moe_weights_load(plan, x, written(&f)), MOE_E_INPUT, "not in the model (1)",
+          "lm_head.weight");
 }
 END_TEST
 
@@ -162,7 +173,8 @@ START_TEST(test_export) {
             float w[8], u[24];
             char dir[600], shard[700];
             snprintf(dir, sizeof dir, "%s/export-%d%d", moe_test_dir(), bf16, sharded);
-            snprintf(shard, sizeof shard, "%s/model.safetensors%s", dir, sharded ? ".index.json" : "");
+            snprintf(shard, sizeof shard, "%s/model.safetensors%s", dir,
+                     sharded ? ".index.json" : "");
             fill_params((float)(1 + bf16));
             memcpy(w, moe_exec_buffer(x, 0), sizeof w);
             memcpy(u, moe_exec_buffer(x, 3), sizeof u);
@@ -171,7 +183,8 @@ START_TEST(test_export) {
             ck_assert(moe_path_exists(shard));
             if (sharded) {
                 json_t *index = json_at(dir, "model.safetensors.index.json");
-                json_int_t total = json_integer_value(json_object_get(json_object_get(index, "metadata"), "total_size"));
+                json_int_t total = json_integer_value(
+                    json_object_get(json_object_get(index, "metadata"), "total_size"));
                 ck_assert_int_eq(total, 32 * (bf16 ? 2 : 4));
                 ck_assert_int_eq(json_object_size(json_object_get(index, "weight_map")), 5);
                 json_decref(index);
@@ -180,11 +193,15 @@ START_TEST(test_export) {
             memset(moe_exec_buffer(x, 3), 0, sizeof u);
             OK(moe_weights_load(plan, x, dir));
             for (int i = 0; i < 8; i++)
-                ck_assert_float_eq(((float *)moe_exec_buffer(x, 0))[i], bf16 ? moe_bf16_to_f32(moe_f32_to_bf16(w[i])) : w[i]);
+                ck_assert_float_eq(((float *)moe_exec_buffer(x, 0))[i],
+                                   bf16 ? moe_bf16_to_f32(moe_f32_to_bf16(w[i])) : w[i]);
             for (int i = 0; i < 24; i++)
-                ck_assert_float_eq(((float *)moe_exec_buffer(x, 3))[i], bf16 ? moe_bf16_to_f32(moe_f32_to_bf16(u[i])) : u[i]);
-            json_t *config = json_at(dir, "config.json"), *generation = json_at(dir, "generation_config.json");
-            ck_assert_str_eq(json_string_value(json_object_get(config, "torch_dtype")), bf16 ? "bfloat16" : "float32");
+                ck_assert_float_eq(((float *)moe_exec_buffer(x, 3))[i],
+                                   bf16 ? moe_bf16_to_f32(moe_f32_to_bf16(u[i])) : u[i]);
+            json_t *config = json_at(dir, "config.json"),
+                   *generation = json_at(dir, "generation_config.json");
+            ck_assert_str_eq(json_string_value(json_object_get(config, "torch_dtype")),
+                             bf16 ? "bfloat16" : "float32");
             ck_assert_str_eq(json_string_value(json_object_get(config, "model_type")), "mixtral");
             ck_assert(json_is_true(json_object_get(generation, "_from_model_config")));
             json_decref(config);
@@ -193,7 +210,8 @@ START_TEST(test_export) {
             OK(moe_weights_load(plan, x, dir));
         }
     MoeExportOptions o = {0};
-    FAILS(moe_export_model(plan, x, moe_test_file("file", "x", 1), &o), MOE_E_INPUT, "file", "another -o");
+    FAILS(moe_export_model(plan, x, moe_test_file("file", "x", 1), &o), MOE_E_INPUT, "file",
+          "another -o");
     char other[600];
     snprintf(other, sizeof other, "%s/other", moe_test_dir());
     OK(moe_dir_make(other));
@@ -215,7 +233,8 @@ START_TEST(test_export) {
 END_TEST
 
 START_TEST(test_dtype_keys) {
-    static const char *const extra[] = {", \"dtype\": \"bfloat16\"", ", \"torch_dtype\": \"bfloat16\"",
+    static const char *const extra[] = {", \"dtype\": \"bfloat16\"",
+                                        ", \"torch_dtype\": \"bfloat16\"",
                                         ", \"dtype\": \"bfloat16\", \"torch_dtype\": \"bfloat16\""};
     for (int i = 0; i < 3; i++) {
         teardown();
@@ -223,7 +242,8 @@ START_TEST(test_dtype_keys) {
         MoeExportOptions o = {0};
         const char *dir = moe_test_path("dtypes");
         OK(moe_export_model(plan, x, dir, &o));
-        json_t *c = json_at(dir, "config.json"), *new = json_object_get(c, "dtype"), *old = json_object_get(c, "torch_dtype");
+        json_t *c = json_at(dir, "config.json"), *new = json_object_get(c, "dtype"),
+               *old = json_object_get(c, "torch_dtype");
         ck_assert(new ? !strcmp(json_string_value(new), "float32") : i == 1);
         ck_assert(old ? !strcmp(json_string_value(old), "float32") : i == 0);
         json_decref(c);

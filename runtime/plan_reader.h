@@ -1,0 +1,41 @@
+/* Typed reading of plan.json's entries, shared by plan_read.c and plan_read_program.c: the first
+ * error sticks. */
+#ifndef MOE_RUNTIME_PLAN_READER_H
+#define MOE_RUNTIME_PLAN_READER_H
+
+#include "runtime/plan_read.h"
+
+#define MOE_PLAN_MAX_DIM   ((int64_t)1 << 40)
+#define MOE_PLAN_MAX_BYTES ((int64_t)1 << 50)
+
+/* The first error sticks: readers go on with harmless values and the caller looks at `st` at the
+ * end of each entry. */
+typedef struct {
+    MoePlan *plan;
+    const char *name;
+    MoeStatus st;
+    char at[512]; /* path of the entry being read */
+} MoePlanReader;
+
+/* Where the reader is, for errors. */
+void moe_plan_at(MoePlanReader *r, const char *fmt, ...) MOE_PRINTF(2, 3);
+/* "NAME: damaged plan: AT.KEY TEXT; compile it again", unless there is an error already. */
+void moe_plan_fail(MoePlanReader *r, const char *key, const char *fmt, ...) MOE_PRINTF(3, 4);
+int64_t moe_plan_int(MoePlanReader *r, const json_t *o, const char *key, int64_t lo, int64_t hi);
+/* Finite and >= 0; absent is 0 unless required. */
+double moe_plan_num(MoePlanReader *r, const json_t *o, const char *key, bool required);
+bool moe_plan_bool(MoePlanReader *r, const json_t *o, const char *key);
+/* Never NULL; "" after an error. */
+const char *moe_plan_str(MoePlanReader *r, const json_t *o, const char *key);
+/* The array, its length in *out_n (0 on error). */
+const json_t *moe_plan_array(MoePlanReader *r, const json_t *o, const char *key, size_t *out_n);
+MoePlanDtype moe_plan_dtype(MoePlanReader *r, const json_t *o);
+/* dims -> rank and elements. */
+void moe_plan_dims(MoePlanReader *r, const json_t *o, int *out_rank, int64_t dims[8],
+                   int64_t *out_elements);
+const char *moe_plan_kind(const json_t *v); /* "an object", ..., for errors */
+
+/* plan_read_program.c: one program; buffers and the plan's numbers are read already. */
+void moe_plan_read_program(MoePlanReader *r, const char *name, const json_t *o, MoePlanProgram *g);
+
+#endif

@@ -1,0 +1,164 @@
+/* The start of training: opens everything, and finds out where training stands. See
+ * trainer.h. */
+#include "runtime/trainer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/io.h"
+#include "base/log.h"
+#include "runtime/init.h"
+#include "runtime/run_config.h"
+#include "runtime/weights.h"
+
+static bool has_checkpoints(const char *run_dir) {
+    MoeCheckpointRef *refs = NULL;
+    size_t n = 0;
+    moe_status_free(moe_checkpoint_list(run_dir, &refs, &n));
+    moe_checkpoint_list_free(refs, n);
+    return n > 0;
+}
+
+/* --resume DIR: a checkpoint or a run. */
+static MoeStatus load_given(MoeTrainer *s, bool *out_loaded) {
+    const char *dir = s->o->resume_dir;
+    char *manifest = moe_path_join(dir, "manifest.json");
+    MoeStatus st = NULL;
+    if (!moe_path_is_dir(dir))
+        st = moe_error(MOE_E_INPUT, "--resume %s: no such run or checkpoint directory", dir);
+    else if (moe_path_exists(manifest)) {
+        st = moe_checkpoint_load(s->plan, s->x, dir, true, &s->state);
+        *out_loaded = !st;
+    } else {
+        st = moe_checkpoint_load_newest(s->plan, s->x, dir, true, &s->state, out_loaded);
+        if (!st && !*out_loaded)
+            st = moe_error(MOE_E_INPUT, "--resume %s: it holds no checkpoint", dir);
+    }
+    free(manifest);
+    return st;
+}
+
+/* Whether `dir` (a run or one of its checkpoints) is of the run that is written. */
+static bool is_inside(const char *dir, const char *run_dir) {
+    char *a = realpath(dir, NULL), *b = realpath(run_dir, NULL);
+    size_t n = b ? strlen(b) : 0;
+    bool inside = a && b && !strncmp(a, b, n) && (a[n] == 0 || a[n] == '/');
+    free(a);
+    free(b);
+    return inside;
+}
+
+/* Weights, states and counters: from a checkpoint, a Hugging Face directory, or the seed. */
+static MoeStatus load_or_init(MoeTrainer *s, bool existing, bool *out_resumed) {
+    const MoeTrainOptions *o = s->o;
+    bool loaded = false;
+    bool holds = existing && has_checkpoints(o->out_dir);
+    if (holds && o->resume == MOE_RESUME_NEVER)
+        return moe_error(MOE_E_INPUT,
+                         "%s holds checkpoints of an earlier run; to start anew give another --out "
+                         "(or remove it), to go on leave "
+                         "out --resume never",
+                         o->out_dir);
+    if (holds && o->resume == MOE_RESUME_DIR && !is_inside(o->resume_dir, o->out_dir))
+        return moe_error(MOE_E_INPUT,
+                         "%s holds checkpoints of its own; to resume from %s give another --out",
+                         o->out_dir, o->resume_dir);
+    if (o->resume == MOE_RESUME_DIR)
+        MOE_TRY(load_given(s, &loaded));
+    else if (holds)
+        MOE_TRY(moe_checkpoint_load_newest(s->plan, s->x, o->out_dir, true, &s->state, &loaded));
+    *out_resumed = loaded;
+    if (loaded && o->init_from)
+        moe_note("--init-from %s is left out: training goes on from step %lld", o->init_from,
+                 (long long)s->state.step);
+    if (loaded)
+        return NULL;
+    s->state = (MoeTrainState){.seed = o->seed};
+    moe_init_states(s->plan, s->x);
+    return o->init_from ? moe_weights_load(s->plan, s->x, o->init_from)
+                        : moe_init_params(s->plan, s->x, o->seed);
+}
+
+/* The data where the checkpoint left it. */
+static void place_data(MoeTrainer *s, bool resumed) {
+    MoeTrainState *state = &s->state;
+    const char *print = moe_data_fingerprint(s->data);
+    if (resumed && state->seed != s->o->seed)
+        moe_warn("the run was started with seed %llu and keeps it (not %llu)",
+                 (unsigned long long)state->seed, (unsigned long long)s->o->seed);
+    moe_data_set_seed(s->data, state->seed);
+    bool same = !strcmp(print, state->data_fingerprint);
+    if (resumed && same) {
+        MoeStatus st = moe_data_seek(s->data, state->data);
+        same = !st;
+        moe_status_free(st);
+    }
+    if (resumed && !same)
+        moe_warn("the data (or how it is divided) is not what the checkpoint was trained on: its "
+                 "order starts at the beginning");
+    snprintf(state->data_fingerprint, sizeof state->data_fingerprint, "%s", print);
+    state->data = moe_data_position(s->data);
+}
+
+static MoeStatus alloc_trainer(MoeTrainer *s) {
+    size_t n = (size_t)(s->plan->batch * s->plan->seq), layers = s->plan->n_moe_layers;
+    s->ids = malloc(n * sizeof *s->ids);
+    s->labels = malloc(n * sizeof *s->labels);
+    s->imbalance = calloc(layers + 1, sizeof *s->imbalance);
+    s->expert_imbalance = calloc(layers + 1, sizeof *s->expert_imbalance);
+    s->report->load = calloc(layers * (size_t)s->plan->experts + 1, sizeof *s->report->load);
+    s->report->n_layers = layers;
+    s->report->n_experts = (size_t)s->plan->experts;
+    if (!s->ids || !s->labels || !s->imbalance || !s->expert_imbalance || !s->report->load)
+        return moe_error(MOE_E_NOMEM, "no memory for a batch of %zu tokens", n);
+    return NULL;
+}
+
+MoeStatus moe_train_start(MoeTrainer *s) {
+    const MoeTrainOptions *o = s->o;
+    const MoeDataOptions d = {o->data_path, o->data_format, o->eval_fraction, o->seed};
+    bool existing = false, resumed = false;
+    MOE_TRY(moe_train_options_check(o));
+    MOE_TRY(moe_data_open(s->plan, &d, &s->data));
+    MOE_TRY(alloc_trainer(s));
+    MOE_TRY(moe_exec_create(s->plan, o->threads, &s->x));
+    if (o->out_dir) {
+        MOE_TRY(moe_run_dir_prepare(o->out_dir, s->plan, &existing));
+        MOE_TRY(moe_run_lock(o->out_dir, &s->lock));
+        moe_checkpoint_clean(o->out_dir);
+    }
+    MOE_TRY(load_or_init(s, existing, &resumed));
+    place_data(s, resumed);
+    if (o->out_dir) {
+        MOE_TRY(moe_checkpoint_set_newer_aside(o->out_dir, s->state.step));
+        MOE_TRY(moe_run_config_write(o->out_dir, s->plan, o->plan_dir, o->data_path, o->resolved));
+        MOE_TRY(moe_log_open(o->out_dir, o->trace && s->plan->n_moe_layers, s->plan->experts,
+                             s->state.step, &s->log));
+    }
+    if (resumed && o->out_dir) {
+        MoeStr path = {0};
+        moe_str_printf(&path, "%s/checkpoints/step-%lld", o->out_dir, (long long)s->state.step);
+        if (moe_path_exists(path.data)) { /* not when resumed from another run */
+            s->saved_step = s->state.step;
+            s->report->checkpoint = path.data;
+        } else {
+            moe_str_free(&path);
+        }
+    }
+    s->report->first_step = s->state.step + 1;
+    s->report->memory_bytes = moe_exec_memory_bytes(s->x);
+    s->progress = moe_progress_create(o->quiet, o->log_seconds, o->steps, o->max_seconds);
+    if (resumed)
+        moe_progress_say(s->progress, "resumed at step %lld of %lld", (long long)s->state.step,
+                         (long long)o->steps);
+    int64_t train = moe_data_train_windows(s->data);
+    moe_progress_say(s->progress,
+                     "data: %lld tokens, %lld sequences of %lld to train on, %lld held out",
+                     (long long)moe_data_tokens(s->data), (long long)train, (long long)s->plan->seq,
+                     (long long)moe_data_eval_windows(s->data));
+    if (train < s->plan->batch)
+        moe_warn(
+            "%s: %lld training sequences are fewer than a batch of %lld: each batch repeats some",
+            o->data_path, (long long)train, (long long)s->plan->batch);
+    return NULL;
+}
