@@ -151,29 +151,35 @@ bool moe_utf8_valid(const char *s, size_t n, size_t *out_bad_offset) {
     return true;
 }
 
-/* Levenshtein distance with one row; gives up (returns limit + 1) when it must exceed `limit`. */
+/* Edits between two names: insertions, deletions, changes, and swaps of neighbours (the commonest slip of
+ * the fingers). limit + 1 when the lengths alone say that it is more than `limit`. */
 static size_t edit_distance(const char *a, size_t na, const char *b, size_t nb, size_t limit) {
     if (na > nb + limit || nb > na + limit)
         return limit + 1;
-    size_t *row = malloc((nb + 1) * sizeof *row);
-    MOE_ASSERT(row, "out of memory comparing names");
+    size_t *rows = malloc(3 * (nb + 1) * sizeof *rows); /* of a's prefixes i - 2, i - 1 and i */
+    MOE_ASSERT(rows, "out of memory comparing names");
+    size_t *before = rows, *above = rows + nb + 1, *row = rows + 2 * (nb + 1);
     for (size_t j = 0; j <= nb; j++)
         row[j] = j;
     for (size_t i = 1; i <= na; i++) {
-        size_t diagonal = row[0];
+        size_t *spare = before;
+        before = above;
+        above = row;
+        row = spare;
         row[0] = i;
         for (size_t j = 1; j <= nb; j++) {
-            size_t best = diagonal + (a[i - 1] != b[j - 1]);
-            diagonal = row[j];
-            if (row[j] + 1 < best)
-                best = row[j] + 1;
+            size_t best = above[j - 1] + (a[i - 1] != b[j - 1]);
+            if (above[j] + 1 < best)
+                best = above[j] + 1;
             if (row[j - 1] + 1 < best)
                 best = row[j - 1] + 1;
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
+                best = before[j - 2] + 1;
             row[j] = best;
         }
     }
     size_t d = row[nb];
-    free(row);
+    free(rows);
     return d;
 }
 

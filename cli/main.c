@@ -21,7 +21,7 @@ static int finish(MoeStatus st) {
     if (st)
         fprintf(stderr, "moec: error: %s\n", moe_status_message(st));
     moe_status_free(st);
-    if (fflush(stdout) != 0 && code == 0)
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0)
         code = 1; /* a full disk or closed pipe must not look like success */
     return code;
 }

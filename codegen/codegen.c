@@ -35,9 +35,10 @@ MoeStatus moe_target_create(const char *name, MoeTarget **out) {
         for (size_t i = 0; i < N_FAMILIES; i++)
             names[i] = families[i].family;
         const char *near = moe_nearest_name(name, names, N_FAMILIES);
-        return moe_error(MOE_E_MISUSE,
-                         "unknown target '%s'%s%s%s; use cpu:native, cpu:x86-64-v4, cpu:x86-64-v3 or cpu:x86-64",
-                         name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
+        return moe_error(
+            MOE_E_MISUSE,
+            "unknown target '%s'%s%s%s; use cpu:native, cpu:x86-64-v4, cpu:x86-64-v3 or cpu:x86-64",
+            name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
     }
     return family->create(variant, out);
 }

@@ -1,5 +1,6 @@
-/* Targets by name. "cpu" or "cpu:native": this machine; "cpu:x86-64-v4", "cpu:x86-64-v3" (AVX2), "cpu:x86-64" (generic),
- * "cpu:znver4" and the like: any CPU name LLVM knows. Unknown names: an error with the nearest known one. */
+/* Targets by name. "cpu" or "cpu:native": this machine; "cpu:x86-64-v4", "cpu:x86-64-v3" (AVX2),
+ * "cpu:x86-64" (generic), "cpu:znver4" and the like: any CPU name LLVM knows. Unknown names: an
+ * error with the nearest known one. */
 #ifndef MOE_CODEGEN_CODEGEN_H
 #define MOE_CODEGEN_CODEGEN_H
 

@@ -118,13 +118,25 @@ static void declare(Step *s) {
     }
 }
 
+/* The gradient summed over micro-batches. The contributions to a parameter that is used twice (tied
+ * embeddings) are summed each by itself and added after that, as with one micro-batch: the number of
+ * micro-batches must not reorder sums. */
+static MoeValue *accumulate(MoeGraph *g, MoeValue *grad) {
+    const MoeOp *op = grad->def;
+    if (op->opcode == MOE_OP_ADD) {
+        MoeValue *a = accumulate(g, op->operands[0]), *b = accumulate(g, op->operands[1]);
+        return moe_build2(g, MOE_OP_ADD, a, b);
+    }
+    return moe_build1(g, MOE_OP_ACCUMULATE, grad);
+}
+
 /* Sums over micro-batches, the norm over all params in order of definition, and the clip
  * coefficient (1). */
 static MoeValue *reduce(Step *s, const MoePassOptions *o) {
     MoeGraph *g = s->g;
     g->phase = MOE_PHASE_REDUCE;
     for (size_t i = 0; o->micro_batches > 1 && i < s->n; i++)
-        s->params[i].grad = moe_build1(g, MOE_OP_ACCUMULATE, s->params[i].grad);
+        s->params[i].grad = accumulate(g, s->params[i].grad);
     MoeValue *total = NULL;
     for (size_t i = 0; i < s->n; i++) {
         MoeValue *sum = moe_build1(g, MOE_OP_SUM_SQUARES, s->params[i].grad);

@@ -22,7 +22,7 @@ struct MoeData {
     char fingerprint[40];
 };
 
-/* Counts, and tokens sampled over the whole stream: cheap at any size, and a file that was edited
+/* Counts, the division, and tokens sampled over the whole stream: cheap at any size, and a file that was edited
  * or swapped shows. */
 static void fingerprint(MoeData *d) {
     enum { SAMPLES = 4096 };
@@ -43,11 +43,47 @@ static void fingerprint(MoeData *d) {
     free(s);
 }
 
+/* ---- the held-out split: blocks of windows, spread evenly over the stream ---- */
+
+#define BLOCK_WINDOWS 16 /* neighbours held out together, so that few have trained text beside them */
+
+static int64_t eval_blocks(const MoeData *d) {
+    return (d->n_eval + BLOCK_WINDOWS - 1) / BLOCK_WINDOWS;
+}
+
+/* First held-out window of block b, counted among the held-out ones. */
+static int64_t block_first(const MoeData *d, int64_t b) {
+    return d->n_eval * b / eval_blocks(d);
+}
+
+/* Where block b stands in the stream: in the middle of the b-th of equal parts. */
+static int64_t block_window(const MoeData *d, int64_t b) {
+    int64_t windows = d->n_train + d->n_eval, blocks = eval_blocks(d);
+    int64_t lo = windows * b / blocks, hi = windows * (b + 1) / blocks;
+    return lo + (hi - lo - (block_first(d, b + 1) - block_first(d, b))) / 2;
+}
+
+/* The i-th held-out window's place in the stream. */
+static int64_t eval_window(const MoeData *d, int64_t i) {
+    int64_t b = ((i + 1) * eval_blocks(d) - 1) / d->n_eval;
+    return block_window(d, b) + i - block_first(d, b);
+}
+
+/* The training windows in the stream's order. */
+static void list_training_windows(const MoeData *d, uint32_t *out) {
+    int64_t windows = d->n_train + d->n_eval, held = 0, n = 0;
+    for (int64_t w = 0; w < windows; w++) {
+        if (held < d->n_eval && w == eval_window(d, held))
+            held++;
+        else
+            out[n++] = (uint32_t)w;
+    }
+}
+
 /* Fisher-Yates with numbers that depend on (seed, epoch, i) alone. */
 static void shuffle(MoeData *d, int64_t epoch) {
     uint64_t stream = moe_hash_name("data order") + (uint64_t)epoch;
-    for (int64_t i = 0; i < d->n_train; i++)
-        d->order[i] = (uint32_t)i;
+    list_training_windows(d, d->order);
     for (int64_t i = d->n_train - 1; i > 0; i--) {
         int64_t j = (int64_t)moe_rng_below(d->seed, stream, (uint64_t)i, (uint64_t)i + 1);
         uint32_t t = d->order[i];
@@ -180,6 +216,6 @@ int64_t moe_data_eval(const MoeData *d, int64_t first, int64_t n, int32_t *ids, 
     if (n > d->n_eval - first)
         n = d->n_eval - first;
     for (int64_t i = 0; i < n; i++)
-        read_window(d, d->n_train + first + i, ids + i * d->seq, labels + i * d->seq);
+        read_window(d, eval_window(d, first + i), ids + i * d->seq, labels + i * d->seq);
     return n;
 }

@@ -2,9 +2,10 @@
  * training stands.
  *
  * The stream is cut into windows of `seq` inputs that start at multiples of seq; the label of a
- * window's last position is the next window's first token. The last eval_fraction of the windows
- * (at least one) is held out, contiguous at the end. The rest is drawn in an order shuffled anew
- * each epoch; the order depends on (seed, epoch) alone. A batch that reaches the end of an epoch
+ * window's last position is the next window's first token. A part of the windows, eval_fraction
+ * (at least one), is held out: blocks of up to 16 windows spread evenly over the stream, so that
+ * they are like the rest; no label is both trained and held out. The rest is drawn in an order
+ * shuffled anew each epoch; the order depends on (seed, epoch) alone. A batch that reaches the end of an epoch
  * goes on with the next one. Called by train and by the commands. */
 #ifndef MOE_RUNTIME_DATA_H
 #define MOE_RUNTIME_DATA_H

@@ -18,21 +18,22 @@ typedef struct MoeCpuTarget {
     size_t n_kernels, cap_kernels;
 } MoeCpuTarget;
 
-/* KIND(ID, file): every kernel kind's group is lowered by moe_cpu_<name>_lower, its workspace asked by
- * moe_cpu_<name>_workspace. The kind of a group is that of its anchor: the first op that is neither EW, ROW, DISPATCH nor DISPATCH_WEIGHT...;
- * a group of EW, ROW and REDUCE ops alone is a row group. */
+/* KIND(ID, file): every kernel kind's group is lowered by moe_cpu_<name>_lower, its workspace asked
+ * by moe_cpu_<name>_workspace. The kind of a group is that of its anchor: the first op that is
+ * neither EW, ROW, DISPATCH nor DISPATCH_WEIGHT...; a group of EW, ROW and REDUCE ops alone is a
+ * row group. */
 #define MOE_CPU_KINDS(X)                                                                           \
-    X(row)        /* kind_row.c: EW and ROW ops over one row space, col_sum at the end */          \
-    X(reduce)     /* kind_reduce.c: sum_squares, col_sum alone */                                  \
-    X(gemm)       /* kind_gemm.c: matmul, with gather and epilogue */                              \
-    X(wgrad)      /* kind_wgrad.c */                                                               \
-    X(route)      /* kind_route.c: route_plan, counts */                                           \
-    X(move)       /* kind_move.c: dispatch, gather_sum, dispatch_weight, collect_weight */         \
-    X(embed)      /* kind_embed.c: embedding, embedding_grad */                                    \
-    X(rope)       /* kind_rope.c */                                                                \
-    X(attn)       /* kind_attn.c */                                                                \
-    X(attn_grad)  /* kind_attn_grad.c */                                                           \
-    X(xent)       /* kind_xent.c: linear_cross_entropy and its gradient */
+    X(row)       /* kind_row.c: EW and ROW ops over one row space, col_sum at the end */           \
+    X(reduce)    /* kind_reduce.c: sum_squares, col_sum alone */                                   \
+    X(gemm)      /* kind_gemm.c: matmul, with gather and epilogue */                               \
+    X(wgrad)     /* kind_wgrad.c */                                                                \
+    X(route)     /* kind_route.c: route_plan, counts */                                            \
+    X(move)      /* kind_move.c: dispatch, gather_sum, dispatch_weight, collect_weight */          \
+    X(embed)     /* kind_embed.c: embedding, embedding_grad */                                     \
+    X(rope)      /* kind_rope.c */                                                                 \
+    X(attn)      /* kind_attn.c */                                                                 \
+    X(attn_grad) /* kind_attn_grad.c */                                                            \
+    X(xent)      /* kind_xent.c: linear_cross_entropy and its gradient */
 
 #define X(name)                                                                                    \
     int64_t moe_cpu_##name##_workspace(MoeCpuTarget *t, const MoeGroup *g);                        \
@@ -40,7 +41,8 @@ typedef struct MoeCpuTarget {
 MOE_CPU_KINDS(X)
 #undef X
 
-/* Whether op may join a group that has a matmul, or that op (a matmul, a weight_grad) turns into one. kind_gemm.c, kind_wgrad.c */
+/* Whether op may join a group that has a matmul, or that op (a matmul, a weight_grad) turns into
+ * one. kind_gemm.c, kind_wgrad.c */
 bool moe_cpu_gemm_joins(MoeOp *const *ops, size_t n_ops, const MoeOp *op);
 bool moe_cpu_wgrad_joins(MoeOp *const *ops, size_t n_ops, const MoeOp *op);
 
@@ -52,7 +54,8 @@ MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out);
 
 /* Buffer references for launches. */
 MoeBufRef moe_ref(const MoeValue *v);
-MoeBufRef moe_ref_work(int64_t offset); /* workspace bytes from its start; keep offsets multiples of 64 */
+MoeBufRef
+moe_ref_work(int64_t offset); /* workspace bytes from its start; keep offsets multiples of 64 */
 void moe_cpu_launch(MoeLowered *out, const char *kernel, const MoeBufRef *refs, size_t n);
 void moe_cpu_need_scratch(MoeLowered *out, int64_t n_bytes);
 /* The segs value that the rows of a tensor type are ragged over; NULL for static rows. */

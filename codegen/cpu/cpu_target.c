@@ -1,7 +1,7 @@
 /* The CPU target: MoeTarget over the table of kinds (cpu.h).
  *
- * In: groups of ops. Out: launches of kernels, then one object file. A group's kind is that of its anchor; a row of
- * MOE_CPU_KINDS lowers it. Kernels are shared by key (emit.c). */
+ * In: groups of ops. Out: launches of kernels, then one object file. A group's kind is that of its
+ * anchor; a row of MOE_CPU_KINDS lowers it. Kernels are shared by key (emit.c). */
 #include "codegen/cpu/cpu.h"
 
 #include <llvm-c/Analysis.h>
@@ -35,18 +35,28 @@ static const CpuKindRow rows[N_CPU_KINDS] = {
 
 /* ---- groups ---- */
 
-/* The kind of a group that this op alone decides; N_CPU_KINDS: it does not (it joins others, or needs no kernel). */
+/* The kind of a group that this op alone decides; N_CPU_KINDS: it does not (it joins others, or
+ * needs no kernel). */
 static CpuKind anchor_kind(MoeKind k) {
     switch (k) {
-    case MOE_KIND_GEMM: return CPU_gemm;
-    case MOE_KIND_WGRAD: return CPU_wgrad;
-    case MOE_KIND_ROUTE: return CPU_route;
-    case MOE_KIND_EMBED: return CPU_embed;
-    case MOE_KIND_EMBED_GRAD: return CPU_embed;
-    case MOE_KIND_ROPE: return CPU_rope;
-    case MOE_KIND_ATTN: return CPU_attn;
-    case MOE_KIND_ATTN_GRAD: return CPU_attn_grad;
-    case MOE_KIND_XENT: return CPU_xent;
+    case MOE_KIND_GEMM:
+        return CPU_gemm;
+    case MOE_KIND_WGRAD:
+        return CPU_wgrad;
+    case MOE_KIND_ROUTE:
+        return CPU_route;
+    case MOE_KIND_EMBED:
+        return CPU_embed;
+    case MOE_KIND_EMBED_GRAD:
+        return CPU_embed;
+    case MOE_KIND_ROPE:
+        return CPU_rope;
+    case MOE_KIND_ATTN:
+        return CPU_attn;
+    case MOE_KIND_ATTN_GRAD:
+        return CPU_attn_grad;
+    case MOE_KIND_XENT:
+        return CPU_xent;
     case MOE_KIND_DECL:
     case MOE_KIND_EW:
     case MOE_KIND_ROW:
@@ -54,12 +64,15 @@ static CpuKind anchor_kind(MoeKind k) {
     case MOE_KIND_SYNC:
     case MOE_KIND_MOVE:
     case MOE_KIND_COMPOSITE:
-    case MOE_N_KINDS: break;
+    case MOE_N_KINDS:
+        break;
     }
     return N_CPU_KINDS;
 }
 
-static MoeKind kind_of(const MoeOp *op) { return moe_op_info(op->opcode)->kind; }
+static MoeKind kind_of(const MoeOp *op) {
+    return moe_op_info(op->opcode)->kind;
+}
 
 /* N_CPU_KINDS: nothing to run (declarations; accumulate and batch_sum, which the runtime does). */
 static CpuKind group_kind(MoeOp *const *ops, size_t n_ops) {
@@ -119,8 +132,9 @@ static MoeStatus target_lower(MoeTarget *t, const MoeGroup *group, MoeLowered *o
 
 /* ---- object code ---- */
 
-/* Kernels arrive with their vectors and loops laid out, so a light pipeline does; no pass that makes calls to
- * libc (loop idioms) or that vectorizes again. The two spellings of instcombine: LLVM 18 and newer, LLVM 16 and 17. */
+/* Kernels arrive with their vectors and loops laid out, so a light pipeline does; no pass that
+ * makes calls to libc (loop idioms) or that vectorizes again. The two spellings of instcombine:
+ * LLVM 18 and newer, LLVM 16 and 17. */
 static const char *const pipelines[] = {
     "function(sroa,early-cse,instcombine<no-verify-fixpoint>,simplifycfg,loop(loop-rotate),"
     "loop-mssa(licm),early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg),globaldce",
@@ -169,7 +183,8 @@ static MoeStatus target_finish(MoeTarget *base, bool want_text, void **out_objec
     }
     LLVMMemoryBufferRef object = NULL;
     message = NULL;
-    if (LLVMTargetMachineEmitToMemoryBuffer(t->machine, t->module, LLVMObjectFile, &message, &object)) {
+    if (LLVMTargetMachineEmitToMemoryBuffer(t->machine, t->module, LLVMObjectFile, &message,
+                                            &object)) {
         MoeStatus st = moe_error(MOE_E_INTERNAL, "LLVM could not emit object code: %s", message);
         LLVMDisposeMessage(message);
         free(*out_text);
@@ -218,7 +233,8 @@ static void init_llvm(const MoeIsa *isa) {
     }
 }
 
-/* Rough rates for the cost model: full vectors, two FMA pipes (one on Zen 4 at 512 bits), 3.5 GHz. */
+/* Rough rates for the cost model: full vectors, two FMA pipes (one on Zen 4 at 512 bits), 3.5 GHz.
+ */
 static void set_rates(MoeCpuTarget *t) {
     double pipes = strcmp(t->isa.cpu, "znver4") == 0 ? 1 : 2;
     t->base.peak_flops_f32 = 2.0 * t->isa.lanes * pipes * 3.5e9;
@@ -257,9 +273,9 @@ MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out) {
         target_destroy(&t->base);
         return st;
     }
-    t->machine = LLVMCreateTargetMachine(llvm_target, t->isa.triple, t->isa.cpu, t->isa.features,
-                                         LLVMCodeGenLevelAggressive, LLVMRelocPIC,
-                                         LLVMCodeModelSmall);
+    t->machine =
+        LLVMCreateTargetMachine(llvm_target, t->isa.triple, t->isa.cpu, t->isa.features,
+                                LLVMCodeGenLevelAggressive, LLVMRelocPIC, LLVMCodeModelSmall);
     t->context = LLVMContextCreate();
     t->module = LLVMModuleCreateWithNameInContext("kernels", t->context);
     LLVMSetTarget(t->module, t->isa.triple);
@@ -274,9 +290,13 @@ MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out) {
 
 /* ---- launches ---- */
 
-MoeBufRef moe_ref(const MoeValue *v) { return (MoeBufRef){.value = v, .offset = 0}; }
+MoeBufRef moe_ref(const MoeValue *v) {
+    return (MoeBufRef){.value = v, .offset = 0};
+}
 
-MoeBufRef moe_ref_work(int64_t offset) { return (MoeBufRef){.value = NULL, .offset = offset}; }
+MoeBufRef moe_ref_work(int64_t offset) {
+    return (MoeBufRef){.value = NULL, .offset = offset};
+}
 
 void moe_cpu_launch(MoeLowered *out, const char *kernel, const MoeBufRef *refs, size_t n) {
     MoeLaunch launch = {.kernel = moe_arena_strdup(out->arena, kernel),

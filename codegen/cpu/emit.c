@@ -1,7 +1,8 @@
 /* Kernels begin and end: the pair of functions of base/kernel_abi.h, one pair a key.
  *
- * In: a key that says everything the code depends on. Out: two functions in the target's module. The entry block of each
- * function holds allocas and the loads of buffer pointers alone, so that both dominate everything. */
+ * In: a key that says everything the code depends on. Out: two functions in the target's module.
+ * The entry block of each function holds allocas and the loads of buffer pointers alone, so that
+ * both dominate everything. */
 #include "codegen/cpu/emit.h"
 
 #include <llvm-c/Analysis.h>
@@ -23,10 +24,9 @@ void moe_emit_fn_attrs(MoeEmit *e, MoeVal fn) {
     /* Vectors of the full width, also on CPUs that LLVM tunes for narrower ones. */
     static const char *const keys[] = {"prefer-vector-width", "min-legal-vector-width"};
     for (size_t i = 0; i < 2; i++)
-        LLVMAddAttributeAtIndex(
-            fn, LLVMAttributeFunctionIndex,
-            LLVMCreateStringAttribute(e->c, keys[i], (unsigned)strlen(keys[i]), bits,
-                                      (unsigned)strlen(bits)));
+        LLVMAddAttributeAtIndex(fn, LLVMAttributeFunctionIndex,
+                                LLVMCreateStringAttribute(e->c, keys[i], (unsigned)strlen(keys[i]),
+                                                          bits, (unsigned)strlen(bits)));
 }
 
 static void init_types(MoeEmit *e, MoeCpuTarget *t) {
@@ -77,9 +77,8 @@ bool moe_emit_begin(MoeCpuTarget *t, const char *key, const char *prefix, MoeEmi
     LLVMTypeRef kernel_args[] = {e->ptr, e->i64, e->ptr};
     char *tasks_name = moe_arena_printf(t->arena, "%s_tasks", k->name);
     e->tasks_fn = LLVMAddFunction(e->m, tasks_name, LLVMFunctionType(e->i64, tasks_args, 1, false));
-    e->kernel_fn =
-        LLVMAddFunction(e->m, k->name,
-                        LLVMFunctionType(LLVMVoidTypeInContext(e->c), kernel_args, 3, false));
+    e->kernel_fn = LLVMAddFunction(
+        e->m, k->name, LLVMFunctionType(LLVMVoidTypeInContext(e->c), kernel_args, 3, false));
     moe_emit_fn_attrs(e, e->tasks_fn);
     moe_emit_fn_attrs(e, e->kernel_fn);
     add_attr(e, e->tasks_fn, 1, "noalias");
@@ -99,8 +98,8 @@ bool moe_emit_helper(MoeCpuTarget *t, const char *key, const char *prefix, const
     }
     k = add_kernel(t, key, prefix);
     e->name = k->name;
-    LLVMTypeRef type = LLVMFunctionType(LLVMVoidTypeInContext(e->c), (LLVMTypeRef *)args,
-                                        (unsigned)n_args, false);
+    LLVMTypeRef type =
+        LLVMFunctionType(LLVMVoidTypeInContext(e->c), (LLVMTypeRef *)args, (unsigned)n_args, false);
     *out_fn = LLVMAddFunction(e->m, k->name, type);
     LLVMSetLinkage(*out_fn, LLVMInternalLinkage);
     moe_emit_fn_attrs(e, *out_fn);
@@ -125,7 +124,9 @@ void moe_emit_tasks_body(MoeEmit *e) {
     e->bufs = LLVMGetParam(e->fn, 0);
 }
 
-void moe_emit_return(MoeEmit *e, MoeVal n_tasks) { LLVMBuildRet(e->b, n_tasks); }
+void moe_emit_return(MoeEmit *e, MoeVal n_tasks) {
+    LLVMBuildRet(e->b, n_tasks);
+}
 
 void moe_emit_kernel_body(MoeEmit *e) {
     moe_emit_fn_body(e, e->kernel_fn);

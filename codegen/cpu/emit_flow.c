@@ -1,22 +1,38 @@
 /* Index arithmetic, pointers and structured control flow for kernels.
  *
- * Indices are i64 and never overflow (extents are checked where shapes enter), hence the nsw forms, which let LLVM
- * turn them into pointer increments. */
+ * Indices are i64 and never overflow (extents are checked where shapes enter), hence the nsw forms,
+ * which let LLVM turn them into pointer increments. */
 #include <string.h>
 #include "base/assert.h"
 #include "codegen/cpu/emit.h"
 #include "codegen/cpu/kernel_table.h"
 
-MoeVal moe_k64(MoeEmit *e, int64_t v) { return LLVMConstInt(e->i64, (unsigned long long)v, true); }
-MoeVal moe_k32(MoeEmit *e, int64_t v) { return LLVMConstInt(e->i32, (unsigned long long)v, true); }
-MoeVal moe_kf(MoeEmit *e, double v) { return LLVMConstReal(e->f32, v); }
+MoeVal moe_k64(MoeEmit *e, int64_t v) {
+    return LLVMConstInt(e->i64, (unsigned long long)v, true);
+}
+MoeVal moe_k32(MoeEmit *e, int64_t v) {
+    return LLVMConstInt(e->i32, (unsigned long long)v, true);
+}
+MoeVal moe_kf(MoeEmit *e, double v) {
+    return LLVMConstReal(e->f32, v);
+}
 
-MoeVal moe_iadd(MoeEmit *e, MoeVal a, MoeVal b) { return LLVMBuildNSWAdd(e->b, a, b, ""); }
-MoeVal moe_isub(MoeEmit *e, MoeVal a, MoeVal b) { return LLVMBuildNSWSub(e->b, a, b, ""); }
-MoeVal moe_imul(MoeEmit *e, MoeVal a, MoeVal b) { return LLVMBuildNSWMul(e->b, a, b, ""); }
+MoeVal moe_iadd(MoeEmit *e, MoeVal a, MoeVal b) {
+    return LLVMBuildNSWAdd(e->b, a, b, "");
+}
+MoeVal moe_isub(MoeEmit *e, MoeVal a, MoeVal b) {
+    return LLVMBuildNSWSub(e->b, a, b, "");
+}
+MoeVal moe_imul(MoeEmit *e, MoeVal a, MoeVal b) {
+    return LLVMBuildNSWMul(e->b, a, b, "");
+}
 /* Operands are >= 0, so the unsigned forms (shifts for powers of two) do. */
-MoeVal moe_idiv(MoeEmit *e, MoeVal a, MoeVal b) { return LLVMBuildUDiv(e->b, a, b, ""); }
-MoeVal moe_irem(MoeEmit *e, MoeVal a, MoeVal b) { return LLVMBuildURem(e->b, a, b, ""); }
+MoeVal moe_idiv(MoeEmit *e, MoeVal a, MoeVal b) {
+    return LLVMBuildUDiv(e->b, a, b, "");
+}
+MoeVal moe_irem(MoeEmit *e, MoeVal a, MoeVal b) {
+    return LLVMBuildURem(e->b, a, b, "");
+}
 
 MoeVal moe_imin(MoeEmit *e, MoeVal a, MoeVal b) {
     MoeVal less = LLVMBuildICmp(e->b, LLVMIntSLT, a, b, "");

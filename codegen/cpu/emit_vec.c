@@ -1,13 +1,16 @@
-/* Vectors of f32 in kernels: loads and stores of f32 and bf16 memory, masks, fused multiply-add, horizontal sums.
+/* Vectors of f32 in kernels: loads and stores of f32 and bf16 memory, masks, fused multiply-add,
+ * horizontal sums.
  *
- * bf16 is widened on load (exact) and rounded to nearest even on store with integer arithmetic, exactly as
- * base/half.h does (the hardware's conversion flushes denormals, so it is not used). */
+ * bf16 is widened on load (exact) and rounded to nearest even on store with integer arithmetic,
+ * exactly as base/half.h does (the hardware's conversion flushes denormals, so it is not used). */
 #include <stdio.h>
 #include <string.h>
 #include "base/assert.h"
 #include "codegen/cpu/emit.h"
 
-static bool is_vector(LLVMTypeRef t) { return LLVMGetTypeKind(t) == LLVMVectorTypeKind; }
+static bool is_vector(LLVMTypeRef t) {
+    return LLVMGetTypeKind(t) == LLVMVectorTypeKind;
+}
 
 /* The integer type of `bits` with as many lanes as `like`. */
 static LLVMTypeRef int_like(MoeEmit *e, LLVMTypeRef like, unsigned bits) {
@@ -69,7 +72,8 @@ static MoeVal load_raw(MoeEmit *e, LLVMTypeRef vec, MoeVal at, unsigned align, M
 static MoeVal widen_bf16(MoeEmit *e, MoeVal raw) {
     LLVMTypeRef i = int_like(e, LLVMTypeOf(raw), 32);
     MoeVal v = LLVMBuildShl(e->b, LLVMBuildZExt(e->b, raw, i, ""), const_int_like(i, 16), "");
-    return LLVMBuildBitCast(e->b, v, is_vector(i) ? LLVMVectorType(e->f32, LLVMGetVectorSize(i)) : e->f32, "");
+    return LLVMBuildBitCast(
+        e->b, v, is_vector(i) ? LLVMVectorType(e->f32, LLVMGetVectorSize(i)) : e->f32, "");
 }
 
 MoeVal moe_vload(MoeEmit *e, MoeDtype d, MoeVal base, MoeVal index, MoeVal mask) {

@@ -1,8 +1,10 @@
 /* Emits the kernel of a matrix product (gemm.h).
  *
- * Tasks: group by group, blocks of columns, then blocks of BLOCK_ROWS rows, so that neighbours share B panels. A task takes its
- * panels one by one: a panel (k x 48 columns) stays in the L2 cache over all row tiles of the block. Finished tiles go straight to the
- * output where nothing else is to be done, else to a block of scratch, [rows][panel width], that the epilogue reads row by row. */
+ * Tasks: group by group, blocks of columns, then blocks of BLOCK_ROWS rows, so that neighbours
+ * share B panels. A task takes its panels one by one: a panel (k x 48 columns) stays in the L2
+ * cache over all row tiles of the block. Finished tiles go straight to the output where nothing
+ * else is to be done, else to a block of scratch, [rows][panel width], that the epilogue reads row
+ * by row. */
 #include "codegen/cpu/gemm.h"
 
 #include <stdio.h>
@@ -10,10 +12,10 @@
 #include "base/assert.h"
 #include "codegen/cpu/kernel_table.h"
 
-#define BLOCK_TILES 16           /* row tiles of a task: 128 rows with 8-row tiles */
-#define MAX_PANEL_STEPS 2048     /* of a panel that stays in L2: 384 KiB at 48 columns */
-#define TASK_FMAS (24 << 20)     /* aim: at most so many multiply-adds a task */
-#define MIN_TASKS 64
+#define BLOCK_TILES     16         /* row tiles of a task: 128 rows with 8-row tiles */
+#define MAX_PANEL_STEPS 2048       /* of a panel that stays in L2: 384 KiB at 48 columns */
+#define TASK_FMAS       (24 << 20) /* aim: at most so many multiply-adds a task */
+#define MIN_TASKS       64
 
 typedef struct {
     const MoeGemm *g;
@@ -22,7 +24,7 @@ typedef struct {
     int tile_rows;
     int64_t block_rows, steps, n_col_blocks, panels_per_block;
     int64_t rows_table, blocks[2], block_bytes, scratch; /* byte offsets in the scratch memory */
-    MoeVal fn[2][2];                   /* [full or tail panel][whole or half tile of rows] */
+    MoeVal fn[2][2];                    /* [full or tail panel][whole or half tile of rows] */
     MoeVal lo, hi, row0, n_rows, group; /* of the task: range of its group, first row, rows */
 } Gemm;
 
@@ -65,7 +67,8 @@ static void plan(Gemm *x, const MoeCpuTarget *t, const MoeGemm *g) {
     x->block_rows = (int64_t)x->tile_rows * BLOCK_TILES;
     x->steps = moe_tile_steps(g->elem, g->k);
     int64_t n_panels = moe_panels_count(&x->panels);
-    int64_t row_blocks = (g->rows.capacity + x->block_rows - 1) / x->block_rows + g->rows.groups - 1;
+    int64_t row_blocks =
+        (g->rows.capacity + x->block_rows - 1) / x->block_rows + g->rows.groups - 1;
     int64_t width = (int64_t)x->panels.full * x->panels.lanes;
     int64_t per_panel = x->block_rows * width * (g->k ? g->k : 1) * g->n_products;
     int64_t blocks = row_blocks ? (MIN_TASKS + row_blocks - 1) / row_blocks : 1;
@@ -84,10 +87,12 @@ static void plan(Gemm *x, const MoeCpuTarget *t, const MoeGemm *g) {
 
 /* Tasks of a group of n rows. */
 static MoeVal group_tasks(Gemm *x, MoeVal n_rows) {
-    return moe_imul(x->e, moe_iceildiv(x->e, n_rows, x->block_rows), moe_k64(x->e, x->n_col_blocks));
+    return moe_imul(x->e, moe_iceildiv(x->e, n_rows, x->block_rows),
+                    moe_k64(x->e, x->n_col_blocks));
 }
 
-/* Sums the tasks of all groups; in the kernel also finds the group of e->task and its first task. */
+/* Sums the tasks of all groups; in the kernel also finds the group of e->task and its first task.
+ */
 static MoeVal walk_groups(Gemm *x, MoeVal *out_group, MoeVal *out_first) {
     MoeEmit *e = x->e;
     MoeVal zero = moe_k64(e, 0), lo, hi;
@@ -102,7 +107,8 @@ static MoeVal walk_groups(Gemm *x, MoeVal *out_group, MoeVal *out_first) {
     moe_carry_begin(e, &l, zero, moe_k64(e, x->g->rows.groups), moe_k64(e, 1), vals, 3);
     moe_row_space_range(e, &x->g->rows, l.l.index, &lo, &hi);
     MoeVal base = vals[0];
-    if (out_group) { /* the last group that starts at or before the task; groups without rows are passed over */
+    if (out_group) { /* the last group that starts at or before the task; groups without rows are
+                        passed over */
         MoeVal here = LLVMBuildICmp(e->b, LLVMIntSGE, e->task, base, "");
         vals[1] = LLVMBuildSelect(e->b, here, l.l.index, vals[1], "");
         vals[2] = LLVMBuildSelect(e->b, here, base, vals[2], "");
@@ -120,7 +126,8 @@ static MoeVal walk_groups(Gemm *x, MoeVal *out_group, MoeVal *out_first) {
 static void fill_row_table(Gemm *x) {
     MoeEmit *e = x->e;
     const MoeGemm *g = x->g;
-    MoeVal a = moe_emit_buf(e, g->buf_a), table = moe_at_bytes(e, e->scratch, moe_k64(e, x->rows_table));
+    MoeVal a = moe_emit_buf(e, g->buf_a),
+           table = moe_at_bytes(e, e->scratch, moe_k64(e, x->rows_table));
     MoeVal last = moe_isub(e, x->n_rows, moe_k64(e, 1));
     MoeLoop l;
     MoeVal padded = moe_imul(e, moe_iceildiv(e, x->n_rows, x->tile_rows), moe_k64(e, x->tile_rows));
@@ -129,7 +136,8 @@ static void fill_row_table(Gemm *x) {
     if (g->a_local)
         row = moe_isub(e, row, x->lo);
     if (g->gather)
-        row = moe_idiv(e, moe_load_index(e, moe_emit_buf(e, g->buf_src), row), moe_k64(e, g->gather));
+        row =
+            moe_idiv(e, moe_load_index(e, moe_emit_buf(e, g->buf_src), row), moe_k64(e, g->gather));
     LLVMBuildStore(e->b, moe_at_bytes(e, a, moe_imul(e, row, moe_k64(e, g->a_stride))),
                    moe_at(e, table, l.index, 8));
     moe_loop_end(e, &l);
@@ -147,9 +155,9 @@ static void run_tile(Gemm *x, int i, int cls, int width, MoeVal row, MoeVal pane
     MoeVal left = moe_isub(e, x->n_rows, row);
     if (g->buf_out >= 0) { /* whole tiles of whole panels need no detour */
         MoeVal end = moe_iadd(e, panel_col, moe_k64(e, (int64_t)width * e->lanes));
-        MoeVal direct = LLVMBuildAnd(
-            e->b, LLVMBuildICmp(e->b, LLVMIntSGE, left, moe_k64(e, x->tile_rows), ""),
-            LLVMBuildICmp(e->b, LLVMIntSLE, end, moe_k64(e, g->n), ""), "");
+        MoeVal direct =
+            LLVMBuildAnd(e->b, LLVMBuildICmp(e->b, LLVMIntSGE, left, moe_k64(e, x->tile_rows), ""),
+                         LLVMBuildICmp(e->b, LLVMIntSLE, end, moe_k64(e, g->n), ""), "");
         MoeVal out_row = moe_iadd(e, x->row0, row);
         if (g->out_local)
             out_row = moe_isub(e, out_row, x->lo);
@@ -173,7 +181,8 @@ static void run_tile(Gemm *x, int i, int cls, int width, MoeVal row, MoeVal pane
 }
 
 /* One vector's place in the epilogue. mask NULL: all lanes live. */
-static void finish_vector(Gemm *x, int width, MoeVal row, MoeVal panel_col, MoeVal offset, MoeVal mask) {
+static void finish_vector(Gemm *x, int width, MoeVal row, MoeVal panel_col, MoeVal offset,
+                          MoeVal mask) {
     MoeEmit *e = x->e;
     const MoeGemm *g = x->g;
     MoeVal products[2] = {NULL, NULL};
@@ -230,7 +239,8 @@ static void run_panels(Gemm *x, int cls, MoeVal lo, MoeVal hi) {
         MoeVal at = moe_imul(e, moe_iadd(e, cols, col), moe_k64(e, x->steps));
         MoeVal panel = moe_at(e, moe_emit_buf(e, g->buf_b[i]), at, 4);
         /* k = 0: one pass over nothing, which leaves zeros */
-        moe_loop_begin(e, &lk, moe_k64(e, 0), moe_k64(e, x->steps ? x->steps : 1), moe_k64(e, MAX_PANEL_STEPS));
+        moe_loop_begin(e, &lk, moe_k64(e, 0), moe_k64(e, x->steps ? x->steps : 1),
+                       moe_k64(e, MAX_PANEL_STEPS));
         moe_loop_begin(e, &lr, moe_k64(e, 0), x->n_rows, moe_k64(e, x->tile_rows));
         run_tile(x, i, cls, width, lr.index, col, panel, lk.index);
         moe_loop_end(e, &lr);
@@ -241,7 +251,8 @@ static void run_panels(Gemm *x, int cls, MoeVal lo, MoeVal hi) {
         MoeVal end = moe_iadd(e, col, moe_k64(e, (int64_t)width * e->lanes));
         MoeVal tiles = moe_idiv(e, x->n_rows, moe_k64(e, x->tile_rows));
         MoeVal inside = LLVMBuildICmp(e->b, LLVMIntSLE, end, moe_k64(e, g->n), "");
-        from = LLVMBuildSelect(e->b, inside, moe_imul(e, tiles, moe_k64(e, x->tile_rows)), from, "");
+        from =
+            LLVMBuildSelect(e->b, inside, moe_imul(e, tiles, moe_k64(e, x->tile_rows)), from, "");
     }
     finish_rows(x, width, col, from);
     moe_loop_end(e, &lp);
@@ -275,12 +286,14 @@ static void kernel_body(Gemm *x) {
 
 static void make_key(const Gemm *x, MoeStr *key) {
     const MoeGemm *g = x->g;
-    moe_str_printf(key, "gemm %d %s rows=%d:%d g=%lld v=%lld k=%lld n=%lld products=%d stride=%lld gather=%lld",
-                   (int)g->elem, moe_dtype_name(g->a_dtype), (int)g->rows.mode, g->rows.buf,
-                   (long long)g->rows.groups, (long long)g->rows.shards, (long long)g->k, (long long)g->n,
-                   g->n_products, (long long)g->a_stride, (long long)g->gather);
-    moe_str_printf(key, " local=%d%d bufs=%d,%d,%d,%d,%d cols=%lld one=%d", g->a_local, g->out_local,
-                   g->buf_a, g->buf_src, g->buf_b[0], g->buf_b[1], g->buf_out,
+    moe_str_printf(
+        key,
+        "gemm %d %s rows=%d:%d g=%lld v=%lld k=%lld n=%lld products=%d stride=%lld gather=%lld",
+        (int)g->elem, moe_dtype_name(g->a_dtype), (int)g->rows.mode, g->rows.buf,
+        (long long)g->rows.groups, (long long)g->rows.shards, (long long)g->k, (long long)g->n,
+        g->n_products, (long long)g->a_stride, (long long)g->gather);
+    moe_str_printf(key, " local=%d%d bufs=%d,%d,%d,%d,%d cols=%lld one=%d", g->a_local,
+                   g->out_local, g->buf_a, g->buf_src, g->buf_b[0], g->buf_b[1], g->buf_out,
                    (long long)x->panels_per_block, g->one_task_at_least);
     if (g->rows.mode == MOE_ROWS_STATIC)
         moe_str_printf(key, " T=%lld", (long long)g->rows.capacity);

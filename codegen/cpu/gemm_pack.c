@@ -1,7 +1,7 @@
 /* Packs the right operand of a matrix product into panels (gemm.h). One task a (group, panel).
  *
- * From [k][n] a panel's rows are copied; from [n][k] blocks of lanes x lanes elements are transposed in registers. Edges go
- * element by element. */
+ * From [k][n] a panel's rows are copied; from [n][k] blocks of lanes x lanes elements are
+ * transposed in registers. Edges go element by element. */
 #include <stdio.h>
 #include "base/assert.h"
 #include "codegen/cpu/gemm.h"
@@ -91,7 +91,8 @@ static void transpose(MoeEmit *e, MoeVal *v) {
             lo[i] = moe_k32(e, i & s ? n + i - s : i);
             hi[i] = moe_k32(e, i & s ? n + i : i + s);
         }
-        MoeVal take_lo = LLVMConstVector(lo, (unsigned)n), take_hi = LLVMConstVector(hi, (unsigned)n);
+        MoeVal take_lo = LLVMConstVector(lo, (unsigned)n),
+               take_hi = LLVMConstVector(hi, (unsigned)n);
         for (int i = 0; i < n; i++) {
             if (i & s)
                 continue;
@@ -142,8 +143,8 @@ static MoeVal row_bits(Pack *p, MoeVal row, MoeVal col) {
 static void pack_straight(Pack *p, MoeVal first) {
     MoeEmit *e = p->e;
     int64_t cols = (int64_t)p->width * e->lanes, whole = p->k / moe_tile_k_per_step(p->elem);
-    MoeVal inside = LLVMBuildICmp(e->b, LLVMIntSLE, moe_iadd(e, first, moe_k64(e, cols)),
-                                  moe_k64(e, p->n), "");
+    MoeVal inside =
+        LLVMBuildICmp(e->b, LLVMIntSLE, moe_iadd(e, first, moe_k64(e, cols)), moe_k64(e, p->n), "");
     MoeVal fast = LLVMBuildSelect(e->b, inside, moe_k64(e, whole), moe_k64(e, 0), "");
     MoeLoop ls;
     moe_loop_begin(e, &ls, moe_k64(e, 0), fast, moe_k64(e, 1));
@@ -174,13 +175,13 @@ static void pack_panel(Pack *p, MoeVal first) {
         pack_straight(p, first);
 }
 
-const char *moe_gemm_emit_pack(MoeCpuTarget *t, MoeTileElem elem, MoeDtype d, bool tb, int64_t groups,
-                               int64_t k, int64_t n) {
+const char *moe_gemm_emit_pack(MoeCpuTarget *t, MoeTileElem elem, MoeDtype d, bool tb,
+                               int64_t groups, int64_t k, int64_t n) {
     MoeEmit emit, *e = &emit;
     char key[128];
     const char *name;
-    snprintf(key, sizeof key, "pack %d %s tb=%d g=%lld k=%lld n=%lld", (int)elem, moe_dtype_name(d), tb,
-             (long long)groups, (long long)k, (long long)n);
+    snprintf(key, sizeof key, "pack %d %s tb=%d g=%lld k=%lld n=%lld", (int)elem, moe_dtype_name(d),
+             tb, (long long)groups, (long long)k, (long long)n);
     if (!moe_emit_begin(t, key, "pack", e, &name))
         return name;
     MoePanels panels = moe_panels(t, n);
@@ -193,11 +194,13 @@ const char *moe_gemm_emit_pack(MoeCpuTarget *t, MoeTileElem elem, MoeDtype d, bo
     MoeVal panel = moe_irem(e, e->task, moe_k64(e, n_panels));
     MoeVal first = moe_panels_first(e, &panels, panel);
     Pack p = {.e = e, .elem = elem, .dtype = d, .tb = tb, .k = k, .n = n, .steps = steps};
-    p.src = moe_at(e, moe_emit_buf(e, 0), moe_imul(e, group, moe_k64(e, k * n)), moe_dtype_bytes(d));
+    p.src =
+        moe_at(e, moe_emit_buf(e, 0), moe_imul(e, group, moe_k64(e, k * n)), moe_dtype_bytes(d));
     MoeVal cols = moe_iadd(e, moe_imul(e, group, moe_k64(e, moe_panels_cols(&panels))), first);
     p.dst = moe_at(e, moe_emit_buf(e, 1), moe_imul(e, cols, moe_k64(e, steps)), 4);
     MoeIf is_full;
-    moe_if_begin(e, &is_full, LLVMBuildICmp(e->b, LLVMIntSLT, panel, moe_k64(e, panels.n_full), ""));
+    moe_if_begin(e, &is_full,
+                 LLVMBuildICmp(e->b, LLVMIntSLT, panel, moe_k64(e, panels.n_full), ""));
     if (panels.n_full) {
         p.width = panels.full;
         pack_panel(&p, first);

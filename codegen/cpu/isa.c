@@ -1,7 +1,9 @@
-/* Instruction sets: which CPU names the target knows, what vectors they have, and whether this machine runs them.
+/* Instruction sets: which CPU names the target knows, what vectors they have, and whether this
+ * machine runs them.
  *
- * In: "native" or a name of the table. Out: MoeIsa. "native" becomes the host's own name where the table has it and the
- * host has every feature that the row needs (a virtual machine may hide some), else the best general level the host has. */
+ * In: "native" or a name of the table. Out: MoeIsa. "native" becomes the host's own name where the
+ * table has it and the host has every feature that the row needs (a virtual machine may hide some),
+ * else the best general level the host has. */
 #include "codegen/cpu/isa.h"
 
 #include <llvm-c/Core.h>
@@ -11,7 +13,16 @@
 #include <string.h>
 #include "base/str.h"
 
-typedef enum { LEVEL_V1, LEVEL_V2, LEVEL_V3, LEVEL_V4, LEVEL_ICL, LEVEL_BF16, LEVEL_NEON, N_LEVELS } Level;
+typedef enum {
+    LEVEL_V1,
+    LEVEL_V2,
+    LEVEL_V3,
+    LEVEL_V4,
+    LEVEL_ICL,
+    LEVEL_BF16,
+    LEVEL_NEON,
+    N_LEVELS
+} Level;
 
 typedef struct {
     const char *needs; /* LLVM feature names a host must have to run code for it */
@@ -23,7 +34,8 @@ typedef struct {
 #define NEEDS_V2 "sse4.2 ssse3 popcnt sahf cx16 "
 #define NEEDS_V3 NEEDS_V2 "avx avx2 fma bmi bmi2 f16c lzcnt movbe "
 #define NEEDS_V4 NEEDS_V3 "avx512f avx512bw avx512cd avx512dq avx512vl "
-#define NEEDS_ICL NEEDS_V4 "avx512vnni avx512vbmi avx512vbmi2 avx512ifma avx512bitalg avx512vpopcntdq "
+#define NEEDS_ICL                                                                                  \
+    NEEDS_V4 "avx512vnni avx512vbmi avx512vbmi2 avx512ifma avx512bitalg avx512vpopcntdq "
 
 static const LevelInfo levels[N_LEVELS] = {
     [LEVEL_V1] = {"", 4, false, false, 6, 2},
@@ -39,16 +51,16 @@ static const struct {
     const char *name;
     Level level;
 } cpus[] = {
-    {"x86-64", LEVEL_V1},          {"x86-64-v2", LEVEL_V2},     {"x86-64-v3", LEVEL_V3},
-    {"x86-64-v4", LEVEL_V4},       {"nehalem", LEVEL_V2},       {"haswell", LEVEL_V3},
-    {"broadwell", LEVEL_V3},       {"skylake", LEVEL_V3},       {"alderlake", LEVEL_V3},
-    {"raptorlake", LEVEL_V3},      {"znver1", LEVEL_V3},        {"znver2", LEVEL_V3},
-    {"znver3", LEVEL_V3},          {"skylake-avx512", LEVEL_V4}, {"cascadelake", LEVEL_V4},
-    {"icelake-client", LEVEL_ICL}, {"icelake-server", LEVEL_ICL}, {"tigerlake", LEVEL_ICL},
+    {"x86-64", LEVEL_V1},          {"x86-64-v2", LEVEL_V2},        {"x86-64-v3", LEVEL_V3},
+    {"x86-64-v4", LEVEL_V4},       {"nehalem", LEVEL_V2},          {"haswell", LEVEL_V3},
+    {"broadwell", LEVEL_V3},       {"skylake", LEVEL_V3},          {"alderlake", LEVEL_V3},
+    {"raptorlake", LEVEL_V3},      {"znver1", LEVEL_V3},           {"znver2", LEVEL_V3},
+    {"znver3", LEVEL_V3},          {"skylake-avx512", LEVEL_V4},   {"cascadelake", LEVEL_V4},
+    {"icelake-client", LEVEL_ICL}, {"icelake-server", LEVEL_ICL},  {"tigerlake", LEVEL_ICL},
     {"rocketlake", LEVEL_ICL},     {"sapphirerapids", LEVEL_BF16}, {"emeraldrapids", LEVEL_BF16},
-    {"graniterapids", LEVEL_BF16}, {"znver4", LEVEL_BF16},      {"znver5", LEVEL_BF16},
-    {"neoverse-n1", LEVEL_NEON},   {"neoverse-n2", LEVEL_NEON}, {"neoverse-v1", LEVEL_NEON},
-    {"neoverse-v2", LEVEL_NEON},   {"cortex-a72", LEVEL_NEON},  {"cortex-a76", LEVEL_NEON},
+    {"graniterapids", LEVEL_BF16}, {"znver4", LEVEL_BF16},         {"znver5", LEVEL_BF16},
+    {"neoverse-n1", LEVEL_NEON},   {"neoverse-n2", LEVEL_NEON},    {"neoverse-v1", LEVEL_NEON},
+    {"neoverse-v2", LEVEL_NEON},   {"cortex-a72", LEVEL_NEON},     {"cortex-a76", LEVEL_NEON},
 };
 #define N_CPUS (sizeof cpus / sizeof cpus[0])
 
@@ -120,10 +132,11 @@ MoeStatus moe_isa_get(const char *cpu, MoeIsa *out) {
             names[i] = cpus[i].name;
         names[N_CPUS] = "native";
         const char *near = moe_nearest_name(cpu, names, N_CPUS + 1);
-        return moe_error(MOE_E_MISUSE,
-                         "unknown CPU '%s' in the target's name%s%s%s; use cpu:native, cpu:x86-64-v4, "
-                         "cpu:x86-64-v3, cpu:x86-64 or a CPU's name such as cpu:znver4",
-                         cpu, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
+        return moe_error(
+            MOE_E_MISUSE,
+            "unknown CPU '%s' in the target's name%s%s%s; use cpu:native, cpu:x86-64-v4, "
+            "cpu:x86-64-v3, cpu:x86-64 or a CPU's name such as cpu:znver4",
+            cpu, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
     }
     const LevelInfo *level = &levels[cpus[row].level];
     *out = (MoeIsa){.lanes = level->lanes,

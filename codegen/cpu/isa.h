@@ -1,4 +1,5 @@
-/* What the CPU code generator knows of an instruction set: vector width, register tile, bf16 dot products. */
+/* What the CPU code generator knows of an instruction set: vector width, register tile, bf16 dot
+ * products. */
 #ifndef MOE_CODEGEN_CPU_ISA_H
 #define MOE_CODEGEN_CPU_ISA_H
 
@@ -6,14 +7,14 @@
 #include "base/status.h"
 
 typedef struct {
-    char cpu[64];       /* LLVM's name: "znver4", "x86-64-v3", ... */
-    char *features;     /* LLVM feature string ("" for a named CPU; the host's for native); malloc'd */
+    char cpu[64];   /* LLVM's name: "znver4", "x86-64-v3", ... */
+    char *features; /* LLVM feature string ("" for a named CPU; the host's for native); malloc'd */
     char triple[64];
-    int lanes;          /* f32 lanes of a vector: 16 AVX-512, 8 AVX2, 4 otherwise */
-    bool bf16_dot;      /* vdpbf16ps on 512-bit vectors */
+    int lanes;     /* f32 lanes of a vector: 16 AVX-512, 8 AVX2, 4 otherwise */
+    bool bf16_dot; /* vdpbf16ps on 512-bit vectors */
     bool fma;
-    int tile_rows;      /* register tile: rows x vectors */
-    int tile_vectors;   /* 8x3 AVX-512; 6x2 AVX2; 6x2 with 4 lanes otherwise */
+    int tile_rows;    /* register tile: rows x vectors */
+    int tile_vectors; /* 8x3 AVX-512; 6x2 AVX2; 6x2 with 4 lanes otherwise */
 } MoeIsa;
 
 /* cpu: "native" or a name LLVM knows. */

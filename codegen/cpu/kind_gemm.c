@@ -5,16 +5,17 @@
  *   %u = matmul %xs, %w3                   both products of it,
  *   %y = mul (mul %g, sigmoid %g), %u      then the tail on it while it is in the cache
  *
- * Launches: one packing each right operand into the workspace, then the product (gemm.h). Tail values are tiles [T,n], row scalars
- * [T,1], column vectors [n], or uniform [1]; each is computed at its own level, as vectors. The bits are those of the ops
- * run one by one: every op of the tail is one rounding per element either way. */
+ * Launches: one packing each right operand into the workspace, then the product (gemm.h). Tail
+ * values are tiles [T,n], row scalars [T,1], column vectors [n], or uniform [1]; each is computed
+ * at its own level, as vectors. The bits are those of the ops run one by one: every op of the tail
+ * is one rounding per element either way. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/assert.h"
 #include "codegen/cpu/gemm.h"
 
-#define MAX_OPS 64
+#define MAX_OPS    64
 #define MAX_VALUES 128
 
 typedef enum { LEVEL_UNIFORM, LEVEL_ROW, LEVEL_COLUMN, LEVEL_TILE, LEVEL_NONE } Level;
@@ -37,11 +38,15 @@ typedef struct {
     MoeVal row, col, mask, panel_col;
 } GemmGroup;
 
-static bool is_ew(const MoeOp *op) { return moe_op_info(op->opcode)->kind == MOE_KIND_EW; }
+static bool is_ew(const MoeOp *op) {
+    return moe_op_info(op->opcode)->kind == MOE_KIND_EW;
+}
 
 /* ---- what a group may hold ---- */
 
-static bool same_dim(const MoeDim *a, const MoeDim *b) { return a->size == b->size && a->seg == b->seg; }
+static bool same_dim(const MoeDim *a, const MoeDim *b) {
+    return a->size == b->size && a->seg == b->seg;
+}
 
 /* What a value of type t is beside a product of type `tile`. */
 static Level level_of(const MoeType *t, const MoeType *tile) {
@@ -65,7 +70,8 @@ static bool tail_op_fits(const MoeOp *op, const MoeType *tile) {
         const MoeType *t = &op->operands[i]->type;
         if (op->opcode == MOE_OP_BROADCAST && i == 1)
             continue;
-        if (level_of(t, tile) == LEVEL_NONE || (t->dtype == MOE_I32 && op->opcode != MOE_OP_CONVERT))
+        if (level_of(t, tile) == LEVEL_NONE ||
+            (t->dtype == MOE_I32 && op->opcode != MOE_OP_CONVERT))
             return false;
     }
     Level level = level_of(&op->results[0]->type, tile);
@@ -160,13 +166,17 @@ static MoeVal load_at(MoeEmit *e, GemmGroup *gg, const TailValue *x) {
     MoeDtype d = x->v->type.dtype;
     MoeVal p = moe_emit_buf(e, x->buf_in);
     switch (x->level) {
-    case LEVEL_UNIFORM: return moe_splat(e, moe_sload(e, d, p, moe_k64(e, 0)));
-    case LEVEL_ROW: return moe_splat(e, moe_sload(e, d, p, gg->row));
-    case LEVEL_COLUMN: return moe_vload(e, d, p, gg->col, gg->mask);
+    case LEVEL_UNIFORM:
+        return moe_splat(e, moe_sload(e, d, p, moe_k64(e, 0)));
+    case LEVEL_ROW:
+        return moe_splat(e, moe_sload(e, d, p, gg->row));
+    case LEVEL_COLUMN:
+        return moe_vload(e, d, p, gg->col, gg->mask);
     case LEVEL_TILE:
         return moe_vload(e, d, p, moe_iadd(e, moe_imul(e, gg->row, moe_k64(e, gg->n)), gg->col),
                          gg->mask);
-    case LEVEL_NONE: break;
+    case LEVEL_NONE:
+        break;
     }
     MOE_ASSERT(false, "gemm: a tail value has no level");
 }
@@ -175,8 +185,8 @@ static const MoeOp *constant_of(const MoeValue *v) {
     return v->def && v->def->opcode == MOE_OP_CONST ? v->def : NULL;
 }
 
-/* Loads what of this level comes from outside, computes the ops of this level, stores their outputs. All loads of
- * tiles come first: an output may lie in the memory of an input. */
+/* Loads what of this level comes from outside, computes the ops of this level, stores their
+ * outputs. All loads of tiles come first: an output may lie in the memory of an input. */
 static void emit_level(MoeEmit *e, GemmGroup *gg, Level level) {
     for (int i = 0; i < gg->n_values; i++) {
         TailValue *x = &gg->values[i];
@@ -218,7 +228,9 @@ static void emit_level(MoeEmit *e, GemmGroup *gg, Level level) {
     }
 }
 
-static void tail_task(MoeEmit *e, void *ctx) { emit_level(e, ctx, LEVEL_UNIFORM); }
+static void tail_task(MoeEmit *e, void *ctx) {
+    emit_level(e, ctx, LEVEL_UNIFORM);
+}
 
 static void tail_row(MoeEmit *e, void *ctx, MoeVal row, MoeVal panel_col) {
     GemmGroup *gg = ctx;
@@ -227,7 +239,8 @@ static void tail_row(MoeEmit *e, void *ctx, MoeVal row, MoeVal panel_col) {
     emit_level(e, gg, LEVEL_ROW);
 }
 
-static void tail_vector(MoeEmit *e, void *ctx, MoeVal row, MoeVal col, const MoeVal *products, MoeVal mask) {
+static void tail_vector(MoeEmit *e, void *ctx, MoeVal row, MoeVal col, const MoeVal *products,
+                        MoeVal mask) {
     GemmGroup *gg = ctx;
     gg->row = row;
     gg->col = col;
@@ -238,7 +251,8 @@ static void tail_vector(MoeEmit *e, void *ctx, MoeVal row, MoeVal col, const Moe
     emit_level(e, gg, LEVEL_TILE);
 }
 
-/* What the tail's code depends on: ops with their attributes, and for each value its level, dtype and buffers. */
+/* What the tail's code depends on: ops with their attributes, and for each value its level, dtype
+ * and buffers. */
 static void tail_key(GemmGroup *gg, MoeStr *key) {
     for (int i = 0; i < gg->n_values; i++) {
         const TailValue *x = &gg->values[i];
@@ -295,8 +309,7 @@ int64_t moe_cpu_gemm_workspace(MoeCpuTarget *t, const MoeGroup *g) {
     bool ok = analyse(g->ops, g->n_ops, NULL, &gg);
     MOE_ASSERT(ok && gg.n_products, "gemm: the group's ops do not fit together");
     shapes(t, &gg, &gemm);
-    return gemm.n_products *
-           moe_gemm_packed_bytes(t, gemm.elem, gemm.rows.groups, gemm.k, gemm.n);
+    return gemm.n_products * moe_gemm_packed_bytes(t, gemm.elem, gemm.rows.groups, gemm.k, gemm.n);
 }
 
 static void collect_tail(GemmGroup *gg, const MoeGroup *g, Refs *refs) {
@@ -321,7 +334,8 @@ static void collect_tail(GemmGroup *gg, const MoeGroup *g, Refs *refs) {
 }
 
 /* A dispatch whose rows are read elsewhere, too, is written out by its own kernel. */
-static MoeStatus lower_dispatch(MoeCpuTarget *t, const MoeGroup *g, const MoeOp *dispatch, MoeLowered *out) {
+static MoeStatus lower_dispatch(MoeCpuTarget *t, const MoeGroup *g, const MoeOp *dispatch,
+                                MoeLowered *out) {
     if (!dispatch || !is_output(g, dispatch->results[0]))
         return NULL;
     MoeGroup alone = *g;
@@ -351,8 +365,9 @@ MoeStatus moe_cpu_gemm_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
     for (int i = 0; i < gg.n_products; i++) {
         const MoeValue *b = gg.product[i]->operands[1];
         MoeBufRef pack_refs[] = {moe_ref(b), moe_ref_work(i * packed)};
-        const char *pack = moe_gemm_emit_pack(t, gemm.elem, b->type.dtype, moe_attr_i(mm, "tb") != 0,
-                                              gemm.rows.groups, gemm.k, gemm.n);
+        const char *pack =
+            moe_gemm_emit_pack(t, gemm.elem, b->type.dtype, moe_attr_i(mm, "tb") != 0,
+                               gemm.rows.groups, gemm.k, gemm.n);
         moe_cpu_launch(out, pack, pack_refs, 2);
         gemm.buf_b[i] = add_ref(&refs, pack_refs[1]);
     }
@@ -376,7 +391,8 @@ MoeStatus moe_cpu_gemm_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
         gemm.vector = tail_vector;
         gemm.ctx = &gg;
         for (int i = 0; i < gg.n_values; i++)
-            gemm.one_task_at_least |= gg.values[i].level == LEVEL_UNIFORM && gg.values[i].buf_out >= 0;
+            gemm.one_task_at_least |=
+                gg.values[i].level == LEVEL_UNIFORM && gg.values[i].buf_out >= 0;
     }
     const char *name = moe_gemm_emit(t, &gemm, out);
     moe_str_free(&key);

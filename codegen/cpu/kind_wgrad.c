@@ -1,4 +1,5 @@
-/* weight_grad groups: {[dispatch of dy,] [dispatch of x,] weight_grad}. A dispatch gathers rows as leaves are packed (wgrad.h). */
+/* weight_grad groups: {[dispatch of dy,] [dispatch of x,] weight_grad}. A dispatch gathers rows as
+ * leaves are packed (wgrad.h). */
 #include <string.h>
 #include "base/assert.h"
 #include "codegen/cpu/wgrad.h"
@@ -8,7 +9,9 @@ typedef struct {
     const MoeOp *grad;
 } WgradGroup;
 
-static bool is_result_of(const MoeOp *op, const MoeValue *v) { return op->results[0] == v; }
+static bool is_result_of(const MoeOp *op, const MoeValue *v) {
+    return op->results[0] == v;
+}
 
 /* Sorts ops into w; dispatches alone are accepted as long as a weight_grad may follow. */
 static bool analyse(MoeOp *const *ops, size_t n_ops, const MoeOp *more, WgradGroup *w) {
@@ -48,7 +51,8 @@ int64_t moe_cpu_wgrad_workspace(MoeCpuTarget *t, const MoeGroup *g) {
 }
 
 /* A dispatch whose rows are read elsewhere, too, is written out by its own kernel. */
-static MoeStatus lower_dispatch(MoeCpuTarget *t, const MoeGroup *g, const MoeOp *dispatch, MoeLowered *out) {
+static MoeStatus lower_dispatch(MoeCpuTarget *t, const MoeGroup *g, const MoeOp *dispatch,
+                                MoeLowered *out) {
     for (size_t i = 0; dispatch && i < g->n_outputs; i++) {
         if (!is_result_of(dispatch, g->outputs[i]))
             continue;
@@ -88,9 +92,11 @@ MoeStatus moe_cpu_wgrad_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
     w.x_stride = w.k * moe_dtype_bytes(x->dtype);
     bool grouped = moe_attr_i(op, "grouped") != 0;
     const MoeValue *seg = moe_rows_seg(dy);
-    /* One result over several groups: the tree over shards, then over groups, is one tree where V is a power of two. */
+    /* One result over several groups: the tree over shards, then over groups, is one tree where V
+     * is a power of two. */
     if (seg && !grouped && seg->type.groups > 1 && (seg->type.shards & (seg->type.shards - 1)))
-        return moe_error(MOE_E_INPUT, "weight_grad over all groups needs a power of two of shards, not %lld",
+        return moe_error(MOE_E_INPUT,
+                         "weight_grad over all groups needs a power of two of shards, not %lld",
                          (long long)seg->type.shards);
     w.rows = moe_row_space(dy, grouped, -1);
     w.buf_dy = n;

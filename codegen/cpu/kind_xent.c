@@ -1,17 +1,20 @@
 /* linear_cross_entropy and its gradient, in row chunks: no [T, N] tensor.
  *
  *   once       table of chunks; w packed for logits = h w^T, and for dh = dlogits w
- *   a chunk    logits (gemm.h) -> nll and dlogits in place (xent_rows.c) -> dh rows (gemm.h), and the chunk's part of dw (wgrad.h), which is
- *              added to those of earlier chunks by the tree over the rows of a shard, then over shards
+ *   a chunk    logits (gemm.h) -> nll and dlogits in place (xent_rows.c) -> dh rows (gemm.h), and
+ * the chunk's part of dw (wgrad.h), which is added to those of earlier chunks by the tree over the
+ * rows of a shard, then over shards
  *
- * Workspace: table, packed images, one chunk of logits, slots of the tree (the last is dw itself). */
+ * Workspace: table, packed images, one chunk of logits, slots of the tree (the last is dw itself).
+ */
 #include <stdio.h>
 #include "base/assert.h"
 #include "codegen/cpu/gemm.h"
 #include "codegen/cpu/xent.h"
 #include "ir/numbers.h"
 
-#define MAX_LOGITS ((int64_t)64 << 20) /* bytes of a chunk's logits, but for the smallest chunk */
+/* Bytes of a chunk's logits, but for the smallest chunk. */
+#define MAX_LOGITS     ((int64_t)64 << 20)
 #define MAX_CHUNK_ROWS 2048
 
 typedef struct {
@@ -24,7 +27,9 @@ typedef struct {
     int64_t table, packed_w, packed_wt, logits, slots, bytes; /* offsets in the workspace */
 } Xent;
 
-static int64_t round64(int64_t v) { return (v + 63) / 64 * 64; }
+static int64_t round64(int64_t v) {
+    return (v + 63) / 64 * 64;
+}
 
 /* The power of two of leaves that needs least memory for logits and slots together. */
 static int64_t choose_chunk(const Xent *x) {
@@ -47,7 +52,8 @@ static void analyse(MoeCpuTarget *t, const MoeGroup *g, Xent *x) {
     const MoeOp *op = g->ops[0];
     MOE_ASSERT(g->n_ops == 1, "xent: a group of %zu ops", g->n_ops);
     const MoeType *h = &op->operands[0]->type, *w = &op->operands[1]->type;
-    *x = (Xent){.op = op, .grad = op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD, .dtype = h->dtype};
+    *x =
+        (Xent){.op = op, .grad = op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD, .dtype = h->dtype};
     x->elem = moe_tile_elem(t, h->dtype);
     x->n = w->dims[0].size;
     x->c = w->dims[1].size;
@@ -69,37 +75,71 @@ int64_t moe_cpu_xent_workspace(MoeCpuTarget *t, const MoeGroup *g) {
 }
 
 static MoeRowSpace chunk_space(const Xent *x, int buf) {
-    return (MoeRowSpace){.mode = MOE_ROWS_RANGE, .capacity = x->chunk_rows, .groups = 1, .shards = 1, .buf = buf};
+    return (MoeRowSpace){
+        .mode = MOE_ROWS_RANGE, .capacity = x->chunk_rows, .groups = 1, .shards = 1, .buf = buf};
 }
 
 static void launch_logits(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowered *out) {
-    MoeBufRef refs[] = {entry, moe_ref(x->op->operands[0]), moe_ref_work(x->packed_w), moe_ref_work(x->logits)};
-    MoeGemm g = {.rows = chunk_space(x, 0), .elem = x->elem, .a_dtype = x->dtype, .k = x->c, .n = x->n,
-                 .n_products = 1, .a_stride = x->c * moe_dtype_bytes(x->dtype), .out_local = true,
-                 .buf_a = 1, .buf_src = -1, .buf_b = {2, -1}, .buf_out = 3, .key = ""};
+    MoeBufRef refs[] = {entry, moe_ref(x->op->operands[0]), moe_ref_work(x->packed_w),
+                        moe_ref_work(x->logits)};
+    MoeGemm g = {.rows = chunk_space(x, 0),
+                 .elem = x->elem,
+                 .a_dtype = x->dtype,
+                 .k = x->c,
+                 .n = x->n,
+                 .n_products = 1,
+                 .a_stride = x->c * moe_dtype_bytes(x->dtype),
+                 .out_local = true,
+                 .buf_a = 1,
+                 .buf_src = -1,
+                 .buf_b = {2, -1},
+                 .buf_out = 3,
+                 .key = ""};
     moe_cpu_launch(out, moe_gemm_emit(t, &g, out), refs, 4);
 }
 
 static void launch_rows(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowered *out) {
-    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref(x->op->operands[2]), moe_ref(x->op->results[0]),
-                        moe_ref(x->op->operands[x->grad ? 3 : 2])};
+    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref(x->op->operands[2]),
+                        moe_ref(x->op->results[0]), moe_ref(x->op->operands[x->grad ? 3 : 2])};
     moe_cpu_launch(out, moe_xent_emit_rows(t, x->n, x->grad, x->dtype), refs, x->grad ? 5 : 4);
 }
 
 static void launch_dh(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowered *out) {
-    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref_work(x->packed_wt), moe_ref(x->op->results[1])};
-    MoeGemm g = {.rows = chunk_space(x, 0), .elem = x->elem, .a_dtype = x->dtype, .k = x->n, .n = x->c,
-                 .n_products = 1, .a_stride = x->n * 4, .a_local = true,
-                 .buf_a = 1, .buf_src = -1, .buf_b = {2, -1}, .buf_out = 3, .key = ""};
+    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref_work(x->packed_wt),
+                        moe_ref(x->op->results[1])};
+    MoeGemm g = {.rows = chunk_space(x, 0),
+                 .elem = x->elem,
+                 .a_dtype = x->dtype,
+                 .k = x->n,
+                 .n = x->c,
+                 .n_products = 1,
+                 .a_stride = x->n * 4,
+                 .a_local = true,
+                 .buf_a = 1,
+                 .buf_src = -1,
+                 .buf_b = {2, -1},
+                 .buf_out = 3,
+                 .key = ""};
     moe_cpu_launch(out, moe_gemm_emit(t, &g, out), refs, 4);
 }
 
 static void launch_dw(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowered *out) {
-    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref(x->op->operands[0]), moe_ref(x->op->results[2]),
-                        moe_ref_work(x->slots)};
-    MoeWgrad w = {.rows = chunk_space(x, 0), .elem = x->elem, .dtype = x->dtype, .n = x->n, .k = x->c,
-                  .dy_stride = x->n * 4, .x_stride = x->c * moe_dtype_bytes(x->dtype), .dy_local = true,
-                  .buf_dy = 1, .buf_src_dy = -1, .buf_x = 2, .buf_src_x = -1, .buf_out = 3, .buf_slots = 4};
+    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref(x->op->operands[0]),
+                        moe_ref(x->op->results[2]), moe_ref_work(x->slots)};
+    MoeWgrad w = {.rows = chunk_space(x, 0),
+                  .elem = x->elem,
+                  .dtype = x->dtype,
+                  .n = x->n,
+                  .k = x->c,
+                  .dy_stride = x->n * 4,
+                  .x_stride = x->c * moe_dtype_bytes(x->dtype),
+                  .dy_local = true,
+                  .buf_dy = 1,
+                  .buf_src_dy = -1,
+                  .buf_x = 2,
+                  .buf_src_x = -1,
+                  .buf_out = 3,
+                  .buf_slots = 4};
     moe_cpu_launch(out, moe_wgrad_emit(t, &w, out), refs, 5);
 }
 
@@ -107,17 +147,20 @@ MoeStatus moe_cpu_xent_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
     Xent x;
     analyse(t, g, &x);
     if (x.n == 0 || x.c == 0)
-        return moe_error(MOE_E_INPUT, "linear_cross_entropy: an extent of zero (N = %lld, C = %lld)",
+        return moe_error(MOE_E_INPUT,
+                         "linear_cross_entropy: an extent of zero (N = %lld, C = %lld)",
                          (long long)x.n, (long long)x.c);
     const MoeValue *w = x.op->operands[1], *seg = moe_rows_seg(&x.op->operands[0]->type);
     MoeBufRef plan_refs[] = {moe_ref_work(x.table), moe_ref(seg)};
     x.rows.buf = 1;
     moe_cpu_launch(out, moe_xent_emit_chunks(t, &x.rows, x.chunk_rows), plan_refs, seg ? 2 : 1);
     MoeBufRef pack_refs[] = {moe_ref(w), moe_ref_work(x.packed_w)};
-    moe_cpu_launch(out, moe_gemm_emit_pack(t, x.elem, w->type.dtype, true, 1, x.c, x.n), pack_refs, 2);
+    moe_cpu_launch(out, moe_gemm_emit_pack(t, x.elem, w->type.dtype, true, 1, x.c, x.n), pack_refs,
+                   2);
     if (x.grad) {
         pack_refs[1] = moe_ref_work(x.packed_wt);
-        moe_cpu_launch(out, moe_gemm_emit_pack(t, x.elem, w->type.dtype, false, 1, x.n, x.c), pack_refs, 2);
+        moe_cpu_launch(out, moe_gemm_emit_pack(t, x.elem, w->type.dtype, false, 1, x.n, x.c),
+                       pack_refs, 2);
     }
     for (int64_t i = 0; i < x.max_chunks; i++) {
         MoeBufRef entry = moe_ref_work(x.table + i * MOE_CHUNK_FIELDS * 4);

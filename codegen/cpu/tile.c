@@ -1,12 +1,13 @@
-/* Emits the register tiles (tile.h). The loop over k holds one load of each B vector, one broadcast for each row of A and
- * rows x vectors multiply-adds; LLVM keeps the accumulators (phis of the loop) in registers. */
+/* Emits the register tiles (tile.h). The loop over k holds one load of each B vector, one broadcast
+ * for each row of A and rows x vectors multiply-adds; LLVM keeps the accumulators (phis of the
+ * loop) in registers. */
 #include "codegen/cpu/tile.h"
 
 #include <stdio.h>
 #include "base/assert.h"
 #include "codegen/cpu/kernel_table.h"
 
-#define MAX_ROWS 8
+#define MAX_ROWS    8
 #define MAX_VECTORS 3
 
 typedef struct {
@@ -24,7 +25,9 @@ MoeTileElem moe_tile_elem(const MoeCpuTarget *t, MoeDtype d) {
     return t->isa.bf16_dot ? MOE_TILE_DOT : MOE_TILE_WIDE;
 }
 
-int moe_tile_k_per_step(MoeTileElem elem) { return elem == MOE_TILE_DOT ? 2 : 1; }
+int moe_tile_k_per_step(MoeTileElem elem) {
+    return elem == MOE_TILE_DOT ? 2 : 1;
+}
 
 int64_t moe_tile_steps(MoeTileElem elem, int64_t k) {
     return elem == MOE_TILE_DOT ? (k + 1) / 2 : k;
@@ -40,7 +43,8 @@ static MoeVal multiply_add(Tile *t, MoeVal a, MoeVal b, MoeVal acc) {
     unsigned id = LLVMLookupIntrinsicID(name, sizeof name - 1);
     MoeVal fn = LLVMGetIntrinsicDeclaration(e->m, id, NULL, 0);
     LLVMTypeRef pairs = LLVMTypeOf(LLVMGetParam(fn, 1));
-    MoeVal args[] = {acc, LLVMBuildBitCast(e->b, a, pairs, ""), LLVMBuildBitCast(e->b, b, pairs, "")};
+    MoeVal args[] = {acc, LLVMBuildBitCast(e->b, a, pairs, ""),
+                     LLVMBuildBitCast(e->b, b, pairs, "")};
     return LLVMBuildCall2(e->b, LLVMIntrinsicGetType(e->c, id, NULL, 0), fn, args, 3, "");
 }
 
@@ -114,7 +118,8 @@ MoeVal moe_tile_gemm(MoeCpuTarget *target, MoeTileElem elem, int rows, int vecto
         MoeVal at = moe_at(e, LLVMGetParam(fn, 0), moe_k64(e, r), 8);
         t.a[r] = moe_at_bytes(e, LLVMBuildLoad2(e->b, e->ptr, at, "row"), LLVMGetParam(fn, 1));
     }
-    /* The loop that runs when C holds earlier steps' sums: 0 or 1 times, to carry the accumulators past the branch. */
+    /* The loop that runs when C holds earlier steps' sums: 0 or 1 times, to carry the accumulators
+     * past the branch. */
     MoeCarryLoop l;
     zero_acc(&t);
     MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1);
@@ -134,7 +139,8 @@ MoeVal moe_tile_gemm(MoeCpuTarget *target, MoeTileElem elem, int rows, int vecto
         rank1_update(&t, b, r, broadcast_a(&t, moe_at(e, t.a[r], l.l.index, a_bytes)));
     moe_carry_end(e, &l, t.acc);
 
-    if (elem == MOE_TILE_DOT) { /* an odd last k: its pair is zero on both sides, whatever lies behind the row */
+    if (elem == MOE_TILE_DOT) { /* an odd last k: its pair is zero on both sides, whatever lies
+                                   behind the row */
         moe_carry_begin(e, &l, zero, moe_irem(e, k, moe_k64(e, 2)), one, t.acc, rows * vectors);
         for (int j = 0; j < vectors; j++)
             b[j] = load_b(&t, whole, j);
@@ -161,16 +167,21 @@ MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vect
     MoeVal fn;
     if (!moe_emit_helper(target, key, "tile", args, 10, e, &fn))
         return fn;
-    MoeVal a = LLVMGetParam(fn, 0), a_at = LLVMGetParam(fn, 1), b_rows = LLVMGetParam(fn, 2), b_at = LLVMGetParam(fn, 3);
+    MoeVal a = LLVMGetParam(fn, 0), a_at = LLVMGetParam(fn, 1), b_rows = LLVMGetParam(fn, 2),
+           b_at = LLVMGetParam(fn, 3);
     MoeVal steps = LLVMGetParam(fn, 4), folds = LLVMGetParam(fn, 5), n_folds = LLVMGetParam(fn, 6);
     MoeVal offset = LLVMGetParam(fn, 7), stride = LLVMGetParam(fn, 9);
-    MoeVal dest = moe_at_bytes(e, LLVMGetParam(fn, 8), offset), zero = moe_k64(e, 0), one = moe_k64(e, 1);
-    Tile t = {.e = e, .elem = elem, .rows = rows, .vectors = vectors, .b = moe_at_bytes(e, b_rows, b_at)};
+    MoeVal dest = moe_at_bytes(e, LLVMGetParam(fn, 8), offset), zero = moe_k64(e, 0),
+           one = moe_k64(e, 1);
+    Tile t = {
+        .e = e, .elem = elem, .rows = rows, .vectors = vectors, .b = moe_at_bytes(e, b_rows, b_at)};
     MoeCarryLoop l;
     MoeVal b[MAX_VECTORS];
-    for (int r = 0; r < rows; r++) /* what is added and overwritten at the end, mostly the same memory, comes in the meantime */
+    for (int r = 0; r < rows; r++) /* what is added and overwritten at the end, mostly the same
+                                      memory, comes in the meantime */
         for (int j = 0; j < vectors; j++) {
-            MoeVal line[] = {c_at(&t, dest, stride, r, j), moe_k32(e, 1), moe_k32(e, 3), moe_k32(e, 1)};
+            MoeVal line[] = {c_at(&t, dest, stride, r, j), moe_k32(e, 1), moe_k32(e, 3),
+                             moe_k32(e, 1)};
             moe_intrinsic(e, "llvm.prefetch", e->ptr, line, 4);
         }
     zero_acc(&t);
@@ -185,10 +196,12 @@ MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vect
         at = moe_at_bytes(e, LLVMBuildLoad2(e->b, e->ptr, moe_at(e, a, l.l.index, 8), ""), a_at);
         x = moe_at_bytes(e, x, b_at);
         for (int j = 0; j < vectors; j++)
-            b[j] = moe_vload(e, elem == MOE_TILE_WIDE ? MOE_BF16 : MOE_F32, x, moe_k64(e, (int64_t)j * e->lanes), NULL);
+            b[j] = moe_vload(e, elem == MOE_TILE_WIDE ? MOE_BF16 : MOE_F32, x,
+                             moe_k64(e, (int64_t)j * e->lanes), NULL);
     }
     for (int r = 0; r < rows; r++)
-        rank1_update(&t, b, r, broadcast_a(&t, moe_at(e, at, moe_k64(e, r), elem == MOE_TILE_WIDE ? 2 : 4)));
+        rank1_update(&t, b, r,
+                     broadcast_a(&t, moe_at(e, at, moe_k64(e, r), elem == MOE_TILE_WIDE ? 2 : 4)));
     moe_carry_end(e, &l, t.acc);
     /* Earlier subtrees are the left operands. */
     moe_carry_begin(e, &l, zero, n_folds, one, t.acc, rows * vectors);
@@ -196,8 +209,8 @@ MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vect
     left = moe_at_bytes(e, left, offset);
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < vectors; j++)
-            t.acc[r * vectors + j] = LLVMBuildFAdd(e->b, load_c(&t, left, stride, r, j),
-                                                   t.acc[r * vectors + j], "");
+            t.acc[r * vectors + j] =
+                LLVMBuildFAdd(e->b, load_c(&t, left, stride, r, j), t.acc[r * vectors + j], "");
     moe_carry_end(e, &l, t.acc);
     store_c(&t, dest, stride);
     moe_emit_end(e);
@@ -220,7 +233,9 @@ MoePanels moe_panels(const MoeCpuTarget *t, int64_t cols) {
     return p;
 }
 
-int64_t moe_panels_count(const MoePanels *p) { return p->n_full + p->n_tail; }
+int64_t moe_panels_count(const MoePanels *p) {
+    return p->n_full + p->n_tail;
+}
 
 int64_t moe_panels_cols(const MoePanels *p) {
     return (p->n_full * p->full + p->n_tail * p->tail) * p->lanes;

@@ -37,9 +37,13 @@ void moe_tree_way_clear(MoeEmit *e, const MoeTreeSlots *s) {
     LLVMBuildStore(e->b, moe_k64(e, -1), s->last);
 }
 
-static MoeVal load64(MoeEmit *e, MoeVal p) { return LLVMBuildLoad2(e->b, e->i64, p, ""); }
+static MoeVal load64(MoeEmit *e, MoeVal p) {
+    return LLVMBuildLoad2(e->b, e->i64, p, "");
+}
 
-MoeVal moe_tree_way_count(MoeEmit *e, const MoeTreeSlots *s) { return load64(e, s->count); }
+MoeVal moe_tree_way_count(MoeEmit *e, const MoeTreeSlots *s) {
+    return load64(e, s->count);
+}
 
 MoeVal moe_tree_handle(MoeEmit *e, const MoeTreeSlots *s, MoeVal number) {
     MoeVal memory = load64(e, moe_at(e, s->memory, number, 8));
@@ -57,7 +61,8 @@ MoeVal moe_tree_take(MoeEmit *e, const MoeTreeSlots *s, MoeVal number) {
     return moe_tree_handle(e, s, number);
 }
 
-/* void climb(pos, next, levels, first, ptr present, ptr memory, base, unit, ptr items, ptr count, ptr last, ptr out_number) */
+/* void climb(pos, next, levels, first, ptr present, ptr memory, base, unit, ptr items, ptr count,
+ * ptr last, ptr out_number) */
 static MoeVal climb_fn(MoeCpuTarget *target) {
     MoeEmit emit, *e = &emit;
     LLVMTypeRef ptr = LLVMPointerTypeInContext(target->context, 0);
@@ -102,15 +107,27 @@ static MoeVal climb_fn(MoeCpuTarget *target) {
     return fn;
 }
 
-MoeVal moe_tree_climb(MoeEmit *e, const MoeTree *t, MoeVal pos, MoeVal next, const MoeTreeSlots *s) {
+MoeVal moe_tree_climb(MoeEmit *e, const MoeTree *t, MoeVal pos, MoeVal next,
+                      const MoeTreeSlots *s) {
     MoeVal fn = climb_fn(e->t), number = moe_alloca(e, e->i64, 1);
-    MoeVal args[] = {pos,     next,    moe_k64(e, t->levels), moe_k64(e, t->first), t->present, s->memory,
-                     s->base, moe_k64(e, s->unit), s->items, s->count, s->last, number};
+    MoeVal args[] = {pos,
+                     next,
+                     moe_k64(e, t->levels),
+                     moe_k64(e, t->first),
+                     t->present,
+                     s->memory,
+                     s->base,
+                     moe_k64(e, s->unit),
+                     s->items,
+                     s->count,
+                     s->last,
+                     number};
     moe_emit_call(e, fn, args, 12);
     return load64(e, number);
 }
 
-MoeVal moe_tree_next_run(MoeEmit *e, MoeVal segs, MoeVal first, MoeVal pos, int64_t n_places, int levels) {
+MoeVal moe_tree_next_run(MoeEmit *e, MoeVal segs, MoeVal first, MoeVal pos, int64_t n_places,
+                         int levels) {
     MoeVal none = moe_k64(e, (int64_t)1 << levels), one = moe_k64(e, 1), found = none;
     MoeCarryLoop l;
     moe_carry_begin(e, &l, moe_iadd(e, pos, one), moe_k64(e, n_places), one, &found, 1);

@@ -1,36 +1,22 @@
 /* Emits the product over rows (wgrad.h).
  *
- * A task owns a block of dw: `block_n` rows x some panels of columns. Leaf by leaf (128 rows) it runs register tiles over the rows of dy and x. f32
- * rows are read where they are. Pairs of bf16 rows are interleaved into scratch first, block columns only: strips [steps][strip] of dy and panels
- * [steps][width] of x, so that what a tile reads is contiguous. A tile starts at zero, and before it
- * is stored adds the tiles of the earlier subtrees on its way up the tree (tree.h), so folding costs one pass over one block for most leaves. */
+ * A task owns a block of dw: `block_n` rows x some panels of columns. Leaf by leaf (128 rows) it
+ * runs register tiles over the rows of dy and x. f32 rows are read where they are. Pairs of bf16
+ * rows are interleaved into scratch first, block columns only: strips [steps][strip] of dy and
+ * panels [steps][width] of x, so that what a tile reads is contiguous. A tile starts at zero, and
+ * before it is stored adds the tiles of the earlier subtrees on its way up the tree (tree.h), so
+ * folding costs one pass over one block for most leaves. */
 #include "codegen/cpu/wgrad.h"
 
 #include <stdio.h>
 #include "base/assert.h"
 #include "codegen/cpu/kernel_table.h"
-#include "codegen/cpu/tree.h"
+#include "codegen/cpu/wgrad_internal.h"
 #include "ir/numbers.h"
 
-#define BLOCK_TILES 16
+#define BLOCK_TILES  16
 #define BLOCK_PANELS 4
-#define MIN_TASKS 16
-
-typedef struct {
-    const MoeWgrad *w;
-    MoeEmit *e;
-    MoePanels panels;
-    int tile_rows, unit; /* block_n is a multiple of unit: whole tiles and whole vectors */
-    int strip;           /* columns of a strip of dy: a tile's, or a unit's where vectors do not divide into tiles */
-    int64_t block_n, block_panels, n_blocks, k_blocks, steps; /* steps of a whole leaf */
-    int64_t c_stride, slot_bytes, pack_dy, pack_x, slots, scratch; /* bytes; offsets in scratch */
-    MoeTree leaves, shards;
-    MoeTreeSlots tree_slots;
-    MoeVal fn[2];                                   /* full and tail panels */
-    MoeVal n0, n_live, p0, p1, col0, k_live, group; /* of the task */
-    MoeVal group_end;                               /* row behind the group's last */
-    MoeVal fetched;                                 /* slot: the next row to ask for */
-} Wgrad;
+#define MIN_TASKS    16
 
 static int64_t lcm(int64_t a, int64_t b) {
     int64_t m = a;
@@ -39,19 +25,23 @@ static int64_t lcm(int64_t a, int64_t b) {
     return m;
 }
 
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
 
-static void plan(Wgrad *x, const MoeCpuTarget *t, const MoeWgrad *w) {
+static void plan(MoeWgradPlan *x, const MoeCpuTarget *t, const MoeWgrad *w) {
     x->w = w;
     x->panels = moe_panels(t, w->k);
     x->tile_rows = t->isa.tile_rows;
     x->unit = (int)lcm(t->isa.tile_rows, t->isa.lanes);
     x->strip = t->isa.lanes % x->tile_rows ? x->unit : x->tile_rows;
     int64_t n_panels = moe_panels_count(&x->panels), units = ceil_div(w->n, x->unit);
-    int64_t max_units = (int64_t)x->tile_rows * BLOCK_TILES / x->unit, min_units = ceil_div(max_units, 4);
+    int64_t max_units = (int64_t)x->tile_rows * BLOCK_TILES / x->unit,
+            min_units = ceil_div(max_units, 4);
     int64_t block_units = units < max_units ? units : max_units;
     x->block_panels = n_panels < BLOCK_PANELS ? n_panels : BLOCK_PANELS;
-    while (w->rows.groups * ceil_div(units, block_units) * ceil_div(n_panels, x->block_panels) < MIN_TASKS) {
+    while (w->rows.groups * ceil_div(units, block_units) * ceil_div(n_panels, x->block_panels) <
+           MIN_TASKS) {
         if (block_units > min_units)
             block_units = ceil_div(block_units, 2);
         else if (x->block_panels > 1)
@@ -76,184 +66,17 @@ static void plan(Wgrad *x, const MoeCpuTarget *t, const MoeWgrad *w) {
 }
 
 /* Slots: those of the leaf tree, those of the shard tree, then the result. */
-static MoeVal result_at(Wgrad *x) {
+static MoeVal result_at(MoeWgradPlan *x) {
     MoeEmit *e = x->e;
     MoeVal handle = moe_tree_handle(e, &x->tree_slots, moe_k64(e, x->tree_slots.n - 1));
     return LLVMBuildIntToPtr(e->b, handle, e->ptr, "");
 }
 
-/* ---- packing a leaf ---- */
-
-typedef struct {
-    MoeVal base, src, local; /* local: row number of the buffer's first row */
-    int64_t stride, gather;
-} Side;
-
-static MoeVal side_row(Wgrad *x, const Side *s, MoeVal row) {
-    MoeEmit *e = x->e;
-    if (s->local)
-        row = moe_isub(e, row, s->local);
-    if (s->gather)
-        row = moe_idiv(e, moe_load_index(e, s->src, row), moe_k64(e, s->gather));
-    return moe_at_bytes(e, s->base, moe_imul(e, row, moe_k64(e, s->stride)));
-}
-
-/* Lanes of raw bf16 at row[col], widened to i32. */
-static MoeVal load_raw(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask) {
-    MoeEmit *e = x->e;
-    MoeVal f = moe_vload(e, MOE_BF16, row, col, mask); /* bits << 16 */
-    MoeVal by[64];
-    for (int i = 0; i < e->lanes; i++)
-        by[i] = moe_k32(e, 16);
-    return LLVMBuildLShr(e->b, LLVMBuildBitCast(e->b, f, e->vi32, ""),
-                         LLVMConstVector(by, (unsigned)e->lanes), "");
-}
-
-/* Where packed vectors of a step go: panels of x, rows of `dst`; strips of dy from `dst` on (step: which). */
-typedef struct {
-    MoeVal dst, step;
-    bool strips;
-} Target;
-
-static void store_packed(Wgrad *x, const Target *to, MoeVal v, MoeVal at) {
-    MoeEmit *e = x->e;
-    if (!to->strips) {
-        LLVMSetAlignment(LLVMBuildStore(e->b, v, moe_at(e, to->dst, at, 4)), 4);
-        return;
-    }
-    int piece = x->strip < e->lanes ? x->strip : e->lanes;
-    for (int i = 0; i < e->lanes; i += piece) {
-        MoeVal lanes[64], part = v, strip = moe_k64(e, x->strip);
-        for (int j = 0; j < piece; j++)
-            lanes[j] = moe_k32(e, i + j);
-        if (piece < e->lanes)
-            part = LLVMBuildShuffleVector(e->b, v, LLVMGetPoison(LLVMTypeOf(v)), LLVMConstVector(lanes, (unsigned)piece), "");
-        MoeVal col = moe_iadd(e, at, moe_k64(e, i));
-        MoeVal row = moe_iadd(e, moe_imul(e, moe_idiv(e, col, strip), moe_k64(e, x->steps)), to->step);
-        MoeVal slot_at = moe_iadd(e, moe_imul(e, row, strip), moe_irem(e, col, strip));
-        LLVMSetAlignment(LLVMBuildStore(e->b, part, moe_at(e, to->dst, slot_at, 4)), 4);
-    }
-}
-
-/* One vector of a step: the pair of rows `a`, `b` (b NULL: zero). at: column of the packed span. */
-static void pack_vector(Wgrad *x, MoeVal a, MoeVal b, MoeVal col, MoeVal mask, const Target *to, MoeVal at) {
-    MoeEmit *e = x->e;
-    MoeVal v = load_raw(x, a, col, mask);
-    if (b) /* the widened load has the bits in the upper half already */
-        v = LLVMBuildOr(e->b, v, LLVMBuildBitCast(e->b, moe_vload(e, MOE_BF16, b, col, mask), e->vi32, ""), "");
-    store_packed(x, to, v, at);
-}
-
-/* `live` columns from col0 of the step's rows; `cols` of the whole operand says whether masks are needed at all. */
-static void pack_span(Wgrad *x, MoeVal a, MoeVal b, MoeVal col0, MoeVal live, int64_t cols, const Target *to) {
-    MoeEmit *e = x->e;
-    MoeVal lanes = moe_k64(e, e->lanes);
-    MoeVal whole = moe_imul(e, moe_idiv(e, live, lanes), lanes);
-    MoeLoop l;
-    moe_loop_begin(e, &l, moe_k64(e, 0), whole, lanes);
-    pack_vector(x, a, b, moe_iadd(e, col0, l.index), NULL, to, l.index);
-    moe_loop_end(e, &l);
-    if (cols % e->lanes == 0)
-        return;
-    MoeIf part;
-    MoeVal rest = moe_isub(e, live, whole);
-    moe_if_begin(e, &part, LLVMBuildICmp(e->b, LLVMIntSGT, rest, moe_k64(e, 0), ""));
-    pack_vector(x, a, b, moe_iadd(e, col0, whole), moe_mask(e, rest), to, whole);
-    moe_if_end(e, &part);
-}
-
-/* The block's panels of one step of x: `cls` 0 full, 1 tail. */
-static void pack_panels(Wgrad *x, MoeVal a, MoeVal b, MoeVal step, int cls) {
-    MoeEmit *e = x->e;
-    int width = cls == 0 ? x->panels.full : x->panels.tail;
-    MoeVal n_full = moe_k64(e, x->panels.n_full), cols = moe_k64(e, (int64_t)width * e->lanes);
-    MoeVal lo = cls == 0 ? x->p0 : moe_imax(e, x->p0, n_full);
-    MoeVal hi = cls == 0 ? moe_imin(e, x->p1, n_full) : x->p1;
-    MoeLoop l;
-    moe_loop_begin(e, &l, lo, hi, moe_k64(e, 1));
-    MoeVal col = moe_panels_first(e, &x->panels, l.index);
-    MoeVal at = moe_imul(e, moe_isub(e, col, x->col0), moe_k64(e, x->steps));
-    at = moe_iadd(e, at, moe_imul(e, step, cols));
-    Target to = {.dst = moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)), at, 4)};
-    MoeVal live = moe_imin(e, cols, moe_isub(e, moe_k64(e, x->w->k), col));
-    pack_span(x, a, b, col, live, x->w->k, &to);
-    moe_loop_end(e, &l);
-}
-
-static void pack_step(Wgrad *x, const Side *dy, const Side *xs, MoeVal step, MoeVal row, bool pair) {
-    MoeEmit *e = x->e;
-    MoeVal second = moe_iadd(e, row, moe_k64(e, 1));
-    MoeVal a = side_row(x, dy, row), b = pair ? side_row(x, dy, second) : NULL;
-    Target to = {.dst = moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_dy)), .step = step, .strips = true};
-    pack_span(x, a, b, x->n0, x->n_live, x->w->n, &to);
-    a = side_row(x, xs, row);
-    b = pair ? side_row(x, xs, second) : NULL;
-    for (int cls = 0; cls < 2; cls++)
-        if (cls == 0 ? x->panels.n_full : x->panels.n_tail)
-            pack_panels(x, a, b, step, cls);
-}
-
-/* f32 rows are read where they are: tables of pointers. */
-static MoeVal table_leaf(Wgrad *x, const Side *dy, const Side *xs, MoeVal row0, MoeVal n_rows) {
-    MoeEmit *e = x->e;
-    MoeLoop l;
-    moe_loop_begin(e, &l, moe_k64(e, 0), n_rows, moe_k64(e, 1));
-    MoeVal row = moe_iadd(e, row0, l.index);
-    LLVMBuildStore(e->b, side_row(x, dy, row),
-                   moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_dy)), l.index, 8));
-    LLVMBuildStore(e->b, side_row(x, xs, row),
-                   moe_at(e, moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)), l.index, 8));
-    moe_loop_end(e, &l);
-    return n_rows;
-}
-
-/* Rows row0 .. row0 + n_rows; returns the number of steps. */
-static MoeVal pack_leaf(Wgrad *x, const Side *dy, const Side *xs, MoeVal row0, MoeVal n_rows) {
-    MoeEmit *e = x->e;
-    if (x->w->elem != MOE_TILE_DOT)
-        return table_leaf(x, dy, xs, row0, n_rows);
-    MoeVal whole = moe_idiv(e, n_rows, moe_k64(e, 2));
-    MoeLoop l;
-    moe_loop_begin(e, &l, moe_k64(e, 0), whole, moe_k64(e, 1));
-    pack_step(x, dy, xs, l.index, moe_iadd(e, row0, moe_imul(e, l.index, moe_k64(e, 2))), true);
-    moe_loop_end(e, &l);
-    MoeIf odd; /* an odd last row, paired with zero */
-    moe_if_begin(e, &odd, LLVMBuildICmp(e->b, LLVMIntNE, moe_irem(e, n_rows, moe_k64(e, 2)), moe_k64(e, 0), ""));
-    pack_step(x, dy, xs, whole, moe_iadd(e, row0, moe_imul(e, whole, moe_k64(e, 2))), false);
-    moe_if_end(e, &odd);
-    return moe_iceildiv(e, n_rows, 2);
-}
-
-/* Asks for the block's columns of a row that the next leaf holds. */
-static void prefetch_row(Wgrad *x, const Side *s, MoeVal row, MoeVal col0, MoeVal live) {
-    MoeEmit *e = x->e;
-    int64_t bytes = moe_dtype_bytes(x->w->dtype);
-    MoeVal at = moe_at(e, side_row(x, s, row), col0, bytes);
-    MoeLoop l;
-    moe_loop_begin(e, &l, moe_k64(e, 0), moe_imul(e, live, moe_k64(e, bytes)), moe_k64(e, 64));
-    MoeVal args[] = {moe_at_bytes(e, at, l.index), moe_k32(e, 0), moe_k32(e, 2), moe_k32(e, 1)};
-    moe_intrinsic(e, "llvm.prefetch", e->ptr, args, 4);
-    moe_loop_end(e, &l);
-}
-
-/* A tile's share of the next leaf's rows: packing then finds them in the L2 cache. Rows of all shards lie one behind the other. */
-static void prefetch_share(Wgrad *x, const Side *dy, const Side *xs) {
-    MoeEmit *e = x->e;
-    int64_t tiles = x->block_n / x->tile_rows * x->block_panels;
-    MoeVal from = LLVMBuildLoad2(e->b, e->i64, x->fetched, "");
-    MoeVal to = moe_imin(e, x->group_end, moe_iadd(e, from, moe_k64(e, ceil_div(MOE_LEAF_ROWS, tiles))));
-    MoeLoop l;
-    moe_loop_begin(e, &l, from, to, moe_k64(e, 1));
-    prefetch_row(x, dy, l.index, x->n0, x->n_live);
-    prefetch_row(x, xs, l.index, x->col0, x->k_live);
-    moe_loop_end(e, &l);
-    LLVMBuildStore(e->b, moe_imax(e, from, to), x->fetched);
-}
-
 /* ---- tiles ---- */
 
 /* All tiles of the block over the packed leaf: added to the listed slots, stored at dest. */
-static void run_tiles(Wgrad *x, const Side *dy, const Side *xs, MoeVal steps, MoeVal dest) {
+static void run_tiles(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs, MoeVal steps,
+                      MoeVal dest) {
     MoeEmit *e = x->e;
     MoeVal n_full = moe_k64(e, x->panels.n_full), n_folds = moe_tree_way_count(e, &x->tree_slots);
     for (int cls = 0; cls < 2; cls++) {
@@ -271,7 +94,8 @@ static void run_tiles(Wgrad *x, const Side *dy, const Side *xs, MoeVal steps, Mo
         MoeVal b = moe_at_bytes(e, e->scratch, moe_k64(e, x->pack_x)), b_at;
         if (x->w->elem == MOE_TILE_DOT) {
             MoeVal strip = moe_k64(e, x->strip);
-            MoeVal first = moe_imul(e, moe_idiv(e, lt.index, strip), moe_k64(e, x->steps * x->strip));
+            MoeVal first =
+                moe_imul(e, moe_idiv(e, lt.index, strip), moe_k64(e, x->steps * x->strip));
             a = moe_at(e, a, moe_iadd(e, first, moe_irem(e, lt.index, strip)), 4);
             a_at = moe_k64(e, x->strip * 4);
             b_at = moe_imul(e, col, moe_k64(e, x->steps * 4));
@@ -280,16 +104,22 @@ static void run_tiles(Wgrad *x, const Side *dy, const Side *xs, MoeVal steps, Mo
             a_at = moe_imul(e, moe_iadd(e, x->n0, lt.index), bytes);
             b_at = moe_imul(e, moe_iadd(e, x->col0, col), bytes);
         }
-        MoeVal args[] = {a, a_at, b, b_at, steps, x->tree_slots.items, n_folds, offset, dest, moe_k64(e, x->c_stride)};
-        prefetch_share(x, dy, xs);
+        MoeVal args[] = {a,       a_at,
+                         b,       b_at,
+                         steps,   x->tree_slots.items,
+                         n_folds, offset,
+                         dest,    moe_k64(e, x->c_stride)};
+        moe_wgrad_prefetch(x, dy, xs);
         moe_emit_call(e, x->fn[cls], args, 10);
         moe_loop_end(e, &lt);
         moe_loop_end(e, &lp);
     }
 }
 
-/* The leaves of one run lo .. hi (hi > lo), at place `shard` of the shard tree (next: the next place with rows). */
-static void run_leaves(Wgrad *x, const Side *dy, const Side *xs, MoeVal lo, MoeVal hi, MoeVal shard, MoeVal next) {
+/* The leaves of one run lo .. hi (hi > lo), at place `shard` of the shard tree (next: the next
+ * place with rows). */
+static void run_leaves(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs, MoeVal lo,
+                       MoeVal hi, MoeVal shard, MoeVal next) {
     MoeEmit *e = x->e;
     MoeVal n_leaves = moe_iceildiv(e, moe_isub(e, hi, lo), MOE_LEAF_ROWS), one = moe_k64(e, 1);
     MoeVal slot_at = moe_alloca(e, e->i64, 1);
@@ -298,13 +128,14 @@ static void run_leaves(Wgrad *x, const Side *dy, const Side *xs, MoeVal lo, MoeV
     moe_loop_begin(e, &l, moe_k64(e, 0), n_leaves, one);
     MoeVal row0 = moe_iadd(e, lo, moe_imul(e, l.index, moe_k64(e, MOE_LEAF_ROWS)));
     MoeVal rows = moe_imin(e, moe_isub(e, hi, row0), moe_k64(e, MOE_LEAF_ROWS));
-    MoeVal steps = pack_leaf(x, dy, xs, row0, rows);
+    MoeVal steps = moe_wgrad_load_leaf(x, dy, xs, row0, rows);
     moe_tree_way_clear(e, &x->tree_slots);
     MoeVal after = moe_iadd(e, l.index, one);
     MoeVal is_last = LLVMBuildICmp(e->b, LLVMIntEQ, after, n_leaves, "");
     MoeVal end = moe_k64(e, (int64_t)1 << x->leaves.levels);
     MoeVal next_leaf = LLVMBuildSelect(e->b, is_last, end, after, "");
-    LLVMBuildStore(e->b, moe_tree_climb(e, &x->leaves, l.index, next_leaf, &x->tree_slots), slot_at);
+    LLVMBuildStore(e->b, moe_tree_climb(e, &x->leaves, l.index, next_leaf, &x->tree_slots),
+                   slot_at);
     MoeIf root;
     moe_if_begin(e, &root, is_last); /* it is the run's root, and goes on in the shard tree */
     LLVMBuildStore(e->b, moe_tree_climb(e, &x->shards, shard, next, &x->tree_slots), slot_at);
@@ -317,7 +148,7 @@ static void run_leaves(Wgrad *x, const Side *dy, const Side *xs, MoeVal lo, MoeV
 
 /* ---- the result ---- */
 
-static void zero_result(Wgrad *x) {
+static void zero_result(MoeWgradPlan *x) {
     MoeEmit *e = x->e;
     MoeLoop l;
     moe_loop_begin(e, &l, moe_k64(e, 0), moe_k64(e, x->slot_bytes / 4), moe_k64(e, e->lanes));
@@ -326,7 +157,7 @@ static void zero_result(Wgrad *x) {
 }
 
 /* Slot `number` of the chunks' tree, [n][k]; -1: the result's own memory. */
-static MoeVal chunk_slot(Wgrad *x, MoeVal slots, MoeVal number) {
+static MoeVal chunk_slot(MoeWgradPlan *x, MoeVal slots, MoeVal number) {
     MoeEmit *e = x->e;
     MoeVal is_out = LLVMBuildICmp(e->b, LLVMIntSLT, number, moe_k64(e, 0), "");
     MoeVal at = moe_imul(e, number, moe_k64(e, x->w->n * x->w->k));
@@ -335,7 +166,7 @@ static MoeVal chunk_slot(Wgrad *x, MoeVal slots, MoeVal number) {
 }
 
 /* One vector of the block: in a chunk with the slots of earlier chunks added. */
-static void write_vector(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask, MoeVal n_folds) {
+static void write_vector(MoeWgradPlan *x, MoeVal row, MoeVal col, MoeVal mask, MoeVal n_folds) {
     MoeEmit *e = x->e;
     const MoeWgrad *w = x->w;
     MoeVal from = moe_iadd(e, moe_imul(e, row, moe_k64(e, x->c_stride / 4)), col);
@@ -347,7 +178,8 @@ static void write_vector(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask, MoeVal n
         MoeVal table = moe_emit_buf(e, w->rows.buf), slots = moe_emit_buf(e, w->buf_slots);
         MoeCarryLoop l;
         moe_carry_begin(e, &l, moe_k64(e, 0), n_folds, moe_k64(e, 1), &v, 1);
-        MoeVal number = moe_load_index(e, table, moe_iadd(e, l.l.index, moe_k64(e, MOE_CHUNK_FOLDS)));
+        MoeVal number =
+            moe_load_index(e, table, moe_iadd(e, l.l.index, moe_k64(e, MOE_CHUNK_FOLDS)));
         MoeVal left = chunk_slot(x, slots, number);
         v = LLVMBuildFAdd(e->b, moe_vload(e, MOE_F32, left, at, mask), v, "");
         moe_carry_end(e, &l, &v);
@@ -357,7 +189,7 @@ static void write_vector(Wgrad *x, MoeVal row, MoeVal col, MoeVal mask, MoeVal n
     moe_vstore(e, MOE_F32, v, out, at, mask);
 }
 
-static void write_result(Wgrad *x) {
+static void write_result(MoeWgradPlan *x) {
     MoeEmit *e = x->e;
     MoeVal lanes = moe_k64(e, e->lanes), n_folds = NULL;
     if (x->w->rows.mode == MOE_ROWS_RANGE)
@@ -380,19 +212,20 @@ static void write_result(Wgrad *x) {
 
 /* ---- the kernel ---- */
 
-static MoeVal shard_entry(Wgrad *x, MoeVal shard) {
+static MoeVal shard_entry(MoeWgradPlan *x, MoeVal shard) {
     MoeEmit *e = x->e;
     MoeVal base = moe_imul(e, x->group, moe_k64(e, x->w->rows.shards));
     return moe_load_index(e, moe_emit_buf(e, x->w->rows.buf), moe_iadd(e, base, shard));
 }
 
-static MoeVal next_shard(Wgrad *x, MoeVal shard) {
+static MoeVal next_shard(MoeWgradPlan *x, MoeVal shard) {
     MoeEmit *e = x->e;
     MoeVal first = moe_imul(e, x->group, moe_k64(e, x->w->rows.shards));
-    return moe_tree_next_run(e, moe_emit_buf(e, x->w->rows.buf), first, shard, x->w->rows.shards, x->shards.levels);
+    return moe_tree_next_run(e, moe_emit_buf(e, x->w->rows.buf), first, shard, x->w->rows.shards,
+                             x->shards.levels);
 }
 
-static void run_rows(Wgrad *x, const Side *dy, const Side *xs) {
+static void run_rows(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs) {
     MoeEmit *e = x->e;
     const MoeRowSpace *rows = &x->w->rows;
     MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1), lo, hi;
@@ -419,15 +252,16 @@ static void run_rows(Wgrad *x, const Side *dy, const Side *xs) {
     moe_if_end(e, &some);
 }
 
-static void kernel_body(Wgrad *x) {
+static void kernel_body(MoeWgradPlan *x) {
     MoeEmit *e = x->e;
     const MoeWgrad *w = x->w;
     x->leaves = moe_tree_create(e, ceil_div(w->rows.capacity, MOE_LEAF_ROWS), 0);
     x->shards = moe_tree_create(e, w->rows.shards, x->leaves.levels);
     x->fetched = moe_alloca(e, e->i64, 1);
     MoeVal slots = moe_at_bytes(e, e->scratch, moe_k64(e, x->slots));
-    x->tree_slots = moe_tree_slots_create(e, x->leaves.levels + x->shards.levels + 1,
-                                          LLVMBuildPtrToInt(e->b, slots, e->i64, ""), x->slot_bytes);
+    x->tree_slots =
+        moe_tree_slots_create(e, x->leaves.levels + x->shards.levels + 1,
+                              LLVMBuildPtrToInt(e->b, slots, e->i64, ""), x->slot_bytes);
     int64_t blocks = x->n_blocks * x->k_blocks;
     x->group = moe_idiv(e, e->task, moe_k64(e, blocks));
     MoeVal block = moe_irem(e, e->task, moe_k64(e, blocks));
@@ -439,8 +273,10 @@ static void kernel_body(Wgrad *x) {
     x->col0 = moe_panels_first(e, &x->panels, x->p0);
     MoeVal col1 = moe_imin(e, moe_panels_first(e, &x->panels, x->p1), moe_k64(e, w->k));
     x->k_live = moe_isub(e, col1, x->col0);
-    Side dy = {.base = moe_emit_buf(e, w->buf_dy), .stride = w->dy_stride, .gather = w->gather_dy};
-    Side xs = {.base = moe_emit_buf(e, w->buf_x), .stride = w->x_stride, .gather = w->gather_x};
+    MoeWgradSide dy = {
+        .base = moe_emit_buf(e, w->buf_dy), .stride = w->dy_stride, .gather = w->gather_dy};
+    MoeWgradSide xs = {
+        .base = moe_emit_buf(e, w->buf_x), .stride = w->x_stride, .gather = w->gather_x};
     if (w->gather_dy)
         dy.src = moe_emit_buf(e, w->buf_src_dy);
     if (w->gather_x)
@@ -453,18 +289,19 @@ static void kernel_body(Wgrad *x) {
 
 static void make_key(const MoeWgrad *w, char *key, size_t cap) {
     snprintf(key, cap,
-             "wgrad %d %s rows=%d:%d T=%lld g=%lld v=%lld n=%lld k=%lld strides=%lld,%lld gather=%lld,%lld local=%d "
+             "wgrad %d %s rows=%d:%d T=%lld g=%lld v=%lld n=%lld k=%lld strides=%lld,%lld "
+             "gather=%lld,%lld local=%d "
              "bufs=%d,%d,%d,%d,%d,%d",
              (int)w->elem, moe_dtype_name(w->dtype), (int)w->rows.mode, w->rows.buf,
-             (long long)w->rows.capacity, (long long)w->rows.groups, (long long)w->rows.shards, (long long)w->n,
-             (long long)w->k, (long long)w->dy_stride, (long long)w->x_stride, (long long)w->gather_dy,
-             (long long)w->gather_x, w->dy_local, w->buf_dy, w->buf_src_dy, w->buf_x, w->buf_src_x, w->buf_out,
-             w->buf_slots);
+             (long long)w->rows.capacity, (long long)w->rows.groups, (long long)w->rows.shards,
+             (long long)w->n, (long long)w->k, (long long)w->dy_stride, (long long)w->x_stride,
+             (long long)w->gather_dy, (long long)w->gather_x, w->dy_local, w->buf_dy, w->buf_src_dy,
+             w->buf_x, w->buf_src_x, w->buf_out, w->buf_slots);
 }
 
 const char *moe_wgrad_emit(MoeCpuTarget *t, const MoeWgrad *w, MoeLowered *out) {
     MoeEmit emit, *e = &emit;
-    Wgrad wgrad = {.e = e}, *x = &wgrad;
+    MoeWgradPlan wgrad = {.e = e}, *x = &wgrad;
     MOE_ASSERT(w->n > 0 && w->k > 0, "wgrad: an extent of zero");
     plan(x, t, w);
     moe_cpu_need_scratch(out, x->scratch);
@@ -480,7 +317,8 @@ const char *moe_wgrad_emit(MoeCpuTarget *t, const MoeWgrad *w, MoeLowered *out) 
     moe_emit_tasks_body(e);
     MoeVal n = moe_k64(e, w->rows.groups * x->n_blocks * x->k_blocks);
     if (w->rows.mode == MOE_ROWS_RANGE)
-        n = moe_imul(e, n, moe_load_index(e, moe_emit_buf(e, w->rows.buf), moe_k64(e, MOE_CHUNK_ACTIVE)));
+        n = moe_imul(e, n,
+                     moe_load_index(e, moe_emit_buf(e, w->rows.buf), moe_k64(e, MOE_CHUNK_ACTIVE)));
     moe_emit_return(e, n);
     moe_emit_kernel_body(e);
     kernel_body(x);

@@ -8,11 +8,12 @@
 /* The table entry of a chunk (rows.mode RANGE): i32 fields. */
 enum {
     MOE_CHUNK_LO,
-    MOE_CHUNK_HI,      /* rows lo .. hi: a whole subtree of a shard's leaves */
-    MOE_CHUNK_ACTIVE,  /* 0: no such chunk */
-    MOE_CHUNK_DEST,    /* number of the slot that gets this chunk's sum; -1: the result (which is a slot, too) */
+    MOE_CHUNK_HI,     /* rows lo .. hi: a whole subtree of a shard's leaves */
+    MOE_CHUNK_ACTIVE, /* 0: no such chunk */
+    MOE_CHUNK_DEST,   /* number of the slot that gets this chunk's sum; -1: the result (which is a
+                         slot, too) */
     MOE_CHUNK_N_FOLDS,
-    MOE_CHUNK_FOLDS,   /* numbers of the slots to add on the left, in order; -1 as above */
+    MOE_CHUNK_FOLDS, /* numbers of the slots to add on the left, in order; -1 as above */
     MOE_CHUNK_FIELDS = 64
 };
 

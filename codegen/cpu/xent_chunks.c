@@ -1,20 +1,24 @@
 /* The table of row chunks of the loss head (xent.h, wgrad.h).
  *
- * A chunk is chunk_rows consecutive rows of a shard, counted from its start (fewer at its end). chunk_rows is a power of two of
- * leaves, so a chunk is a whole subtree of the shard's tree, and the trees over chunks and over shards finish it. */
+ * A chunk is chunk_rows consecutive rows of a shard, counted from its start (fewer at its end).
+ * chunk_rows is a power of two of leaves, so a chunk is a whole subtree of the shard's tree, and
+ * the trees over chunks and over shards finish it. */
 #include "codegen/cpu/xent.h"
 
 #include <stdio.h>
 #include "codegen/cpu/tree.h"
 
-static int64_t chunks_of(int64_t rows, int64_t chunk_rows) { return (rows + chunk_rows - 1) / chunk_rows; }
+static int64_t chunks_of(int64_t rows, int64_t chunk_rows) {
+    return (rows + chunk_rows - 1) / chunk_rows;
+}
 
 int moe_xent_chunk_slots(const MoeRowSpace *rows, int64_t chunk_rows) {
     return moe_tree_levels(chunks_of(rows->capacity, chunk_rows)) + moe_tree_levels(rows->shards);
 }
 
 int64_t moe_xent_max_chunks(const MoeRowSpace *rows, int64_t chunk_rows) {
-    int64_t most = rows->capacity / chunk_rows + rows->shards; /* each shard may end in a short one */
+    int64_t most =
+        rows->capacity / chunk_rows + rows->shards; /* each shard may end in a short one */
     return most < rows->capacity ? most : rows->capacity > 0 ? rows->capacity : 1;
 }
 
@@ -40,7 +44,8 @@ static void set_field(Chunks *x, MoeVal chunk, int64_t which, MoeVal value) {
 static MoeVal slot_number(Chunks *x, MoeVal slot) {
     MoeEmit *e = x->e;
     MoeVal last = moe_k64(e, x->chunks.levels + x->shards.levels - 1);
-    return LLVMBuildSelect(e->b, LLVMBuildICmp(e->b, LLVMIntSGE, slot, last, ""), moe_k64(e, -1), slot, "");
+    return LLVMBuildSelect(e->b, LLVMBuildICmp(e->b, LLVMIntSGE, slot, last, ""), moe_k64(e, -1),
+                           slot, "");
 }
 
 static void write_shard(Chunks *x, MoeVal lo, MoeVal hi, MoeVal shard, MoeVal next) {
@@ -116,8 +121,8 @@ const char *moe_xent_emit_chunks(MoeCpuTarget *t, const MoeRowSpace *rows, int64
     MoeEmit emit, *e = &emit;
     char key[128];
     const char *name;
-    snprintf(key, sizeof key, "xent_chunks rows=%d:%d T=%lld v=%lld R=%lld", (int)rows->mode, rows->buf,
-             (long long)rows->capacity, (long long)rows->shards, (long long)chunk_rows);
+    snprintf(key, sizeof key, "xent_chunks rows=%d:%d T=%lld v=%lld R=%lld", (int)rows->mode,
+             rows->buf, (long long)rows->capacity, (long long)rows->shards, (long long)chunk_rows);
     if (!moe_emit_begin(t, key, "xent_chunks", e, &name))
         return name;
     moe_emit_tasks_body(e);

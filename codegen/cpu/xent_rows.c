@@ -1,5 +1,6 @@
-/* The rows of a chunk of logits: nll = ln sum e^(z - max) + max - z[label], and in place of z the gradient
- * (e^(z - max) / sum - [label]) * dnll (xent.h). Rows whose label is negative are left out: zeros. */
+/* The rows of a chunk of logits: nll = ln sum e^(z - max) + max - z[label], and in place of z the
+ * gradient (e^(z - max) / sum - [label]) * dnll (xent.h). Rows whose label is negative are left
+ * out: zeros. */
 #include <math.h>
 #include <stdio.h>
 #include "codegen/cpu/xent.h"
@@ -119,12 +120,14 @@ const char *moe_xent_emit_rows(MoeCpuTarget *t, int64_t n, bool grad, MoeDtype d
     Row r = {.e = e, .n = n, .grad_dtype = d};
     MoeVal from = moe_iadd(e, lo, moe_imul(e, e->task, moe_k64(e, per_task)));
     MoeLoop l;
-    moe_loop_begin(e, &l, from, moe_imin(e, hi, moe_iadd(e, from, moe_k64(e, per_task))), moe_k64(e, 1));
+    moe_loop_begin(e, &l, from, moe_imin(e, hi, moe_iadd(e, from, moe_k64(e, per_task))),
+                   moe_k64(e, 1));
     r.z = moe_at(e, moe_emit_buf(e, 1), moe_isub(e, l.index, lo), n * 4);
     MoeVal label = moe_load_index(e, moe_emit_buf(e, 2), l.index);
     MoeIf live;
     moe_if_begin(e, &live, LLVMBuildICmp(e->b, LLVMIntSGE, label, moe_k64(e, 0), ""));
-    live_row(&r, moe_imin(e, label, moe_k64(e, n - 1)), l.index, grad); /* ids are checked where data is read */
+    live_row(&r, moe_imin(e, label, moe_k64(e, n - 1)), l.index,
+             grad); /* ids are checked where data is read */
     moe_if_else(e, &live);
     dead_row(&r, l.index, grad);
     moe_if_end(e, &live);

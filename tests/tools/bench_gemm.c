@@ -1,8 +1,10 @@
-/* bench_gemm [TARGET]: the rate of the matrix kernels on one thread, beside the measured peak of fused multiply-adds.
+/* bench_gemm [TARGET]: the rate of the matrix kernels on one thread, beside the measured peak of
+ * fused multiply-adds.
  *
- * In: a target's name (default cpu:native). Out: one line a shape: GFLOP/s and percent of the peak, packing of the
- * weights included; best of several runs, by the thread's own time. Shapes are those of training: dense, grouped by expert with gathered rows,
- * SwiGLU pairs, weight gradients, the loss head. */
+ * In: a target's name (default cpu:native). Out: one line a shape: GFLOP/s and percent of the peak,
+ * packing of the weights included; best of several runs, by the thread's own time. Shapes are those
+ * of training: dense, grouped by expert with gathered rows, SwiGLU pairs, weight gradients, the
+ * loss head. */
 #include <llvm-c/Error.h>
 #include <llvm-c/LLJIT.h>
 #include <stdio.h>
@@ -16,7 +18,7 @@
 #include "codegen/cpu/tile.h"
 #include "tests/support/group_run.h"
 
-#define REPEATS 9
+#define REPEATS    9
 #define PEAK_STEPS 2000000
 
 static void die(MoeStatus st) {
@@ -36,7 +38,8 @@ static const char *emit_peak(MoeCpuTarget *t, bool dot, int chains) {
     moe_emit_return(e, moe_k64(e, 1));
     moe_emit_kernel_body(e);
     MoeVal acc[32], out = moe_emit_buf(e, 0);
-    MoeVal a = moe_vload(e, MOE_F32, out, moe_k64(e, 0), NULL), b = moe_vload(e, MOE_F32, out, moe_k64(e, 16), NULL);
+    MoeVal a = moe_vload(e, MOE_F32, out, moe_k64(e, 0), NULL),
+           b = moe_vload(e, MOE_F32, out, moe_k64(e, 16), NULL);
     for (int i = 0; i < chains; i++)
         acc[i] = LLVMConstNull(e->v32);
     MoeCarryLoop l;
@@ -50,7 +53,8 @@ static const char *emit_peak(MoeCpuTarget *t, bool dot, int chains) {
         unsigned id = LLVMLookupIntrinsicID(intrinsic, sizeof intrinsic - 1);
         MoeVal fn = LLVMGetIntrinsicDeclaration(e->m, id, NULL, 0);
         LLVMTypeRef pairs = LLVMTypeOf(LLVMGetParam(fn, 1));
-        MoeVal args[] = {acc[i], LLVMBuildBitCast(e->b, a, pairs, ""), LLVMBuildBitCast(e->b, b, pairs, "")};
+        MoeVal args[] = {acc[i], LLVMBuildBitCast(e->b, a, pairs, ""),
+                         LLVMBuildBitCast(e->b, b, pairs, "")};
         acc[i] = LLVMBuildCall2(e->b, LLVMIntrinsicGetType(e->c, id, NULL, 0), fn, args, 3, "");
     }
     moe_carry_end(e, &l, acc);
@@ -143,7 +147,8 @@ static MoeGraph *build(MoeModule *m, const Shape *s, MoeDtype d, double *flops) 
     MoeValue *src = NULL, *inv = NULL;
     if (s->experts > 1) {
         MoeValue *ids = moe_build_input(g, "ids", moe_type_2d(MOE_I32, rows, s->topk));
-        MoeOp *plan = moe_op_build(g, MOE_OP_ROUTE_PLAN, &ids, 1, moe_ai("experts", s->experts), MOE_END);
+        MoeOp *plan =
+            moe_op_build(g, MOE_OP_ROUTE_PLAN, &ids, 1, moe_ai("experts", s->experts), MOE_END);
         plan->group = 0;
         src = plan->results[1];
         inv = plan->results[2];
@@ -166,24 +171,28 @@ static MoeGraph *build(MoeModule *m, const Shape *s, MoeDtype d, double *flops) 
         } else {
             dy = moe_build_input(g, "dy", moe_type_2d(d, r, s->n));
         }
-        MoeOp *op = moe_op_build(g, MOE_OP_WEIGHT_GRAD, (MoeValue *[]){dy, xs}, 2, grouped, MOE_END);
+        MoeOp *op =
+            moe_op_build(g, MOE_OP_WEIGHT_GRAD, (MoeValue *[]){dy, xs}, 2, grouped, MOE_END);
         op->group = 1;
         y = op->results[0];
     } else if (s->what == HEAD || s->what == HEAD_GRAD) {
         MoeValue *w = moe_build_input(g, "w", moe_type_2d(d, moe_dim(s->n), s->k));
-        MoeValue *labels = moe_build_input(g, "labels", (MoeType){.dtype = MOE_I32, .rank = 1, .dims = {rows}});
+        MoeValue *labels =
+            moe_build_input(g, "labels", (MoeType){.dtype = MOE_I32, .rank = 1, .dims = {rows}});
         if (s->what == HEAD) {
             y = moe_build(g, MOE_OP_LINEAR_CROSS_ENTROPY, (MoeValue *[]){x, w, labels}, 3, MOE_END);
         } else {
             MoeValue *dnll = moe_build_input(g, "dnll", moe_type_2d(MOE_F32, rows, 1));
-            y = moe_build(g, MOE_OP_LINEAR_CROSS_ENTROPY_GRAD, (MoeValue *[]){x, w, labels, dnll}, 4, MOE_END);
+            y = moe_build(g, MOE_OP_LINEAR_CROSS_ENTROPY_GRAD, (MoeValue *[]){x, w, labels, dnll},
+                          4, MOE_END);
             *flops = 3 * work;
         }
         y->def->group = 1;
     } else {
         bool tb = s->what != DENSE_KN;
         int64_t a = tb ? s->n : s->k, b = tb ? s->k : s->n;
-        MoeType wt = s->experts > 1 ? moe_type_3d(d, s->experts, a, b) : moe_type_2d(d, moe_dim(a), b);
+        MoeType wt =
+            s->experts > 1 ? moe_type_3d(d, s->experts, a, b) : moe_type_2d(d, moe_dim(a), b);
         MoeValue *w = moe_build_input(g, "w", wt), *w3 = NULL;
         if (s->what == SWIGLU)
             w3 = moe_build_input(g, "w3", wt);
@@ -193,10 +202,12 @@ static MoeGraph *build(MoeModule *m, const Shape *s, MoeDtype d, double *flops) 
             first->group = 1;
             xs = first->results[0];
         }
-        y = moe_build(g, MOE_OP_MATMUL, (MoeValue *[]){xs, w}, 2, moe_ai("tb", tb), grouped, MOE_END);
+        y = moe_build(g, MOE_OP_MATMUL, (MoeValue *[]){xs, w}, 2, moe_ai("tb", tb), grouped,
+                      MOE_END);
         y->def->group = 1;
         if (w3) {
-            MoeValue *up = moe_build(g, MOE_OP_MATMUL, (MoeValue *[]){xs, w3}, 2, moe_ai("tb", tb), grouped, MOE_END);
+            MoeValue *up = moe_build(g, MOE_OP_MATMUL, (MoeValue *[]){xs, w3}, 2, moe_ai("tb", tb),
+                                     grouped, MOE_END);
             MoeValue *gate = moe_build1(g, MOE_OP_SIGMOID, y);
             MoeValue *silu = moe_build2(g, MOE_OP_MUL, y, gate);
             MoeValue *act = moe_build2(g, MOE_OP_MUL, silu, up);
@@ -231,7 +242,8 @@ static void bench_shape(const char *target, const Shape *s, MoeDtype d, double p
     if (st)
         die(st);
     double rate = flops / moe_group_run_time(run, REPEATS);
-    printf("%-36s %-5s %8.1f GFLOP/s %6.1f %%\n", s->name, moe_dtype_name(d), rate / 1e9, 100 * rate / peak);
+    printf("%-36s %-5s %8.1f GFLOP/s %6.1f %%\n", s->name, moe_dtype_name(d), rate / 1e9,
+           100 * rate / peak);
     moe_group_run_destroy(run);
     moe_arena_destroy(a);
     moe_module_destroy(m);
@@ -248,7 +260,8 @@ int main(int argc, char **argv) {
     t->destroy(t);
     double peak[2] = {measure_peak(target, false), 0};
     peak[1] = dot ? measure_peak(target, true) : peak[0];
-    printf("%-36s f32   %8.1f GFLOP/s\n%-36s bf16  %8.1f GFLOP/s\n", "peak", peak[0] / 1e9, "peak", peak[1] / 1e9);
+    printf("%-36s f32   %8.1f GFLOP/s\n%-36s bf16  %8.1f GFLOP/s\n", "peak", peak[0] / 1e9, "peak",
+           peak[1] / 1e9);
     const char *only = argc > 2 ? argv[2] : "";
     for (int b = 0; b < 2; b++)
         for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)

@@ -56,9 +56,10 @@ START_TEST(test_epochs) {
         }
     }
     for (int e = 0; e < 3; e++) { /* each window once an epoch, none held out */
-        bool seen[90] = {false};
+        bool seen[100] = {false};
         for (int i = 0; i < 90; i++) {
-            ck_assert_int_lt(order[e][i], 90);
+            ck_assert_int_lt(order[e][i], 100);
+            ck_assert(order[e][i] < 45 || order[e][i] >= 55); /* the held-out block, in the middle */
             ck_assert(!seen[order[e][i]]);
             seen[order[e][i]] = true;
             moved += order[e][i] != i;
@@ -77,9 +78,9 @@ START_TEST(test_eval_split) {
     ck_assert_int_eq(moe_data_eval_windows(d), 8);
     ck_assert_int_eq(moe_data_eval(d, 0, 20, ids, labels), 8);
     for (int i = 0; i < 8; i++)
-        ck_assert_int_eq(window_of(ids + i * SEQ, labels + i * SEQ), 33 + i);
+        ck_assert_int_eq(window_of(ids + i * SEQ, labels + i * SEQ), 16 + i);
     ck_assert_int_eq(moe_data_eval(d, 6, 20, ids, labels), 2);
-    ck_assert_int_eq(window_of(ids, labels), 39);
+    ck_assert_int_eq(window_of(ids, labels), 22);
     ck_assert_int_eq(moe_data_eval(d, 8, 20, ids, labels), 0);
     MoeDataPosition p = moe_data_position(d);
     ck_assert(p.epoch == 0 && p.index == 0);
@@ -91,6 +92,33 @@ START_TEST(test_eval_split) {
     d = open_data(3 * SEQ, 0, 1);
     ck_assert_int_eq(moe_data_train_windows(d), 2);
     ck_assert_int_eq(moe_data_eval_windows(d), 0);
+    moe_data_close(d);
+}
+END_TEST
+
+/* Held-out blocks: of at most 16 windows, one in each equal part of the stream, apart from what is trained on. */
+START_TEST(test_eval_blocks) {
+    enum { WINDOWS = 400, HELD = 40 };
+    MoeData *d = open_data(WINDOWS * SEQ + 1, 0.1, 1);
+    int32_t ids[SEQ], labels[SEQ];
+    int held[WINDOWS] = {0}, part[3] = {0}, blocks = 0;
+    ck_assert_int_eq(moe_data_eval_windows(d), HELD);
+    for (int64_t i = 0, last = -2; i < HELD; i++) {
+        ck_assert_int_eq(moe_data_eval(d, i, 1, ids, labels), 1);
+        int64_t w = window_of(ids, labels);
+        ck_assert_int_gt(w, last);
+        blocks += w != last + 1;
+        last = w;
+        held[w]++;
+        part[w * 3 / WINDOWS]++;
+    }
+    ck_assert_int_eq(blocks, 3);
+    for (int b = 0; b < 3; b++)
+        ck_assert(part[b] == 13 || part[b] == 14);
+    for (int i = 0; i < WINDOWS - HELD; i++) {
+        OK(moe_data_next(d, 1, ids, labels));
+        ck_assert_int_eq(held[window_of(ids, labels)]++, 0);
+    }
     moe_data_close(d);
 }
 END_TEST
@@ -176,6 +204,7 @@ int main(void) {
     TCase *t = tcase_create("data");
     tcase_add_test(t, test_epochs);
     tcase_add_test(t, test_eval_split);
+    tcase_add_test(t, test_eval_blocks);
     tcase_add_test(t, test_resume);
     tcase_add_test(t, test_fingerprint);
     tcase_add_test(t, test_too_short);

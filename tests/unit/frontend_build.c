@@ -4,6 +4,7 @@
  * transformers by the parity test. */
 #include <check.h>
 #include <dirent.h>
+#include <glob.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -339,6 +340,28 @@ START_TEST(params_are_those_of_transformers) {
 }
 END_TEST
 
+/* The examples are Mixtrals over bytes, small enough for a laptop. */
+START_TEST(examples) {
+    glob_t found;
+    ck_assert_int_eq(glob(MOE_SOURCE_DIR "/examples/*/config.json", 0, NULL, &found), 0);
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        MoeHfConfig c;
+        json_t *json = NULL;
+        ok(moe_hf_config_read(found.gl_pathv[i], &c, &json));
+        json_decref(json);
+        ck_assert_int_eq(c.vocab_size, 256);
+        ck_assert(c.experts > 1 && c.output_router_logits && c.router_aux_loss_coef > 0);
+        ck_assert(moe_hf_flops_per_token(&c, 512) < 1e9);
+        MoeFrontendOptions o = options(8, 0, 8, 1);
+        o.mixed_from_config = true;
+        MoeModule *m = build(&c, &o);
+        check_verifies(m, found.gl_pathv[i]);
+        moe_module_destroy(m);
+    }
+    globfree(&found);
+}
+END_TEST
+
 /* Mixtral 8x7B: 46.7 billion parameters, and a graph with its gradients that takes little memory.
  */
 START_TEST(mixtral_8x7b) {
@@ -572,6 +595,7 @@ int main(void) {
     tcase_add_test(tc, default_seq);
     tcase_add_test(tc, refusals);
     tcase_add_test(tc, params_are_those_of_transformers);
+    tcase_add_test(tc, examples);
     tcase_add_test(tc, mixtral_8x7b);
     tcase_add_test(tc, token_capacity);
     tcase_add_test(tc, flops);

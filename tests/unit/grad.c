@@ -655,7 +655,7 @@ START_TEST(test_micro_batches) {
             if (op->opcode == MOE_OP_ADAMW || op->opcode == MOE_OP_ASSIGN)
                 ck_assert_int_eq(op->phase, MOE_PHASE_UPDATE);
         }
-        ck_assert_int_eq(n_accumulates, micro_batches > 1 ? 2 + 23 : 2);
+        ck_assert_int_eq(n_accumulates, micro_batches > 1 ? 3 + 23 : 3);
         ck_assert_int_eq(moe_graph_find_output(g, "loss")->def->phase, MOE_PHASE_REDUCE);
         ck_assert_int_eq(moe_graph_find_output(g, "grad_norm")->def->phase, MOE_PHASE_REDUCE);
         MoeEval *ev = moe_eval_create(g);

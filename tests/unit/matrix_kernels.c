@@ -1,6 +1,7 @@
-/* The matrix kernels of the CPU target keep the numbers contract (docs/NUMBERS.md) bit by bit, on every instruction set that
- * runs here: products are chains of multiply-adds, weight gradients the tree over leaves and shards, the loss head's dw
- * the same tree across chunks; nothing depends on threads, on the other rows of a batch, or on what was fused. */
+/* The matrix kernels of the CPU target keep the numbers contract (docs/NUMBERS.md) bit by bit, on
+ * every instruction set that runs here: products are chains of multiply-adds, weight gradients the
+ * tree over leaves and shards, the loss head's dw the same tree across chunks; nothing depends on
+ * threads, on the other rows of a batch, or on what was fused. */
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
@@ -67,17 +68,23 @@ static void *packed(const Job *j, const char *name) {
     return p;
 }
 
-static bool target_fma(const char *target) { return strcmp(target, "cpu:x86-64") != 0; }
+static bool target_fma(const char *target) {
+    return strcmp(target, "cpu:x86-64") != 0;
+}
 
-static float multiply_add(bool fma, float a, float b, float c) { return fma ? fmaf(a, b, c) : a * b + c; }
+static float multiply_add(bool fma, float a, float b, float c) {
+    return fma ? fmaf(a, b, c) : a * b + c;
+}
 
 static void check_bits(const float *got, const float *want, int64_t n, const char *what) {
     for (int64_t i = 0; i < n; i++)
-        ck_assert_msg(memcmp(&got[i], &want[i], 4) == 0, "%s: element %lld is %.9g, expected %.9g", what,
-                      (long long)i, (double)got[i], (double)want[i]);
+        ck_assert_msg(memcmp(&got[i], &want[i], 4) == 0, "%s: element %lld is %.9g, expected %.9g",
+                      what, (long long)i, (double)got[i], (double)want[i]);
 }
 
-static bool skip(const char *target) { return !moe_target_runs_here(target); }
+static bool skip(const char *target) {
+    return !moe_target_runs_here(target);
+}
 
 /* ---- products ---- */
 
@@ -85,8 +92,8 @@ static bool skip(const char *target) { return !moe_target_runs_here(target); }
 static const struct {
     int tb;
     int64_t rows, k, n;
-} products[] = {{1, 17, 33, 49}, {0, 17, 33, 49}, {1, 130, 64, 64},  {1, 5, 2500, 20},
-                {0, 9, 4100, 17}, {0, 3, 1, 1},   {1, 257, 16, 112}, {0, 129, 40, 97}};
+} products[] = {{1, 17, 33, 49},  {0, 17, 33, 49}, {1, 130, 64, 64},  {1, 5, 2500, 20},
+                {0, 9, 4100, 17}, {0, 3, 1, 1},    {1, 257, 16, 112}, {0, 129, 40, 97}};
 
 START_TEST(product_is_a_chain) {
     const char *target = targets[_i];
@@ -98,8 +105,10 @@ START_TEST(product_is_a_chain) {
         Job j;
         job_open(&j, target);
         MoeValue *a = moe_build_input(j.g, "a", moe_type_2d(MOE_F32, moe_dim(rows), k));
-        MoeValue *b = moe_build_input(j.g, "b", moe_type_2d(MOE_F32, moe_dim(tb ? n : k), tb ? k : n));
-        MoeValue *c = moe_build(j.g, MOE_OP_MATMUL, (MoeValue *[]){a, b}, 2, moe_ai("tb", tb), moe_ai("grouped", 0), MOE_END);
+        MoeValue *b =
+            moe_build_input(j.g, "b", moe_type_2d(MOE_F32, moe_dim(tb ? n : k), tb ? k : n));
+        MoeValue *c = moe_build(j.g, MOE_OP_MATMUL, (MoeValue *[]){a, b}, 2, moe_ai("tb", tb),
+                                moe_ai("grouped", 0), MOE_END);
         moe_build_output(j.g, "c", c);
         job_fill(&j, -1, MOE_SHARDS_EVEN);
         job_run(&j);
@@ -108,7 +117,8 @@ START_TEST(product_is_a_chain) {
             for (int64_t i = 0; i < n; i++) {
                 float acc = 0;
                 for (int64_t s = 0; s < k; s++)
-                    acc = multiply_add(target_fma(target), x[r * k + s], tb ? y[i * k + s] : y[s * n + i], acc);
+                    acc = multiply_add(target_fma(target), x[r * k + s],
+                                       tb ? y[i * k + s] : y[s * n + i], acc);
                 want[r * n + i] = acc;
             }
         check_bits(job_data(&j, "c"), want, rows * n, target);
@@ -127,7 +137,8 @@ static float *bf16_rows(const char *target, int64_t rows, int64_t keep, int64_t 
     MoeValue *tok = moe_build_input(j.g, "tok", moe_type_segs(1, 4));
     MoeValue *a = moe_build_input(j.g, "a", moe_type_2d(MOE_BF16, moe_dim_ragged(300, tok), k));
     MoeValue *b = moe_build_input(j.g, "b", moe_type_2d(MOE_BF16, moe_dim(n), k));
-    MoeValue *c = moe_build(j.g, MOE_OP_MATMUL, (MoeValue *[]){a, b}, 2, moe_ai("tb", 1), moe_ai("grouped", 0), MOE_END);
+    MoeValue *c = moe_build(j.g, MOE_OP_MATMUL, (MoeValue *[]){a, b}, 2, moe_ai("tb", 1),
+                            moe_ai("grouped", 0), MOE_END);
     moe_build_output(j.g, "c", c);
     job_fill(&j, rows, MOE_SHARDS_EVEN);
     /* The same first rows whatever the number of rows; infinities in those behind. */
@@ -190,7 +201,8 @@ static void leaf(const Grad *g, int64_t lo, int64_t hi, float *out) {
     for (int64_t r = lo; r < hi; r++)
         for (int64_t i = 0; i < g->n; i++)
             for (int64_t c = 0; c < g->k; c++)
-                out[i * g->k + c] = multiply_add(g->fma, g->dy[r * g->n + i], g->x[r * g->k + c], out[i * g->k + c]);
+                out[i * g->k + c] = multiply_add(g->fma, g->dy[r * g->n + i], g->x[r * g->k + c],
+                                                 out[i * g->k + c]);
 }
 
 /* One group: shards of segs[0..shards]. */
@@ -200,10 +212,12 @@ static void grad_reference(const Grad *g, const int32_t *segs, int64_t shards, f
     bool *there = calloc((size_t)shards, 1), all[256];
     memset(all, 1, sizeof all);
     for (int64_t v = 0; v < shards; v++) {
-        int64_t lo = segs[v], hi = segs[v + 1], leaves = (hi - lo + MOE_LEAF_ROWS - 1) / MOE_LEAF_ROWS;
+        int64_t lo = segs[v], hi = segs[v + 1],
+                leaves = (hi - lo + MOE_LEAF_ROWS - 1) / MOE_LEAF_ROWS;
         float *sums = malloc((size_t)((leaves + 1) * width) * 4);
         for (int64_t i = 0; i < leaves; i++) {
-            int64_t from = lo + i * MOE_LEAF_ROWS, to = from + MOE_LEAF_ROWS < hi ? from + MOE_LEAF_ROWS : hi;
+            int64_t from = lo + i * MOE_LEAF_ROWS,
+                    to = from + MOE_LEAF_ROWS < hi ? from + MOE_LEAF_ROWS : hi;
             leaf(g, from, to, sums + i * width);
         }
         there[v] = leaves > 0 && tree(sums, all, leaves, width, roots + v * width);
@@ -222,21 +236,25 @@ START_TEST(weight_grad_is_the_tree) {
     static const struct {
         int64_t rows, shards, groups;
         MoeShardLayout layout;
-    } cases[] = {{0, 8, 1, MOE_SHARDS_EVEN},       {1, 8, 1, MOE_SHARDS_LAST},    {700, 1, 1, MOE_SHARDS_EVEN},
-                 {1500, 8, 1, MOE_SHARDS_RANDOM},  {1030, 4, 1, MOE_SHARDS_FIRST}, {900, 8, 3, MOE_SHARDS_RANDOM},
+    } cases[] = {{0, 8, 1, MOE_SHARDS_EVEN},       {1, 8, 1, MOE_SHARDS_LAST},
+                 {700, 1, 1, MOE_SHARDS_EVEN},     {1500, 8, 1, MOE_SHARDS_RANDOM},
+                 {1030, 4, 1, MOE_SHARDS_FIRST},   {900, 8, 3, MOE_SHARDS_RANDOM},
                  {1400, 16, 1, MOE_SHARDS_RANDOM}, {640, 8, 1, MOE_SHARDS_EVEN}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         int64_t n = 19, k = 37, groups = cases[i].groups, shards = cases[i].shards;
         Job j;
         job_open(&j, target);
         MoeValue *seg = moe_build_input(j.g, "seg", moe_type_segs(groups, shards));
-        MoeValue *dy = moe_build_input(j.g, "dy", moe_type_2d(MOE_F32, moe_dim_ragged(1600, seg), n));
+        MoeValue *dy =
+            moe_build_input(j.g, "dy", moe_type_2d(MOE_F32, moe_dim_ragged(1600, seg), n));
         MoeValue *x = moe_build_input(j.g, "x", moe_type_2d(MOE_F32, moe_dim_ragged(1600, seg), k));
-        MoeValue *dw = moe_build(j.g, MOE_OP_WEIGHT_GRAD, (MoeValue *[]){dy, x}, 2, moe_ai("grouped", groups > 1), MOE_END);
+        MoeValue *dw = moe_build(j.g, MOE_OP_WEIGHT_GRAD, (MoeValue *[]){dy, x}, 2,
+                                 moe_ai("grouped", groups > 1), MOE_END);
         moe_build_output(j.g, "dw", dw);
         job_fill(&j, cases[i].rows, cases[i].layout);
         job_run(&j);
-        float *dyd = packed(&j, "dy"), *xd = packed(&j, "x"), *want = malloc((size_t)(groups * n * k) * 4);
+        float *dyd = packed(&j, "dy"), *xd = packed(&j, "x"),
+              *want = malloc((size_t)(groups * n * k) * 4);
         int32_t *segs = packed(&j, "seg");
         Grad g = {dyd, xd, n, k, target_fma(target)};
         for (int64_t e = 0; e < groups; e++)
@@ -262,15 +280,18 @@ static void head_open(Job *j, const char *target, MoeDtype d, int64_t shards, in
     MoeDim rows = moe_dim_ragged(capacity, tok);
     MoeValue *h = moe_build_input(j->g, "h", moe_type_2d(d, rows, HEAD_C));
     MoeValue *w = moe_build_input(j->g, "w", moe_type_2d(d, moe_dim(HEAD_N), HEAD_C));
-    MoeValue *labels = moe_build_input(j->g, "labels", (MoeType){.dtype = MOE_I32, .rank = 1, .dims = {rows}});
+    MoeValue *labels =
+        moe_build_input(j->g, "labels", (MoeType){.dtype = MOE_I32, .rank = 1, .dims = {rows}});
     MoeValue *dnll = moe_build_input(j->g, "dnll", moe_type_2d(MOE_F32, rows, 1));
-    MoeOp *op = moe_op_build(j->g, MOE_OP_LINEAR_CROSS_ENTROPY_GRAD, (MoeValue *[]){h, w, labels, dnll}, 4, MOE_END);
+    MoeOp *op = moe_op_build(j->g, MOE_OP_LINEAR_CROSS_ENTROPY_GRAD,
+                             (MoeValue *[]){h, w, labels, dnll}, 4, MOE_END);
     moe_build_output(j->g, "nll", op->results[0]);
     moe_build_output(j->g, "dh", op->results[1]);
     moe_build_output(j->g, "dw", op->results[2]);
 }
 
-static void copy_rows(Job *to, const Job *from, const char *name, int64_t cols, int64_t lo, int64_t hi) {
+static void copy_rows(Job *to, const Job *from, const char *name, int64_t cols, int64_t lo,
+                      int64_t hi) {
     const MoeTensor *a = moe_inputs_find(&from->in, name);
     MoeTensor *b = moe_inputs_find(&to->in, name);
     for (int64_t i = 0; i < (hi - lo) * cols; i++) {
@@ -282,7 +303,8 @@ static void copy_rows(Job *to, const Job *from, const char *name, int64_t cols, 
 }
 
 /* dw of each leaf alone, then the tree, against dw of all rows, which runs in several chunks. */
-static void check_head(const char *target, MoeDtype d, int64_t n_rows, int64_t shards, MoeShardLayout layout) {
+static void check_head(const char *target, MoeDtype d, int64_t n_rows, int64_t shards,
+                       MoeShardLayout layout) {
     int64_t width = (int64_t)HEAD_N * HEAD_C;
     Job all;
     head_open(&all, target, d, shards, HEAD_CAPACITY);
@@ -293,10 +315,12 @@ static void check_head(const char *target, MoeDtype d, int64_t n_rows, int64_t s
     bool there[64] = {false}, present[64];
     memset(present, 1, sizeof present);
     for (int64_t v = 0; v < shards; v++) {
-        int64_t lo = segs[v], hi = segs[v + 1], leaves = (hi - lo + MOE_LEAF_ROWS - 1) / MOE_LEAF_ROWS;
+        int64_t lo = segs[v], hi = segs[v + 1],
+                leaves = (hi - lo + MOE_LEAF_ROWS - 1) / MOE_LEAF_ROWS;
         float *sums = malloc((size_t)((leaves + 1) * width) * 4);
         for (int64_t i = 0; i < leaves; i++) {
-            int64_t from = lo + i * MOE_LEAF_ROWS, to = from + MOE_LEAF_ROWS < hi ? from + MOE_LEAF_ROWS : hi;
+            int64_t from = lo + i * MOE_LEAF_ROWS,
+                    to = from + MOE_LEAF_ROWS < hi ? from + MOE_LEAF_ROWS : hi;
             Job one;
             head_open(&one, target, d, 1, MOE_LEAF_ROWS);
             job_fill(&one, to - from, MOE_SHARDS_EVEN);
@@ -306,8 +330,10 @@ static void check_head(const char *target, MoeDtype d, int64_t n_rows, int64_t s
             copy_rows(&one, &all, "w", HEAD_C, 0, HEAD_N);
             job_run(&one);
             memcpy(sums + i * width, job_data(&one, "dw"), (size_t)width * 4);
-            check_bits(job_data(&one, "nll"), (const float *)job_data(&all, "nll") + from, to - from, "nll");
-            check_bits(job_data(&one, "dh"), (const float *)job_data(&all, "dh") + from * HEAD_C, (to - from) * HEAD_C, "dh");
+            check_bits(job_data(&one, "nll"), (const float *)job_data(&all, "nll") + from,
+                       to - from, "nll");
+            check_bits(job_data(&one, "dh"), (const float *)job_data(&all, "dh") + from * HEAD_C,
+                       (to - from) * HEAD_C, "dh");
             job_close(&one);
         }
         there[v] = leaves > 0 && tree(sums, present, leaves, width, roots + v * width);
@@ -335,7 +361,8 @@ END_TEST
 
 /* ---- threads and fusion ---- */
 
-/* Experts with SwiGLU, gathered, then weight gradients of the gathered rows; `fused`: as fuse groups them, else op by op. */
+/* Experts with SwiGLU, gathered, then weight gradients of the gathered rows; `fused`: as fuse
+ * groups them, else op by op. */
 static void experts_open(Job *j, const char *target, MoeDtype d, bool fused) {
     job_open(j, target);
     enum { TOKENS = 260, C = 48, F = 100, E = 5, K = 2 };
@@ -351,8 +378,10 @@ static void experts_open(Job *j, const char *target, MoeDtype d, bool fused) {
     MoeValue *scale = moe_build_input(j->g, "scale", moe_type_1d(MOE_F32, 1));
     size_t first = j->g->n_ops;
     MoeValue *xs = moe_build(j->g, MOE_OP_DISPATCH, route, 3, MOE_END);
-    MoeValue *g = moe_build(j->g, MOE_OP_MATMUL, (MoeValue *[]){xs, w1}, 2, moe_ai("tb", 1), moe_ai("grouped", 1), MOE_END);
-    MoeValue *u = moe_build(j->g, MOE_OP_MATMUL, (MoeValue *[]){xs, w3}, 2, moe_ai("tb", 1), moe_ai("grouped", 1), MOE_END);
+    MoeValue *g = moe_build(j->g, MOE_OP_MATMUL, (MoeValue *[]){xs, w1}, 2, moe_ai("tb", 1),
+                            moe_ai("grouped", 1), MOE_END);
+    MoeValue *u = moe_build(j->g, MOE_OP_MATMUL, (MoeValue *[]){xs, w3}, 2, moe_ai("tb", 1),
+                            moe_ai("grouped", 1), MOE_END);
     MoeValue *twice = moe_build2(j->g, MOE_OP_ADD, scale, scale);
     MoeValue *s = moe_build1(j->g, MOE_OP_SIGMOID, moe_build2(j->g, MOE_OP_ADD, g, bias));
     MoeValue *y = moe_build2(j->g, MOE_OP_MUL, moe_build2(j->g, MOE_OP_MUL, g, s), u);
@@ -361,7 +390,8 @@ static void experts_open(Job *j, const char *target, MoeDtype d, bool fused) {
         j->g->ops[i]->group = 1;
     first = j->g->n_ops;
     xs = moe_build(j->g, MOE_OP_DISPATCH, route, 3, MOE_END);
-    MoeValue *dw = moe_build(j->g, MOE_OP_WEIGHT_GRAD, (MoeValue *[]){y, xs}, 2, moe_ai("grouped", 1), MOE_END);
+    MoeValue *dw = moe_build(j->g, MOE_OP_WEIGHT_GRAD, (MoeValue *[]){y, xs}, 2,
+                             moe_ai("grouped", 1), MOE_END);
     for (size_t i = first; i < j->g->n_ops && fused; i++)
         j->g->ops[i]->group = 2;
     moe_build_output(j->g, "g", g);
@@ -374,7 +404,8 @@ static void check_same(const Job *a, const Job *b, const char *what) {
     const char *const names[] = {"g", "y", "dw"};
     for (size_t i = 0; i < 3; i++) {
         const MoeValue *v = moe_graph_find_output(a->g, names[i]);
-        ck_assert_msg(memcmp(job_data(a, names[i]), job_data(b, names[i]), (size_t)moe_type_bytes(&v->type)) == 0,
+        ck_assert_msg(memcmp(job_data(a, names[i]), job_data(b, names[i]),
+                             (size_t)moe_type_bytes(&v->type)) == 0,
                       "%s: %s differs", what, names[i]);
     }
 }
@@ -437,7 +468,8 @@ START_TEST(unknown_targets_name_the_nearest) {
     st = moe_target_create("cpo", &t);
     ck_assert(st && !t && strstr(moe_status_message(st), "'cpu'"));
     moe_status_free(st);
-    ck_assert(moe_target_runs_here("cpu") && moe_target_runs_here("cpu:x86-64") == moe_target_runs_here("cpu:x86-64"));
+    ck_assert(moe_target_runs_here("cpu") &&
+              moe_target_runs_here("cpu:x86-64") == moe_target_runs_here("cpu:x86-64"));
     ck_assert(!moe_target_runs_here("cpu:no-such") && !moe_target_runs_here("gpu"));
     OK(moe_target_create("cpu", &t)); /* its name makes the same target again */
     MoeTarget *again;

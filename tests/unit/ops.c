@@ -1,7 +1,9 @@
-/* Op by op: every case of the op table (tests/support/op_cases.h) on every kind of target that runs here, against the f64
- * interpreter, with guard bytes around every buffer (tests/support/group_run.h).
+/* Op by op: every case of the op table (tests/support/op_cases.h) on every kind of target that runs
+ * here, against the f64 interpreter, with guard bytes around every buffer
+ * (tests/support/group_run.h).
  *
- *   MOE_CASE=matmul/f32/T=17 MOE_TARGET=cpu:x86-64-v3 build/tests/ops      the cases whose id starts so, on one target
+ *   MOE_CASE=matmul/f32/T=17 MOE_TARGET=cpu:x86-64-v3 build/tests/ops      the cases whose id
+ * starts so, on one target
  *
  * An op without a case fails. */
 #include <check.h>
@@ -13,13 +15,14 @@
 #include "tests/support/group_run.h"
 #include "tests/support/op_cases.h"
 
-#define SEED 20240607u
+#define SEED  20240607u
 #define SHOWN 12 /* failures shown in full for each target */
 
 static const char *const targets[] = {"cpu:native", "cpu:x86-64-v3", "cpu:x86-64"};
 
 /* The result of output r of the case as the kernels left it; false (and why) if it is wrong. */
-static bool check_output(const MoeOpCase *c, const MoeCaseRun *run, const MoeGroupRun *gr, int r, MoeStr *why) {
+static bool check_output(const MoeOpCase *c, const MoeCaseRun *run, const MoeGroupRun *gr, int r,
+                         MoeStr *why) {
     char name[16];
     snprintf(name, sizeof name, "y%d", r);
     const MoeValue *v = moe_graph_find_output(run->graph, name);
@@ -82,7 +85,8 @@ static bool target_runs(MoeOpcode op) {
 }
 
 START_TEST(every_case) {
-    const char *target = targets[_i], *only = getenv("MOE_CASE"), *only_target = getenv("MOE_TARGET");
+    const char *target = targets[_i], *only = getenv("MOE_CASE"),
+               *only_target = getenv("MOE_TARGET");
     if (!moe_target_runs_here(target) || (only_target && strcmp(only_target, target) != 0))
         return;
     size_t n, n_run = 0, n_failed = 0;
@@ -93,7 +97,8 @@ START_TEST(every_case) {
         MoeStr why = {0};
         n_run++;
         if (!run_case(&cases[i], target, &why) && n_failed++ < SHOWN)
-            fprintf(stderr, "MOE_CASE='%s' MOE_TARGET=%s: %s\n", cases[i].id, target, moe_str_c(&why));
+            fprintf(stderr, "MOE_CASE='%s' MOE_TARGET=%s: %s\n", cases[i].id, target,
+                    moe_str_c(&why));
         moe_str_free(&why);
     }
     free(cases);

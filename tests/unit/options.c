@@ -133,6 +133,7 @@ START_TEST(precedence) {
     o = good("compile", none);
     moe_options_free(&o);
     BAD("run", none, MOE_E_MISUSE, "MOEC_STEPS", "\"many\" is not an integer");
+    unsetenv("MOEC_STEPS");
 }
 END_TEST
 
@@ -156,6 +157,10 @@ START_TEST(environment) {
     o = good("compile", ARGS(config));
     ck_assert_int_eq(moe_opt_i(&o, OPT_BATCH), 32);
     moe_options_free(&o);
+    unsetenv("MOEC_MICRO_BATCHES");
+    unsetenv("MOEC_CLIP_GRAD_NORM");
+    unsetenv("MOEC_QUIET");
+    unsetenv("MOEC_CONFIG");
 }
 END_TEST
 
