@@ -285,9 +285,9 @@ static void check_together(Reader *r, MoeHfConfig *c, bool mixtral) {
         if (c->head_dim == 0)
             c->head_dim = c->hidden_size / c->heads;
         if (c->head_dim % 2 != 0 || c->head_dim > MAX_HEAD_DIM)
-            complain(r, "the head dimension is %lld%s; expected an even number up to %d",
-                     (long long)c->head_dim, *said ? " (\"hidden_size\" / heads)" : "",
-                     MAX_HEAD_DIM);
+            complain(r, "%s is %lld; expected an even number up to %d",
+                     *said ? "the head dimension (\"hidden_size\" / heads)" : "\"head_dim\"",
+                     (long long)c->head_dim, MAX_HEAD_DIM);
     }
     if (c->heads % c->kv_heads != 0)
         complain(r, "\"num_key_value_heads\" %lld%s does not divide \"num_attention_heads\" %lld",

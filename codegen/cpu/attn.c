@@ -77,13 +77,38 @@ void moe_attn_pack(MoeEmit *e, const MoeAttn *a, MoeDtype dtype, MoeVal x, int64
     moe_loop_end(e, &l);
 }
 
+/* Rows r and r + w swap their off-diagonal blocks of w x w; for w = n/2 ... 1 this transposes n x n. */
+static void swap_blocks(MoeEmit *e, MoeVal *row, int n, int w) {
+    MoeVal low[64], high[64];
+    for (int j = 0; j < n; j++) {
+        low[j] = moe_k32(e, j & w ? n + j - w : j);
+        high[j] = moe_k32(e, j & w ? n + j : j + w);
+    }
+    MoeVal low_mask = LLVMConstVector(low, (unsigned)n), high_mask = LLVMConstVector(high, (unsigned)n);
+    for (int r = 0; r < n; r++) {
+        if (r & w)
+            continue;
+        MoeVal a = row[r], b = row[r + w];
+        row[r] = LLVMBuildShuffleVector(e->b, a, b, low_mask, "");
+        row[r + w] = LLVMBuildShuffleVector(e->b, a, b, high_mask, "");
+    }
+}
+
 void moe_attn_transpose(MoeEmit *e, const MoeAttn *a, MoeVal src, MoeVal dst) {
     MoeLoop i, d;
-    MoeVal one = moe_k64(e, 1), zero = moe_k64(e, 0);
-    moe_loop_begin(e, &i, zero, moe_k64(e, a->qb), one);
-    moe_loop_begin(e, &d, zero, moe_k64(e, a->head_dim), one);
-    MoeVal x = moe_sload(e, MOE_F32, src, moe_iadd(e, moe_imul(e, i.index, moe_k64(e, a->dp)), d.index));
-    moe_sstore(e, MOE_F32, x, dst, moe_iadd(e, moe_imul(e, d.index, moe_k64(e, a->qb)), i.index));
+    MoeVal zero = moe_k64(e, 0), step = moe_k64(e, a->lanes), row[64];
+    moe_loop_begin(e, &i, zero, moe_k64(e, a->qb), step);
+    moe_loop_begin(e, &d, zero, moe_k64(e, a->dp), step);
+    for (int r = 0; r < a->lanes; r++) {
+        MoeVal at = moe_imul(e, moe_iadd(e, i.index, moe_k64(e, r)), moe_k64(e, a->dp));
+        row[r] = moe_vload(e, MOE_F32, src, moe_iadd(e, at, d.index), NULL);
+    }
+    for (int w = a->lanes / 2; w > 0; w /= 2)
+        swap_blocks(e, row, a->lanes, w);
+    for (int r = 0; r < a->lanes; r++) {
+        MoeVal at = moe_imul(e, moe_iadd(e, d.index, moe_k64(e, r)), moe_k64(e, a->qb));
+        moe_vstore(e, MOE_F32, row[r], dst, moe_iadd(e, at, i.index), NULL);
+    }
     moe_loop_end(e, &d);
     moe_loop_end(e, &i);
 }
@@ -123,28 +148,32 @@ void moe_attn_strip(MoeEmit *e, const MoeAttn *a, MoeVal keys, MoeVal bt, MoeVal
     moe_loop_end(e, &j);
 }
 
-int moe_attn_chunks(const MoeAttn *a, int *sizes) {
-    int total = (int)(a->dp / a->lanes), n = (total + a->vectors - 1) / a->vectors;
+int moe_attn_chunks(const MoeAttn *a, int most, int *sizes) {
+    int total = (int)(a->dp / a->lanes), n = (total + most - 1) / most;
     MOE_ASSERT(n <= 64, "attention: head_dim %lld", (long long)a->head_dim);
     for (int c = 0; c < n; c++)
         sizes[c] = total * (c + 1) / n - total * c / n;
     return n;
 }
 
-void moe_attn_rows(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal lo, MoeVal hi, MoeAttnStore store, void *ctx) {
+void moe_attn_rows(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal q0, MoeVal lo, MoeVal hi, MoeAttnStore store, void *ctx) {
     MoeLoop i;
     MoeVal acc[64], a_rows[16];
-    int sizes[64], n = moe_attn_chunks(a, sizes);
-    moe_loop_begin(e, &i, moe_k64(e, 0), moe_k64(e, a->qb), moe_k64(e, a->rows));
-    for (int r = 0; r < a->rows; r++)
-        a_rows[r] = moe_at(e, strip, moe_iadd(e, i.index, moe_k64(e, r)), 4);
+    /* With 32 registers a tile may be four vectors wide (6 x 4): fewer passes over the strip than 8 x 2. */
+    int sizes[64], n = moe_attn_chunks(a, a->lanes == 16 ? 4 : a->vectors, sizes);
     for (int c = 0, first = 0; c < n; first += sizes[c++]) {
-        zero_tile(e, acc, a->rows * sizes[c]);
+        int rows = sizes[c] == 4 ? 6 : a->rows;
+        moe_loop_begin(e, &i, moe_k64(e, 0), moe_k64(e, a->qb), moe_k64(e, rows));
+        for (int r = 0; r < rows; r++)
+            a_rows[r] = moe_at(e, strip, moe_iadd(e, i.index, moe_k64(e, r)), 4);
+        /* No query of the tile sees keys after its last one: the strip is zero there. */
+        MoeVal last = moe_imin(e, hi, moe_iadd(e, q0, moe_iadd(e, i.index, moe_k64(e, rows))));
+        zero_tile(e, acc, rows * sizes[c]);
         MoeVal b = moe_at_bytes(e, x, moe_k64(e, (int64_t)first * a->lanes * 4));
-        moe_attn_product(e, a->rows, sizes[c], lo, hi, a_rows, a->qb * 4, b, a->dp * 4, acc);
-        store(e, a, i.index, first, sizes[c], acc, ctx);
+        moe_attn_product(e, rows, sizes[c], lo, last, a_rows, a->qb * 4, b, a->dp * 4, acc);
+        store(e, a, i.index, rows, first, sizes[c], acc, ctx);
+        moe_loop_end(e, &i);
     }
-    moe_loop_end(e, &i);
 }
 
 void moe_attn_range(MoeEmit *e, const MoeAttn *a, MoeVal q0, MoeVal len, MoeVal *lo, MoeVal *hi) {
@@ -156,7 +185,7 @@ void moe_attn_range(MoeEmit *e, const MoeAttn *a, MoeVal q0, MoeVal len, MoeVal 
     }
 }
 
-MoeVal moe_attn_sees(MoeEmit *e, const MoeAttn *a, MoeVal q0, int v, MoeVal j, MoeVal len) {
+MoeVal moe_attn_sees(MoeEmit *e, const MoeAttn *a, MoeVal q0, int v, MoeVal j) {
     MoeVal lane[64];
     for (int i = 0; i < a->lanes; i++)
         lane[i] = moe_k32(e, (int64_t)v * a->lanes + i);
@@ -171,10 +200,6 @@ MoeVal moe_attn_sees(MoeEmit *e, const MoeAttn *a, MoeVal q0, int v, MoeVal j, M
         for (int i = 0; i < a->lanes; i++)
             lane[i] = moe_k32(e, a->window);
         sees = LLVMBuildAnd(e->b, sees, LLVMBuildICmp(e->b, LLVMIntSLT, age, LLVMConstVector(lane, (unsigned)a->lanes), ""), "");
-    }
-    if (len) {
-        MoeVal left = moe_isub(e, moe_isub(e, len, q0), moe_k64(e, (int64_t)v * a->lanes));
-        sees = LLVMBuildAnd(e->b, sees, moe_mask(e, moe_imax(e, left, moe_k64(e, 0))), "");
     }
     return sees;
 }

@@ -11,9 +11,9 @@ typedef struct {
 } StoreCtx;
 
 /* o rows = acc / sum */
-static void store_o(MoeEmit *e, const MoeAttn *a, MoeVal query, int first, int vecs, MoeVal *acc, void *ctx) {
+static void store_o(MoeEmit *e, const MoeAttn *a, MoeVal query, int rows, int first, int vecs, MoeVal *acc, void *ctx) {
     StoreCtx *s = ctx;
-    for (int r = 0; r < a->rows; r++) {
+    for (int r = 0; r < rows; r++) {
         MoeVal i = moe_iadd(e, query, moe_k64(e, r)), pos = moe_iadd(e, s->q0, i);
         MoeIf live;
         moe_if_begin(e, &live, LLVMBuildICmp(e->b, LLVMIntSLT, pos, s->len, ""));
@@ -28,20 +28,29 @@ static void store_o(MoeEmit *e, const MoeAttn *a, MoeVal query, int first, int v
     }
 }
 
-/* Masks the strip and leaves its maximum over keys in max[vectors]. */
-static void mask_and_max(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal q0, MoeVal lo, MoeVal hi, MoeVal *max) {
+/* Keys [lo, hi) of the strip into the running maximum; masked: those that a query does not see become -inf. */
+static void take_max(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal q0, MoeVal lo, MoeVal hi, bool masked, MoeVal *max) {
     MoeCarryLoop j;
-    for (int v = 0; v < a->vectors; v++)
-        max[v] = moe_vconst(e, -INFINITY);
     moe_carry_begin(e, &j, lo, hi, moe_k64(e, 1), max, a->vectors);
     MoeVal row = moe_at(e, strip, j.l.index, a->qb * 4);
     for (int v = 0; v < a->vectors; v++) {
         MoeVal at = moe_k64(e, (int64_t)v * a->lanes), s = moe_vload(e, MOE_F32, row, at, NULL);
-        s = LLVMBuildSelect(e->b, moe_attn_sees(e, a, q0, v, j.l.index, NULL), s, moe_vconst(e, -INFINITY), "");
-        moe_vstore(e, MOE_F32, s, row, at, NULL);
+        if (masked) {
+            s = LLVMBuildSelect(e->b, moe_attn_sees(e, a, q0, v, j.l.index), s, moe_vconst(e, -INFINITY), "");
+            moe_vstore(e, MOE_F32, s, row, at, NULL);
+        }
         max[v] = moe_math_max(e, max[v], s);
     }
     moe_carry_end(e, &j, max);
+}
+
+/* Masks the strip and leaves its maximum over keys in max[vectors]. */
+static void mask_and_max(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal q0, MoeVal lo, MoeVal hi, MoeVal *max) {
+    for (int v = 0; v < a->vectors; v++)
+        max[v] = moe_vconst(e, -INFINITY);
+    MoeVal all = a->window ? lo : q0; /* without a window every query of the block sees the keys before it */
+    take_max(e, a, strip, q0, lo, all, false, max);
+    take_max(e, a, strip, q0, all, hi, true, max);
 }
 
 /* strip = e^(strip - max); sums over keys ascending in sum[vectors]. */
@@ -71,7 +80,7 @@ static Scratch layout(const MoeAttn *a) {
     s.k = moe_attn_take(&s.total, a->sp * a->dp);
     s.v = moe_attn_take(&s.total, a->sp * a->dp);
     s.q = moe_attn_take(&s.total, a->qb * a->dp);
-    s.qt = moe_attn_take(&s.total, a->head_dim * a->qb);
+    s.qt = moe_attn_take(&s.total, a->dp * a->qb);
     s.strip = moe_attn_take(&s.total, (a->sp + a->rows) * a->qb);
     s.inverse = moe_attn_take(&s.total, a->qb);
     s.lse = moe_attn_take(&s.total, a->qb);
@@ -100,7 +109,7 @@ static void emit_block(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Moe
     moe_sstore(e, MOE_F32, moe_sload(e, MOE_F32, lse, i.index), moe_emit_buf(e, BUF_LSE), moe_iadd(e, moe_imul(e, row, moe_k64(e, a->heads)), head));
     moe_loop_end(e, &i);
     StoreCtx ctx = {moe_emit_buf(e, BUF_O), t->row0, t->len, q0, head, inverse};
-    moe_attn_rows(e, a, strip, moe_at_bytes(e, e->scratch, moe_k64(e, s->v)), lo, hi, store_o, &ctx);
+    moe_attn_rows(e, a, strip, moe_at_bytes(e, e->scratch, moe_k64(e, s->v)), q0, lo, hi, store_o, &ctx);
 }
 
 static void emit_kernel(MoeEmit *e, const MoeAttn *a, const Scratch *s) {

@@ -18,8 +18,8 @@ static Scratch layout(const MoeAttn *a) {
     s.dv = moe_attn_take(&s.total, a->sp * a->dp);
     s.q = moe_attn_take(&s.total, a->qb * a->dp);
     s.d_o = moe_attn_take(&s.total, a->qb * a->dp);
-    s.qt = moe_attn_take(&s.total, a->head_dim * a->qb);
-    s.dot = moe_attn_take(&s.total, a->head_dim * a->qb);
+    s.qt = moe_attn_take(&s.total, a->dp * a->qb);
+    s.dot = moe_attn_take(&s.total, a->dp * a->qb);
     s.p = moe_attn_take(&s.total, (a->sp + a->rows) * a->qb);
     s.ds = moe_attn_take(&s.total, (a->sp + a->rows) * a->qb);
     s.lse = moe_attn_take(&s.total, a->qb);
@@ -58,43 +58,56 @@ static void load_lse_and_delta(MoeEmit *e, const MoeAttn *a, const Scratch *s, c
     moe_loop_end(e, &i);
 }
 
-/* p: S -> P; ds: dP -> dS. Queries that do not see a key get zeros in both. */
-static void softmax_grad(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Block *b, MoeVal lo, MoeVal hi) {
-    MoeVal lse[8], delta[8], zero = moe_vconst(e, 0);
-    for (int v = 0; v < a->vectors; v++) {
-        lse[v] = moe_vload(e, MOE_F32, place(e, s->lse), moe_k64(e, (int64_t)v * a->lanes), NULL);
-        delta[v] = moe_vload(e, MOE_F32, place(e, s->delta), moe_k64(e, (int64_t)v * a->lanes), NULL);
-    }
-    MoeVal p_strip = place(e, s->p), ds_strip = place(e, s->ds);
+/* p: S -> P; ds: dP -> dS, for keys [lo, hi). masked: zeros where a query does not see a key. Queries past the end have zero
+ * q and do, so that they add nothing. */
+static void softmax_grad_keys(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Block *b, MoeVal lo, MoeVal hi, bool masked, const MoeVal *lse,
+                              const MoeVal *delta) {
+    MoeVal zero = moe_vconst(e, 0), p_strip = place(e, s->p), ds_strip = place(e, s->ds);
     MoeLoop j;
     moe_loop_begin(e, &j, lo, hi, moe_k64(e, 1));
     MoeVal p_row = moe_at(e, p_strip, j.index, a->qb * 4), ds_row = moe_at(e, ds_strip, j.index, a->qb * 4);
     for (int v = 0; v < a->vectors; v++) {
-        MoeVal at = moe_k64(e, (int64_t)v * a->lanes), sees = moe_attn_sees(e, a, b->q0, v, j.index, b->len);
+        MoeVal at = moe_k64(e, (int64_t)v * a->lanes);
         MoeVal p = moe_math_exp(e, LLVMBuildFSub(e->b, moe_vload(e, MOE_F32, p_row, at, NULL), lse[v], ""));
-        p = LLVMBuildSelect(e->b, sees, p, zero, "");
-        MoeVal ds = LLVMBuildFMul(e->b, p, LLVMBuildFSub(e->b, moe_vload(e, MOE_F32, ds_row, at, NULL), delta[v], ""), "");
+        MoeVal ds = LLVMBuildFSub(e->b, moe_vload(e, MOE_F32, ds_row, at, NULL), delta[v], "");
+        if (masked) {
+            MoeVal sees = moe_attn_sees(e, a, b->q0, v, j.index);
+            p = LLVMBuildSelect(e->b, sees, p, zero, "");
+            ds = LLVMBuildSelect(e->b, sees, ds, zero, "");
+        }
         moe_vstore(e, MOE_F32, p, p_row, at, NULL);
-        moe_vstore(e, MOE_F32, LLVMBuildSelect(e->b, sees, ds, zero, ""), ds_row, at, NULL);
+        moe_vstore(e, MOE_F32, LLVMBuildFMul(e->b, p, ds, ""), ds_row, at, NULL);
     }
     moe_loop_end(e, &j);
 }
 
+static void softmax_grad(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Block *b, MoeVal lo, MoeVal hi) {
+    MoeVal lse[8], delta[8];
+    for (int v = 0; v < a->vectors; v++) {
+        lse[v] = moe_vload(e, MOE_F32, place(e, s->lse), moe_k64(e, (int64_t)v * a->lanes), NULL);
+        delta[v] = moe_vload(e, MOE_F32, place(e, s->delta), moe_k64(e, (int64_t)v * a->lanes), NULL);
+    }
+    MoeVal all = a->window ? lo : b->q0; /* without a window every query of the block sees the keys before it */
+    softmax_grad_keys(e, a, s, b, lo, all, false, lse, delta);
+    softmax_grad_keys(e, a, s, b, all, hi, true, lse, delta);
+}
+
 /* dst[j] += sum over the block's queries i ascending of strip[j][i] * x[i], for keys j in [lo, hi). */
-static void add_to_keys(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal dst, MoeVal lo, MoeVal hi) {
-    int sizes[64], n = moe_attn_chunks(a, sizes);
+static void add_to_keys(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal dst, MoeVal q0, MoeVal lo, MoeVal hi) {
+    int sizes[64], n = moe_attn_chunks(a, a->vectors, sizes);
     MoeVal acc[64], a_rows[16];
     MoeLoop j;
     moe_loop_begin(e, &j, lo, hi, moe_k64(e, a->rows));
     MoeVal first_row = moe_at(e, strip, j.index, a->qb * 4), out = moe_at(e, dst, j.index, a->dp * 4);
     for (int r = 0; r < a->rows; r++)
         a_rows[r] = moe_at_bytes(e, first_row, moe_k64(e, r * a->qb * 4));
+    MoeVal from = moe_imax(e, moe_k64(e, 0), moe_isub(e, j.index, q0)); /* queries before these keys do not see them */
     for (int c = 0, first = 0; c < n; first += sizes[c++]) {
         for (int r = 0; r < a->rows; r++)
             for (int v = 0; v < sizes[c]; v++)
                 acc[r * sizes[c] + v] = moe_vload(e, MOE_F32, out, moe_k64(e, r * a->dp + (int64_t)(first + v) * a->lanes), NULL);
         MoeVal b = moe_at_bytes(e, x, moe_k64(e, (int64_t)first * a->lanes * 4));
-        moe_attn_product(e, a->rows, sizes[c], moe_k64(e, 0), moe_k64(e, a->qb), a_rows, 4, b, a->dp * 4, acc);
+        moe_attn_product(e, a->rows, sizes[c], from, moe_k64(e, a->qb), a_rows, 4, b, a->dp * 4, acc);
         for (int r = 0; r < a->rows; r++)
             for (int v = 0; v < sizes[c]; v++)
                 moe_vstore(e, MOE_F32, acc[r * sizes[c] + v], out, moe_k64(e, r * a->dp + (int64_t)(first + v) * a->lanes), NULL);
@@ -111,9 +124,9 @@ static void clear_past(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal hi) {
     moe_loop_end(e, &j);
 }
 
-static void store_dq(MoeEmit *e, const MoeAttn *a, MoeVal query, int first, int vecs, MoeVal *acc, void *ctx) {
+static void store_dq(MoeEmit *e, const MoeAttn *a, MoeVal query, int rows, int first, int vecs, MoeVal *acc, void *ctx) {
     const Block *b = ctx;
-    for (int r = 0; r < a->rows; r++) {
+    for (int r = 0; r < rows; r++) {
         MoeVal pos = moe_iadd(e, b->q0, moe_iadd(e, query, moe_k64(e, r)));
         MoeIf live;
         moe_if_begin(e, &live, LLVMBuildICmp(e->b, LLVMIntSLT, pos, b->len, ""));
@@ -142,9 +155,9 @@ static void emit_block(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Moe
     softmax_grad(e, a, s, &b, lo, hi);
     clear_past(e, a, p, hi);
     clear_past(e, a, ds, hi);
-    add_to_keys(e, a, p, d_o, place(e, s->dv), lo, hi);
-    add_to_keys(e, a, ds, q, place(e, s->dk), lo, hi); /* q carries the scale */
-    moe_attn_rows(e, a, ds, place(e, s->k), lo, hi, store_dq, &b);
+    add_to_keys(e, a, p, d_o, place(e, s->dv), q0, lo, hi);
+    add_to_keys(e, a, ds, q, place(e, s->dk), q0, lo, hi); /* q carries the scale */
+    moe_attn_rows(e, a, ds, place(e, s->k), q0, lo, hi, store_dq, &b);
 }
 
 static void clear(MoeEmit *e, const MoeAttn *a, MoeVal x) {

@@ -11,7 +11,7 @@ compiles() { "$MOEC" compile "$1" -o made.plan --batch 8 --seq 32 -q "${@:2}"; }
 bad_config() { # bad_config NAME PATTERN KEY=JSON...
   tiny_config bad.json "${@:3}"
   refuses "config: $1" 1 "bad.json.*" compiles bad.json
-  if grep -qE -e "$2" .out; then ok "config: $1: says what"; else not_ok "config: $1: the message should match $2" .out; fi
+  if grep -qE -e "$2" .out; then ok "config: $1: says what"; else not_ok "config: $1: the message should match $2" .out; fi # .out: what refuses kept
 }
 bad_config "unknown model type, with the nearest" 'mixtrall.*mixtral' 'model_type="mixtrall"'
 bad_config "model type of another family" 'model_type.*gpt2' 'model_type="gpt2"'
