@@ -18,14 +18,14 @@ char *moe_arena_strndup(MoeArena *a, const char *s, size_t n);
 char *moe_arena_printf(MoeArena *a, const char *fmt, ...) MOE_PRINTF(2, 3);
 void *moe_arena_copy(MoeArena *a, const void *p, size_t n_bytes);
 
-#define MOE_NEW(a, type) ((type *)moe_arena_alloc((a), sizeof(type)))
+#define MOE_NEW(a, type)      ((type *)moe_arena_alloc((a), sizeof(type)))
 #define MOE_NEW_N(a, type, n) ((type *)moe_arena_alloc((a), sizeof(type) * (size_t)(n)))
 
 /* Growable array in an arena: T *items; size_t n, cap. Old storage is left to the arena. */
 #define MOE_PUSH(a, items, n, cap, value)                                                          \
     do {                                                                                           \
         if ((n) == (cap)) {                                                                        \
-            size_t moe_cap_ = (cap) ? (size_t)(cap) * 2 : 8;                                       \
+            size_t moe_cap_ = (cap) ? (size_t)(cap)*2 : 8;                                         \
             void *moe_p_ = moe_arena_alloc((a), moe_cap_ * sizeof *(items));                       \
             if (n)                                                                                 \
                 memcpy(moe_p_, (items), (size_t)(n) * sizeof *(items));                            \

@@ -14,8 +14,8 @@
 #include <stdint.h>
 
 #define MOE_KERNEL_ABI_VERSION 1
-#define MOE_BUFFER_ALIGN 64
-#define MOE_BUFFER_SLACK 64
+#define MOE_BUFFER_ALIGN       64
+#define MOE_BUFFER_SLACK       64
 
 typedef int64_t (*MoeKernelTasksFn)(void *const *bufs);
 typedef void (*MoeKernelFn)(void *const *bufs, int64_t task, void *scratch);

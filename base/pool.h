@@ -13,7 +13,8 @@ typedef void (*MoePoolFn)(void *ctx, int64_t task, int thread);
 
 MoeStatus moe_pool_create(int n_threads, MoePool **out); /* n_threads >= 1 */
 int moe_pool_threads(const MoePool *p);
-void moe_pool_run(MoePool *p, int64_t n_tasks, MoePoolFn fn, void *ctx); /* returns when all have run */
+void moe_pool_run(MoePool *p, int64_t n_tasks, MoePoolFn fn,
+                  void *ctx); /* returns when all have run */
 void moe_pool_destroy(MoePool *p);
 int moe_cpu_count(void); /* usable cores of this process: affinity and cgroup quota, at least 1 */
 double moe_now(void);    /* monotonic seconds */

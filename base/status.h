@@ -31,10 +31,10 @@ MoeStatus moe_error(MoeCode code, const char *fmt, ...) MOE_PRINTF(2, 3);
 MoeStatus moe_error_errno(const char *fmt, ...) MOE_PRINTF(1, 2);
 /* Puts "context: " before the message of `s`; returns s. NULL stays NULL. */
 MoeStatus moe_status_prefix(MoeStatus s, const char *fmt, ...) MOE_PRINTF(2, 3);
-MoeCode moe_status_code(MoeStatus s);          /* s != NULL */
-const char *moe_status_message(MoeStatus s);   /* owned by s; "ok" for NULL */
-int moe_status_exit_code(MoeStatus s);         /* 0, 1 or 2 */
-void moe_status_free(MoeStatus s);             /* NULL is fine */
+MoeCode moe_status_code(MoeStatus s);        /* s != NULL */
+const char *moe_status_message(MoeStatus s); /* owned by s; "ok" for NULL */
+int moe_status_exit_code(MoeStatus s);       /* 0, 1 or 2 */
+void moe_status_free(MoeStatus s);           /* NULL is fine */
 
 #define MOE_TRY(expr)                                                                              \
     do {                                                                                           \

@@ -34,6 +34,7 @@ const char *moe_nearest_name(const char *name, const char *const *candidates, si
 /* Whole-string number parsing: false when anything is left over or out of range. */
 bool moe_parse_i64(const char *s, int64_t *out);
 bool moe_parse_double(const char *s, double *out);
-bool moe_utf8_valid(const char *s, size_t n, size_t *out_bad_offset); /* out_bad_offset may be NULL */
+bool moe_utf8_valid(const char *s, size_t n,
+                    size_t *out_bad_offset); /* out_bad_offset may be NULL */
 
 #endif

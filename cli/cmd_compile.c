@@ -25,7 +25,9 @@ static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
     const char *dtype = moe_opt(o, OPT_DTYPE), *aux = moe_opt(o, OPT_AUX_LOSS);
     f->mixed_from_config = strcmp(dtype, "config") == 0;
     f->mixed_bf16 = strcmp(dtype, "bf16") == 0;
-    f->aux = strcmp(aux, "on") == 0 ? MOE_AUX_ON : strcmp(aux, "off") == 0 ? MOE_AUX_OFF : MOE_AUX_FROM_CONFIG;
+    f->aux = strcmp(aux, "on") == 0    ? MOE_AUX_ON
+             : strcmp(aux, "off") == 0 ? MOE_AUX_OFF
+                                       : MOE_AUX_FROM_CONFIG;
     d->pass.recompute = moe_recompute_from_name(moe_opt(o, OPT_RECOMPUTE));
     d->pass.memory_limit = moe_opt_i(o, OPT_MEMORY_LIMIT);
     MoePipelineOptions *p = &d->pipeline;
@@ -45,7 +47,9 @@ static double n_params(const MoeCompiled *c, double *out_active) {
             const MoeType *t = &g->ops[i]->results[0]->type;
             double k = (double)moe_type_elements(t);
             n += k;
-            active += moe_attr_i_or(g->ops[i], "stacked", 0) ? k / (double)t->dims[0].size * c->info.experts_per_token : k;
+            active += moe_attr_i_or(g->ops[i], "stacked", 0)
+                          ? k / (double)t->dims[0].size * c->info.experts_per_token
+                          : k;
         }
     *out_active = active;
     return n;
@@ -55,8 +59,9 @@ static void summary(const MoeCompiled *c, const char *path, double took) {
     char params[32], slab[32], bound[32];
     double active, n = n_params(c, &active);
     const MoePassOptions *o = &c->cx.options;
-    printf("%s: %.2f M parameters (%.2f M active a token), batch %lld x %lld tokens, %s\n", path, n / 1e6, active / 1e6, (long long)o->batch,
-           (long long)o->seq, o->mixed_bf16 ? "bf16 mixed precision" : "f32");
+    printf("%s: %.2f M parameters (%.2f M active a token), batch %lld x %lld tokens, %s\n", path,
+           n / 1e6, active / 1e6, (long long)o->batch, (long long)o->seq,
+           o->mixed_bf16 ? "bf16 mixed precision" : "f32");
     moe_format_bytes(n * 12, params);
     for (size_t i = 0; i < c->module->n_graphs; i++) {
         const MoeProgram *p = &c->cx.programs[i];
@@ -66,12 +71,18 @@ static void summary(const MoeCompiled *c, const char *path, double took) {
         moe_format_bytes((double)p->memory.lower_bound, bound);
         double seconds = 0;
         for (size_t s = 0; s < p->n_steps; s++)
-            seconds += p->steps[s].seconds * (p->steps[s].phase <= MOE_PHASE_BACKWARD ? o->micro_batches : 1);
-        printf("  memory: %s of parameters and optimiser state + %s of activations and gradients (lower bound %s, ratio %.3f)\n", params, slab,
-               bound, p->memory.lower_bound ? (double)p->memory.slab_bytes / (double)p->memory.lower_bound : 1.0);
-        printf("  predicted: %.3g s a step, %.0f tokens/s\n", seconds, (double)(o->batch * o->seq) / seconds);
+            seconds += p->steps[s].seconds *
+                       (p->steps[s].phase <= MOE_PHASE_BACKWARD ? o->micro_batches : 1);
+        printf("  memory: %s of parameters and optimiser state + %s of activations and gradients "
+               "(lower bound %s, ratio %.3f)\n",
+               params, slab, bound,
+               p->memory.lower_bound ? (double)p->memory.slab_bytes / (double)p->memory.lower_bound
+                                     : 1.0);
+        printf("  predicted: %.3g s a step, %.0f tokens/s\n", seconds,
+               (double)(o->batch * o->seq) / seconds);
     }
-    printf("  target %s, compiled in %.2f s; 'moec explain %s' says more\n", c->target->name, took, path);
+    printf("  target %s, compiled in %.2f s; 'moec explain %s' says more\n", c->target->name, took,
+           path);
 }
 
 MoeStatus moe_cmd_compile(const MoeOptions *o) {

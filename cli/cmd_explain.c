@@ -55,7 +55,8 @@ static void collect(Report *r) {
         without_layer(s->name, name, sizeof name);
         Line *line = NULL;
         for (size_t k = 0; k < r->n_lines && !line; k++)
-            if (r->lines[k].phase == s->phase && strcmp(r->lines[k].name, name) == 0 && strcmp(r->lines[k].kind, s->kind) == 0)
+            if (r->lines[k].phase == s->phase && strcmp(r->lines[k].name, name) == 0 &&
+                strcmp(r->lines[k].kind, s->kind) == 0)
                 line = &r->lines[k];
         if (!line) {
             line = &r->lines[r->n_lines++];
@@ -97,7 +98,8 @@ static MoeStatus measure(Report *r, int threads, const char *program) {
         if (strcmp(program, "train") == 0)
             st = moe_exec_train_step(x, &b, &h, &result);
         else
-            st = strcmp(program, "eval") == 0 ? moe_exec_eval(x, &b, &nll, &tokens) : moe_exec_logits(x, &b, &logits);
+            st = strcmp(program, "eval") == 0 ? moe_exec_eval(x, &b, &nll, &tokens)
+                                              : moe_exec_logits(x, &b, &logits);
         if (st)
             goto done;
         const double *seconds = moe_exec_profile_seconds(x, program);
@@ -172,9 +174,12 @@ static void print_memory_md(const Report *r) {
     struct {
         const char *what;
         double bytes;
-    } rows[] = {{"parameters (f32 masters)", shared_bytes(r->plan, false)}, {"optimiser state", shared_bytes(r->plan, true)},
-                {"gradients", (double)p->mem_gradients},                    {"activations", (double)p->mem_activations},
-                {"workspace", (double)p->mem_workspace},                    {"other", (double)p->mem_other}};
+    } rows[] = {{"parameters (f32 masters)", shared_bytes(r->plan, false)},
+                {"optimiser state", shared_bytes(r->plan, true)},
+                {"gradients", (double)p->mem_gradients},
+                {"activations", (double)p->mem_activations},
+                {"workspace", (double)p->mem_workspace},
+                {"other", (double)p->mem_other}};
     char text[32];
     printf("\n| memory at the peak | bytes |\n|---|---:|\n");
     double total = 0;
@@ -193,15 +198,22 @@ static void print_memory_md(const Report *r) {
 
 static void print_md(const Report *r) {
     const MoePlan *p = r->plan;
-    printf("# %s: program %s for %s\n\nbatch %lld x %lld tokens, %s, %d virtual shards, %d micro-batch%s\n\n", p->dir ? p->dir : "plan", r->program->name,
-           p->target, (long long)p->batch, (long long)p->seq, p->dtype, p->virtual_shards, p->micro_batches, p->micro_batches == 1 ? "" : "es");
-    printf("| op | phase | kind | launches | GFLOP | MB | predicted ms |%s\n|---|---|---|---:|---:|---:|---:|%s\n",
-           r->has_measured ? " measured ms | GFLOP/s | GB/s |" : "", r->has_measured ? "---:|---:|---:|" : "");
+    printf("# %s: program %s for %s\n\nbatch %lld x %lld tokens, %s, %d virtual shards, %d "
+           "micro-batch%s\n\n",
+           p->dir ? p->dir : "plan", r->program->name, p->target, (long long)p->batch,
+           (long long)p->seq, p->dtype, p->virtual_shards, p->micro_batches,
+           p->micro_batches == 1 ? "" : "es");
+    printf("| op | phase | kind | launches | GFLOP | MB | predicted ms "
+           "|%s\n|---|---|---|---:|---:|---:|---:|%s\n",
+           r->has_measured ? " measured ms | GFLOP/s | GB/s |" : "",
+           r->has_measured ? "---:|---:|---:|" : "");
     for (size_t i = 0; i < r->n_lines; i++) {
         const Line *l = &r->lines[i];
-        printf("| %s | %s | %s | %d | %.3f | %.2f | %.3f |", l->name, phase_names[l->phase], l->kind, l->n, l->flops / 1e9, l->bytes / 1e6, l->predicted * 1e3);
+        printf("| %s | %s | %s | %d | %.3f | %.2f | %.3f |", l->name, phase_names[l->phase],
+               l->kind, l->n, l->flops / 1e9, l->bytes / 1e6, l->predicted * 1e3);
         if (r->has_measured)
-            printf(" %.3f | %.1f | %.1f |", l->measured * 1e3, l->flops / l->measured / 1e9, l->bytes / l->measured / 1e9);
+            printf(" %.3f | %.1f | %.1f |", l->measured * 1e3, l->flops / l->measured / 1e9,
+                   l->bytes / l->measured / 1e9);
         printf("\n");
     }
     printf("| **step** | | | | | | %.3f |", r->predicted * 1e3);
@@ -209,9 +221,11 @@ static void print_md(const Report *r) {
         printf(" %.3f | | |", r->measured * 1e3);
     printf("\n\npredicted %.0f tokens/s", (double)(p->batch * p->seq) / r->predicted);
     if (r->has_measured)
-        printf("; measured here %.0f tokens/s, %.2f of the predicted time", (double)(p->batch * p->seq) / r->measured, r->measured / r->predicted);
+        printf("; measured here %.0f tokens/s, %.2f of the predicted time",
+               (double)(p->batch * p->seq) / r->measured, r->measured / r->predicted);
     if (!isnan(r->log_seconds))
-        printf("; the run's median step %.3f ms (%.0f tokens/s)", r->log_seconds * 1e3, (double)(p->batch * p->seq) / r->log_seconds);
+        printf("; the run's median step %.3f ms (%.0f tokens/s)", r->log_seconds * 1e3,
+               (double)(p->batch * p->seq) / r->log_seconds);
     printf("\n");
     print_memory_md(r);
 }
@@ -220,7 +234,8 @@ static void print_csv(const Report *r) {
     printf("op,phase,kind,launches,flops,bytes,predicted_seconds,measured_seconds\n");
     for (size_t i = 0; i < r->n_lines; i++) {
         const Line *l = &r->lines[i];
-        printf("%s,%s,%s,%d,%.17g,%.17g,%.17g,", l->name, phase_names[l->phase], l->kind, l->n, l->flops, l->bytes, l->predicted);
+        printf("%s,%s,%s,%d,%.17g,%.17g,%.17g,", l->name, phase_names[l->phase], l->kind, l->n,
+               l->flops, l->bytes, l->predicted);
         if (r->has_measured)
             printf("%.17g", l->measured);
         printf("\n");
@@ -232,24 +247,29 @@ static void print_json(const Report *r) {
     json_t *ops = json_array();
     for (size_t i = 0; i < r->n_lines; i++) {
         const Line *l = &r->lines[i];
-        json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:f}", "op", l->name, "phase", phase_names[l->phase], "kind", l->kind, "launches", l->n,
-                              "flops", l->flops, "bytes", l->bytes, "predicted_seconds", l->predicted);
+        json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:f, s:f, s:f}", "op", l->name, "phase",
+                              phase_names[l->phase], "kind", l->kind, "launches", l->n, "flops",
+                              l->flops, "bytes", l->bytes, "predicted_seconds", l->predicted);
         if (r->has_measured)
             json_object_set_new(o, "measured_seconds", json_real(l->measured));
         json_array_append_new(ops, o);
     }
-    json_t *root = json_pack("{s:s, s:s, s:o, s:f}", "program", p->name, "target", r->plan->target, "ops", ops, "predicted_seconds", r->predicted);
+    json_t *root = json_pack("{s:s, s:s, s:o, s:f}", "program", p->name, "target", r->plan->target,
+                             "ops", ops, "predicted_seconds", r->predicted);
     if (r->has_measured)
         json_object_set_new(root, "measured_seconds", json_real(r->measured));
     if (!isnan(r->log_seconds))
         json_object_set_new(root, "run_step_seconds", json_real(r->log_seconds));
     if (!isnan(r->log_memory))
         json_object_set_new(root, "run_memory_bytes", json_real(r->log_memory));
-    json_object_set_new(root, "memory",
-                        json_pack("{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I}", "parameters", shared_bytes(r->plan, false), "states", shared_bytes(r->plan, true),
-                                  "gradients", (json_int_t)p->mem_gradients, "activations", (json_int_t)p->mem_activations, "workspace",
-                                  (json_int_t)p->mem_workspace, "other", (json_int_t)p->mem_other, "slab", (json_int_t)p->slab_bytes, "slab_lower_bound",
-                                  (json_int_t)p->slab_lower_bound));
+    json_object_set_new(
+        root, "memory",
+        json_pack("{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I}", "parameters",
+                  shared_bytes(r->plan, false), "states", shared_bytes(r->plan, true), "gradients",
+                  (json_int_t)p->mem_gradients, "activations", (json_int_t)p->mem_activations,
+                  "workspace", (json_int_t)p->mem_workspace, "other", (json_int_t)p->mem_other,
+                  "slab", (json_int_t)p->slab_bytes, "slab_lower_bound",
+                  (json_int_t)p->slab_lower_bound));
     MoeStr text = {0};
     moe_json_dump(root, &text);
     fputs(moe_str_c(&text), stdout);
@@ -259,7 +279,8 @@ static void print_json(const Report *r) {
 
 MoeStatus moe_cmd_explain(const MoeOptions *o) {
     MOE_TRY(moe_options_expect(o, 1));
-    const char *run = moe_opt(o, OPT_AGAINST), *program = moe_opt(o, OPT_PROGRAM), *format = moe_opt(o, OPT_REPORT);
+    const char *run = moe_opt(o, OPT_AGAINST), *program = moe_opt(o, OPT_PROGRAM),
+               *format = moe_opt(o, OPT_REPORT);
     MoePlan *plan = NULL;
     Report r = {.log_seconds = NAN, .log_memory = NAN};
     MoeStatus st = NULL;

@@ -14,6 +14,7 @@ MoeStatus moe_cmd_export(const MoeOptions *o) {
     MoeExportOptions e = {.bf16 = strcmp(moe_opt(o, OPT_EXPORT_DTYPE), "bf16") == 0};
     MOE_TRY(moe_export_checkpoint(o->positionals[0], dir, &e));
     if (!moe_opt_b(o, OPT_QUIET))
-        printf("%s: config.json and weights in %s; transformers' from_pretrained loads it\n", dir, e.bf16 ? "bfloat16" : "float32");
+        printf("%s: config.json and weights in %s; transformers' from_pretrained loads it\n", dir,
+               e.bf16 ? "bfloat16" : "float32");
     return NULL;
 }

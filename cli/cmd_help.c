@@ -14,7 +14,8 @@ MoeStatus moe_cmd_help(const MoeOptions *o) {
         moe_options_bash(&text);
     else if (what && !moe_command_known(what)) {
         const char *near = moe_command_nearest(what);
-        st = moe_error(MOE_E_MISUSE, "no command \"%s\"%s%s%s", what, near ? " (did you mean \"" : "", near ? near : "", near ? "\"?)" : "");
+        st = moe_error(MOE_E_MISUSE, "no command \"%s\"%s%s%s", what,
+                       near ? " (did you mean \"" : "", near ? near : "", near ? "\"?)" : "");
     } else
         moe_options_help(what, &text);
     fputs(moe_str_c(&text), stdout);

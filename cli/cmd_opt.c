@@ -10,7 +10,8 @@
 
 /* Passes up to recompute need no target; those after it do. */
 static bool needs_target(const char *passes) {
-    return strstr(passes, "fuse") || strstr(passes, "memplan") || strstr(passes, "kernels") || strstr(passes, "decompose");
+    return strstr(passes, "fuse") || strstr(passes, "memplan") || strstr(passes, "kernels") ||
+           strstr(passes, "decompose");
 }
 
 MoeStatus moe_cmd_opt(const MoeOptions *o) {
@@ -21,9 +22,14 @@ MoeStatus moe_cmd_opt(const MoeOptions *o) {
     const char *recompute = moe_opt(o, OPT_RECOMPUTE);
     cx.options = (MoePassOptions){.batch = 1, .seq = 1, .micro_batches = 1, .virtual_shards = 8};
     cx.options.recompute = moe_recompute_from_name(recompute);
-    MoePipelineOptions p = {.passes = moe_opt(o, OPT_PASSES), .verify_each = moe_opt_b(o, OPT_VERIFY_EACH),
-                            .eval_each = moe_opt_b(o, OPT_EVAL_EACH), .time_passes = moe_opt_b(o, OPT_TIME_PASSES),
-                            .print_after = *moe_opt(o, OPT_PRINT_AFTER) ? moe_opt(o, OPT_PRINT_AFTER) : NULL, .out = stdout, .err = stderr};
+    MoePipelineOptions p = {.passes = moe_opt(o, OPT_PASSES),
+                            .verify_each = moe_opt_b(o, OPT_VERIFY_EACH),
+                            .eval_each = moe_opt_b(o, OPT_EVAL_EACH),
+                            .time_passes = moe_opt_b(o, OPT_TIME_PASSES),
+                            .print_after =
+                                *moe_opt(o, OPT_PRINT_AFTER) ? moe_opt(o, OPT_PRINT_AFTER) : NULL,
+                            .out = stdout,
+                            .err = stderr};
     MoeStatus st = NULL;
     if (needs_target(p.passes))
         st = moe_target_create(moe_opt(o, OPT_TARGET), &cx.target);

@@ -24,11 +24,13 @@ static void default_out(const char *plan, char *out, size_t n) {
     snprintf(out, n, "runs/%.*s", (int)(len - from), plan + from);
 }
 
-static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *out_dir, json_t *resolved, MoeTrainOptions *t) {
+static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *out_dir,
+                            json_t *resolved, MoeTrainOptions *t) {
     moe_train_options_default(t);
     t->plan_dir = plan;
     t->data_path = moe_opt(o, OPT_DATA);
-    MOE_ASSERT(moe_data_format_from_name(moe_opt(o, OPT_FORMAT), &t->data_format), "format %s", moe_opt(o, OPT_FORMAT));
+    MOE_ASSERT(moe_data_format_from_name(moe_opt(o, OPT_FORMAT), &t->data_format), "format %s",
+               moe_opt(o, OPT_FORMAT));
     t->eval_fraction = moe_opt_f(o, OPT_EVAL_FRACTION);
     t->steps = moe_opt_i(o, OPT_STEPS);
     t->lr = moe_opt_f(o, OPT_LR);
@@ -49,13 +51,16 @@ static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *o
     t->quiet = moe_opt_b(o, OPT_QUIET);
     t->resolved = resolved;
     const char *resume = moe_opt(o, OPT_RESUME);
-    t->resume = strcmp(resume, "auto") == 0 ? MOE_RESUME_AUTO : strcmp(resume, "never") == 0 ? MOE_RESUME_NEVER : MOE_RESUME_DIR;
+    t->resume = strcmp(resume, "auto") == 0    ? MOE_RESUME_AUTO
+                : strcmp(resume, "never") == 0 ? MOE_RESUME_NEVER
+                                               : MOE_RESUME_DIR;
     t->resume_dir = t->resume == MOE_RESUME_DIR ? resume : NULL;
     int64_t keep = moe_opt_i(o, OPT_KEEP), threads = moe_opt_i(o, OPT_THREADS);
     if (keep < 1 || keep > 1 << 20)
         return moe_error(MOE_E_MISUSE, "--keep %lld: expected at least 1", (long long)keep);
     if (threads < 0 || threads > 4096)
-        return moe_error(MOE_E_MISUSE, "--threads %lld: expected 0 (one a core) to 4096", (long long)threads);
+        return moe_error(MOE_E_MISUSE, "--threads %lld: expected 0 (one a core) to 4096",
+                         (long long)threads);
     t->keep = (int)keep;
     t->threads = (int)threads;
     return moe_train_options_check(t);
@@ -65,7 +70,8 @@ static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *o
 static void print_load(const MoePlan *plan, const MoeTrainReport *r) {
     if (!r->n_layers || !r->load)
         return;
-    printf("\nexpert load (%% of each layer's routed tokens; even would be %.1f):\n  layer", 100.0 / (double)r->n_experts);
+    printf("\nexpert load (%% of each layer's routed tokens; even would be %.1f):\n  layer",
+           100.0 / (double)r->n_experts);
     size_t shown = r->n_experts < 16 ? r->n_experts : 16;
     for (size_t e = 0; e < shown; e++)
         printf("  %5s%zu", "e", e);
@@ -80,7 +86,8 @@ static void print_load(const MoePlan *plan, const MoeTrainReport *r) {
         printf("  %5d", plan->moe_layers[l]);
         for (size_t e = 0; e < shown; e++)
             printf("  %*.1f", e < 10 ? 6 : 7, sum > 0 ? 100.0 * (double)row[e] / sum : 0.0);
-        printf("%s  %8.2f\n", shown < r->n_experts ? "  ..." : "", sum > 0 ? most * (double)r->n_experts / sum : 0.0);
+        printf("%s  %8.2f\n", shown < r->n_experts ? "  ..." : "",
+               sum > 0 ? most * (double)r->n_experts / sum : 0.0);
     }
 }
 
@@ -88,15 +95,19 @@ static void print_report(const MoePlan *plan, const MoeTrainOptions *t, const Mo
     char took[32], memory[32];
     moe_format_duration(r->seconds, took);
     moe_format_bytes((double)r->memory_bytes, memory);
-    const char *why = r->reason == MOE_STOP_SIGNAL ? "stopped by a signal" : r->reason == MOE_STOP_TIME ? "stopped by --max-seconds" : "finished";
-    printf("%s after step %lld of %lld (%s here, %.0f tokens/s", why, (long long)r->state.step, (long long)t->steps, took, r->tokens_per_second);
+    const char *why = r->reason == MOE_STOP_SIGNAL ? "stopped by a signal"
+                      : r->reason == MOE_STOP_TIME ? "stopped by --max-seconds"
+                                                   : "finished";
+    printf("%s after step %lld of %lld (%s here, %.0f tokens/s", why, (long long)r->state.step,
+           (long long)t->steps, took, r->tokens_per_second);
     if (!isnan(r->mfu))
         printf(", MFU %.1f%%", 100 * r->mfu);
     printf(", %s)\n", memory);
     if (r->state.step >= r->first_step)
         printf("  last training loss %.4f\n", r->loss);
     if (r->state.skipped)
-        printf("  %lld steps were skipped: loss or gradient norm was not finite\n", (long long)r->state.skipped);
+        printf("  %lld steps were skipped: loss or gradient norm was not finite\n",
+               (long long)r->state.skipped);
     if (r->has_eval) {
         printf("  held-out loss %.4f nats a token", r->eval_loss);
         if (!isnan(r->eval_bits_per_byte))
@@ -133,7 +144,10 @@ MoeStatus moe_cmd_run(const MoeOptions *o) {
     if (!st) {
         print_report(plan, &t, &r);
         if (r.checkpoint_failed)
-            st = moe_error(MOE_E_IO, "the last checkpoint could not be written (see above); the newest good one is %s", r.checkpoint ? r.checkpoint : "none");
+            st = moe_error(
+                MOE_E_IO,
+                "the last checkpoint could not be written (see above); the newest good one is %s",
+                r.checkpoint ? r.checkpoint : "none");
     }
     moe_train_report_free(&r);
     if (plan)

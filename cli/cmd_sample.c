@@ -27,7 +27,8 @@ MoeStatus moe_cmd_sample(const MoeOptions *o) {
     s.top_k = moe_opt_i(o, OPT_TOP_K);
     s.seed = (uint64_t)moe_opt_i(o, OPT_SEED);
     if (s.n_tokens < 0 || s.temperature < 0 || s.top_k < 0)
-        return moe_error(MOE_E_MISUSE, "moec sample: --tokens, --temperature and --top-k must not be negative");
+        return moe_error(MOE_E_MISUSE,
+                         "moec sample: --tokens, --temperature and --top-k must not be negative");
     int64_t threads = moe_opt_i(o, OPT_THREADS);
     MoeRunConfig config = {0};
     MoePlan *plan = NULL;

@@ -16,7 +16,10 @@
 static const struct {
     const char *name;
     MoeRecompute value;
-} recompute_names[] = {{"auto", MOE_RECOMPUTE_AUTO}, {"none", MOE_RECOMPUTE_NONE}, {"cheap", MOE_RECOMPUTE_CHEAP}, {"layer", MOE_RECOMPUTE_LAYER}};
+} recompute_names[] = {{"auto", MOE_RECOMPUTE_AUTO},
+                       {"none", MOE_RECOMPUTE_NONE},
+                       {"cheap", MOE_RECOMPUTE_CHEAP},
+                       {"layer", MOE_RECOMPUTE_LAYER}};
 
 MoeRecompute moe_recompute_from_name(const char *name) {
     for (size_t i = 0; i < sizeof recompute_names / sizeof *recompute_names; i++)
@@ -28,36 +31,53 @@ MoeRecompute moe_recompute_from_name(const char *name) {
 
 void moe_driver_defaults(MoeDriverOptions *o) {
     *o = (MoeDriverOptions){.target = "cpu", .tokenizer = "byte", .compile_line = "moec compile"};
-    o->frontend = (MoeFrontendOptions){.batch = 8, .virtual_shards = MOE_DEFAULT_SHARDS, .micro_batches = 1, .mixed_from_config = true};
+    o->frontend = (MoeFrontendOptions){.batch = 8,
+                                       .virtual_shards = MOE_DEFAULT_SHARDS,
+                                       .micro_batches = 1,
+                                       .mixed_from_config = true};
     o->pass.recompute = MOE_RECOMPUTE_AUTO;
     o->pipeline.verify_each = true;
     o->pipeline.out = stdout;
     o->pipeline.err = stderr;
 }
 
-static bool is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
+static bool is_power_of_two(int64_t n) {
+    return n > 0 && (n & (n - 1)) == 0;
+}
 
 static MoeStatus check_options(const MoeDriverOptions *o) {
     const MoeFrontendOptions *f = &o->frontend;
     if (!is_power_of_two(f->virtual_shards) || f->virtual_shards > MOE_MAX_SHARDS)
-        return moe_error(MOE_E_MISUSE, "--virtual-shards %d: expected a power of two from 1 to %d", f->virtual_shards, MOE_MAX_SHARDS);
+        return moe_error(MOE_E_MISUSE, "--virtual-shards %d: expected a power of two from 1 to %d",
+                         f->virtual_shards, MOE_MAX_SHARDS);
     if (!is_power_of_two(f->micro_batches) || f->micro_batches > f->virtual_shards)
-        return moe_error(MOE_E_MISUSE, "--micro-batches %d: expected a power of two that is at most the %d virtual shards", f->micro_batches, f->virtual_shards);
+        return moe_error(
+            MOE_E_MISUSE,
+            "--micro-batches %d: expected a power of two that is at most the %d virtual shards",
+            f->micro_batches, f->virtual_shards);
     if (f->batch < 1 || f->batch > 1 << 24)
-        return moe_error(MOE_E_MISUSE, "--batch %lld: expected 1 to %d sequences", (long long)f->batch, 1 << 24);
+        return moe_error(MOE_E_MISUSE, "--batch %lld: expected 1 to %d sequences",
+                         (long long)f->batch, 1 << 24);
     if (f->seq < 0 || f->seq > 1 << 24)
-        return moe_error(MOE_E_MISUSE, "--seq %lld: expected 1 to %d tokens", (long long)f->seq, 1 << 24);
+        return moe_error(MOE_E_MISUSE, "--seq %lld: expected 1 to %d tokens", (long long)f->seq,
+                         1 << 24);
     if (strcmp(o->tokenizer, "byte") != 0)
-        return moe_error(MOE_E_MISUSE, "--tokenizer %s: only \"byte\" is known; train other tokenizers' output from token files", o->tokenizer);
+        return moe_error(MOE_E_MISUSE,
+                         "--tokenizer %s: only \"byte\" is known; train other tokenizers' output "
+                         "from token files",
+                         o->tokenizer);
     return NULL;
 }
 
 /* A .moe model says its sizes itself: V from tok, the sequence length from attention or rope, the batch from the rows. */
 static MoeStatus options_from_graph(const char *path, const MoeModule *m, MoeFrontendOptions *f) {
     const MoeGraph *g = moe_module_find(m, "train");
-    const MoeValue *tok = g ? moe_graph_find_input(g, "tok") : NULL, *ids = g ? moe_graph_find_input(g, "ids") : NULL;
+    const MoeValue *tok = g ? moe_graph_find_input(g, "tok") : NULL,
+                   *ids = g ? moe_graph_find_input(g, "ids") : NULL;
     if (!tok || !ids || tok->type.kind != MOE_TYPE_SEGS)
-        return moe_error(MOE_E_INPUT, "%s: expected graph @train with inputs \"tok\" : segs<1,V> and \"ids\"", path);
+        return moe_error(MOE_E_INPUT,
+                         "%s: expected graph @train with inputs \"tok\" : segs<1,V> and \"ids\"",
+                         path);
     f->virtual_shards = (int)tok->type.shards;
     int64_t seq = f->seq;
     for (size_t i = 0; i < g->n_ops; i++)
@@ -67,10 +87,12 @@ static MoeStatus options_from_graph(const char *path, const MoeModule *m, MoeFro
         return moe_error(MOE_E_INPUT, "%s: no op says the sequence length; pass --seq", path);
     f->seq = seq;
     int64_t capacity = ids->type.dims[0].size;
-    while (moe_token_capacity(f->batch, seq, f->virtual_shards, f->micro_batches) > capacity && f->batch > 1)
+    while (moe_token_capacity(f->batch, seq, f->virtual_shards, f->micro_batches) > capacity &&
+           f->batch > 1)
         f->batch--;
     if (moe_token_capacity(f->batch, seq, f->virtual_shards, f->micro_batches) > capacity)
-        return moe_error(MOE_E_INPUT, "%s: room for %lld tokens is less than one sequence of %lld", path, (long long)capacity, (long long)seq);
+        return moe_error(MOE_E_INPUT, "%s: room for %lld tokens is less than one sequence of %lld",
+                         path, (long long)capacity, (long long)seq);
     return NULL;
 }
 
@@ -84,7 +106,8 @@ static void fill_info(MoeCompiled *c) {
         if (op->opcode == MOE_OP_ROUTE_PLAN) {
             info->experts = (int)moe_attr_i(op, "experts");
             info->experts_per_token = (int)moe_type_cols(&op->operands[0]->type);
-            layers[info->n_moe_layers] = (int)moe_attr_i_or(op, "layer", (int64_t)info->n_moe_layers);
+            layers[info->n_moe_layers] =
+                (int)moe_attr_i_or(op, "layer", (int64_t)info->n_moe_layers);
             info->n_moe_layers++;
         } else if (op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY)
             info->vocab_size = op->operands[1]->type.dims[0].size;
@@ -105,12 +128,18 @@ static MoeStatus read_model(const MoeDriverOptions *o, MoeFrontendOptions *f, Mo
             f->mixed_from_config = f->mixed_bf16 = false;
         return options_from_graph(o->model, c->module, f);
     }
-    char *path = moe_path_is_dir(o->model) ? moe_path_join(o->model, "config.json") : strdup(o->model);
+    char *path =
+        moe_path_is_dir(o->model) ? moe_path_join(o->model, "config.json") : strdup(o->model);
     MoeStatus st = moe_hf_config_read(path, &c->config, &c->model);
-    if (!st && !o->quiet && c->config.experts && !c->config.output_router_logits && f->aux == MOE_AUX_FROM_CONFIG)
-        moe_warn("%s: \"output_router_logits\" is false, so the load-balancing loss is left out as transformers does; --aux-loss on adds it", path);
+    if (!st && !o->quiet && c->config.experts && !c->config.output_router_logits &&
+        f->aux == MOE_AUX_FROM_CONFIG)
+        moe_warn("%s: \"output_router_logits\" is false, so the load-balancing loss is left out as "
+                 "transformers does; --aux-loss on adds it",
+                 path);
     if (!st && strcmp(o->tokenizer, "byte") == 0 && c->config.vocab_size < 256 && !o->quiet)
-        moe_warn("%s: a vocabulary of %lld is less than the 256 bytes of text; train it from token files", path, (long long)c->config.vocab_size);
+        moe_warn("%s: a vocabulary of %lld is less than the 256 bytes of text; train it from token "
+                 "files",
+                 path, (long long)c->config.vocab_size);
     if (!st)
         st = moe_hf_build(&c->config, f, &c->module);
     if (!st && f->mixed_from_config)
@@ -139,7 +168,8 @@ MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     if (c->config.vocab_size)
         c->info.vocab_size = c->config.vocab_size;
     MOE_TRY(moe_target_create(o->target, &c->target));
-    c->cx = (MoePassContext){.module = c->module, .options = o->pass, .target = c->target, .arena = c->arena};
+    c->cx = (MoePassContext){
+        .module = c->module, .options = o->pass, .target = c->target, .arena = c->arena};
     c->cx.options.batch = f.batch;
     c->cx.options.seq = f.seq;
     c->cx.options.virtual_shards = f.virtual_shards;
@@ -217,7 +247,9 @@ MoeStatus moe_driver_open_plan(const char *dir, MoePlan **out) {
     json_t *json = NULL;
     const char *target = NULL;
     if (!moe_path_exists(path)) {
-        MoeStatus st = moe_error(MOE_E_INPUT, "%s: no plan here (no plan.json); 'moec compile MODEL -o %s' makes one", dir, dir);
+        MoeStatus st = moe_error(
+            MOE_E_INPUT, "%s: no plan here (no plan.json); 'moec compile MODEL -o %s' makes one",
+            dir, dir);
         free(path);
         return st;
     }

@@ -42,8 +42,9 @@ int main(int argc, char **argv) {
     const char *name = argv[1];
     if (!moe_command_known(name)) {
         const char *near = moe_command_nearest(name);
-        return finish(moe_error(MOE_E_MISUSE, "unknown command \"%s\"%s%s%s; 'moec help' lists them", name, near ? " (did you mean \"" : "",
-                                near ? near : "", near ? "\"?)" : ""));
+        return finish(
+            moe_error(MOE_E_MISUSE, "unknown command \"%s\"%s%s%s; 'moec help' lists them", name,
+                      near ? " (did you mean \"" : "", near ? near : "", near ? "\"?)" : ""));
     }
     MoeOptions o;
     MoeStatus st = moe_options_parse(name, argc - 2, argv + 2, &o);

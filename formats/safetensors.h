@@ -10,7 +10,22 @@
 #include "base/status.h"
 
 #define MOE_ST_MAX_RANK 8
-typedef enum { MOE_ST_F64, MOE_ST_F32, MOE_ST_F16, MOE_ST_BF16, MOE_ST_I64, MOE_ST_I32, MOE_ST_I16, MOE_ST_I8, MOE_ST_U8, MOE_ST_BOOL, MOE_ST_U16, MOE_ST_U32, MOE_ST_U64, MOE_ST_OTHER } MoeStDtype;
+typedef enum {
+    MOE_ST_F64,
+    MOE_ST_F32,
+    MOE_ST_F16,
+    MOE_ST_BF16,
+    MOE_ST_I64,
+    MOE_ST_I32,
+    MOE_ST_I16,
+    MOE_ST_I8,
+    MOE_ST_U8,
+    MOE_ST_BOOL,
+    MOE_ST_U16,
+    MOE_ST_U32,
+    MOE_ST_U64,
+    MOE_ST_OTHER
+} MoeStDtype;
 
 typedef struct {
     const char *name;
@@ -31,8 +46,10 @@ MoeStatus moe_st_open(const char *path, MoeSafetensors **out);
 void moe_st_close(MoeSafetensors *s);
 size_t moe_st_count(const MoeSafetensors *s);
 const MoeStTensor *moe_st_at(const MoeSafetensors *s, size_t i);
-const MoeStTensor *moe_st_find(const MoeSafetensors *s, const char *name); /* NULL if absent; hashed */
-const char *moe_st_metadata(const MoeSafetensors *s, const char *key);     /* of the first file; NULL if absent */
+const MoeStTensor *moe_st_find(const MoeSafetensors *s,
+                               const char *name); /* NULL if absent; hashed */
+const char *moe_st_metadata(const MoeSafetensors *s,
+                            const char *key); /* of the first file; NULL if absent */
 const char *moe_st_dtype_name(MoeStDtype d);
 size_t moe_st_dtype_bytes(MoeStDtype d);
 /* elements from `first` on, as f32 (from f64, f32, f16, bf16). */
@@ -50,7 +67,8 @@ typedef struct {
     const void *data; /* whole tensor in its dtype, or NULL: ask fill */
 } MoeStOut;
 typedef MoeStatus (*MoeStFill)(void *ctx, size_t tensor, int64_t first, int64_t n, void *out);
-MoeStatus moe_st_write(const char *path, const MoeStOut *tensors, size_t n, const char *const *metadata_kv, size_t n_metadata,
-                       MoeStFill fill, void *ctx, uint64_t *out_bytes, char out_xxh3_hex[33]);
+MoeStatus moe_st_write(const char *path, const MoeStOut *tensors, size_t n,
+                       const char *const *metadata_kv, size_t n_metadata, MoeStFill fill, void *ctx,
+                       uint64_t *out_bytes, char out_xxh3_hex[33]);
 
 #endif

@@ -86,7 +86,8 @@ MoeValue *moe_build(MoeGraph *g, MoeOpcode opcode, MoeValue *const *operands, in
 /* With attribute array; result types given (declarations) or NULL to infer; a failed infer is returned in *err
  * (message in arena) with NULL instead of an assertion when err != NULL. */
 MoeOp *moe_op_build_v(MoeGraph *g, MoeOpcode opcode, MoeValue *const *operands, int n_operands,
-                      const MoeAttr *attrs, int n_attrs, const MoeType *result_types, const char **err);
+                      const MoeAttr *attrs, int n_attrs, const MoeType *result_types,
+                      const char **err);
 /* Declarations. */
 MoeValue *moe_build_input(MoeGraph *g, const char *name, MoeType type);
 MoeValue *moe_build_const(MoeGraph *g, double value);
@@ -94,7 +95,8 @@ void moe_build_output(MoeGraph *g, const char *name, MoeValue *v);
 /* Short forms. */
 MoeValue *moe_build1(MoeGraph *g, MoeOpcode opcode, MoeValue *a);
 MoeValue *moe_build2(MoeGraph *g, MoeOpcode opcode, MoeValue *a, MoeValue *b);
-MoeValue *moe_build_convert(MoeGraph *g, MoeValue *a, MoeDtype to); /* a itself if it has that dtype */
+MoeValue *moe_build_convert(MoeGraph *g, MoeValue *a,
+                            MoeDtype to); /* a itself if it has that dtype */
 
 /* A copy of op with other operands, appended with the graph's current phase (attributes kept; result names dropped). */
 MoeOp *moe_op_clone(MoeGraph *g, const MoeOp *op, MoeValue *const *operands);

@@ -2,9 +2,9 @@
 #ifndef MOE_IR_NUMBERS_H
 #define MOE_IR_NUMBERS_H
 
-#define MOE_LEAF_ROWS 128        /* rows of a leaf of the weight-gradient and column-sum trees */
-#define MOE_NORM_BLOCK 4096      /* elements of a leaf of the gradient-norm tree */
-#define MOE_DEFAULT_SHARDS 8     /* virtual shards of a batch */
-#define MOE_MAX_SHARDS 64
+#define MOE_LEAF_ROWS      128  /* rows of a leaf of the weight-gradient and column-sum trees */
+#define MOE_NORM_BLOCK     4096 /* elements of a leaf of the gradient-norm tree */
+#define MOE_DEFAULT_SHARDS 8    /* virtual shards of a batch */
+#define MOE_MAX_SHARDS     64
 
 #endif

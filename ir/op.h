@@ -32,7 +32,8 @@ typedef enum {
 } MoeKind;
 
 typedef enum {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc) MOE_OP_##id,
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+    MOE_OP_##id,
 #include "ir/ops.def"
 #undef OP
     MOE_N_OPS

@@ -12,10 +12,12 @@ typedef struct {
     const MoeGraph *graph;
     MoeOp *const *ops; /* consecutive, in order */
     size_t n_ops;
-    MoeValue *const *inputs;  /* values read that no op of the group defines, in order of first use, each once;
+    MoeValue *const
+        *inputs; /* values read that no op of the group defines, in order of first use, each once;
                                  the segs values that the types of operands and results name are among them (last) */
     size_t n_inputs;
-    MoeValue *const *outputs; /* values defined here and used outside, in order of definition; also unused results of an
+    MoeValue *const *
+        outputs; /* values defined here and used outside, in order of definition; also unused results of an
                                  op with several results, which its kernel writes all the same */
     size_t n_outputs;
 } MoeGroup;
@@ -43,13 +45,14 @@ typedef struct MoeTarget MoeTarget;
 
 /* What fuse may do in this target. */
 typedef struct {
-    bool row;              /* merge elementwise and row ops over one row space into one kernel */
-    bool gather_matmul;    /* dispatch folded into the rows of a grouped matmul or weight_grad */
-    bool matmul_epilogue;  /* elementwise tail folded into a matmul (or a pair that shares its rows) */
+    bool row;           /* merge elementwise and row ops over one row space into one kernel */
+    bool gather_matmul; /* dispatch folded into the rows of a grouped matmul or weight_grad */
+    bool
+        matmul_epilogue; /* elementwise tail folded into a matmul (or a pair that shares its rows) */
 } MoeFuseRules;
 
 struct MoeTarget {
-    char name[64];          /* "cpu:znver4": enough to build the same target again */
+    char name[64]; /* "cpu:znver4": enough to build the same target again */
     MoeFuseRules fuse;
     double peak_flops_f32, peak_flops_bf16; /* per thread, FLOP/s, estimates for the cost model */
     double memory_bandwidth;                /* bytes/s, whole machine, estimate */
@@ -60,11 +63,13 @@ struct MoeTarget {
     /* Bytes of workspace that the group's launches share; known before memory planning. */
     int64_t (*workspace_bytes)(MoeTarget *t, const MoeGroup *group);
     /* Whether output may share the buffer of the dying input (same bytes): elementwise in place. */
-    bool (*can_alias)(const MoeTarget *t, const MoeGroup *group, const MoeValue *input, const MoeValue *output);
+    bool (*can_alias)(const MoeTarget *t, const MoeGroup *group, const MoeValue *input,
+                      const MoeValue *output);
     /* Emits (or reuses) the group's kernels and appends its launches. */
     MoeStatus (*lower)(MoeTarget *t, const MoeGroup *group, MoeLowered *out);
     /* After the last group: the object code (malloc'd) and readable text (LLVM IR; malloc'd, may be NULL). */
-    MoeStatus (*finish)(MoeTarget *t, bool want_text, void **out_object, size_t *out_n, char **out_text);
+    MoeStatus (*finish)(MoeTarget *t, bool want_text, void **out_object, size_t *out_n,
+                        char **out_text);
     void (*destroy)(MoeTarget *t);
 };
 

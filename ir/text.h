@@ -27,6 +27,7 @@ MoeModule *moe_parse(MoeDiag *d);
 MoeStatus moe_parse_file(const char *path, MoeModule **out);
 void moe_print(const MoeModule *m, MoeStr *out);
 void moe_print_graph(const MoeGraph *g, MoeStr *out);
-void moe_print_op(const MoeOp *op, MoeStr *out); /* one line, no newline; unnamed values as %N by id */
+void moe_print_op(const MoeOp *op,
+                  MoeStr *out); /* one line, no newline; unnamed values as %N by id */
 
 #endif

@@ -58,18 +58,19 @@ MoeDim moe_dim(int64_t n);
 MoeDim moe_dim_ragged(int64_t capacity, const struct MoeValue *seg);
 
 /* Caps on what text and shape rules may make: elements of a tensor, int32 entries of a segs table, its shards. */
-#define MOE_MAX_ELEMENTS ((int64_t)1 << 48)
+#define MOE_MAX_ELEMENTS     ((int64_t)1 << 48)
 #define MOE_MAX_SEGS_ENTRIES ((int64_t)1 << 24)
-#define MOE_MAX_SEGS_SHARDS 64
+#define MOE_MAX_SEGS_SHARDS  64
 
-bool moe_dim_equal(MoeDim a, MoeDim b); /* the same extent: equal size and the same seg value (or none) */
+bool moe_dim_equal(MoeDim a,
+                   MoeDim b); /* the same extent: equal size and the same seg value (or none) */
 /* NULL if the type keeps the rules above (rank, caps, dim 0 alone ragged, over a segs value), else what is wrong (static text). */
 const char *moe_type_check(const MoeType *t);
-bool moe_type_equal(const MoeType *a, const MoeType *b);       /* dtype, dims and the same seg values */
-bool moe_type_same_shape(const MoeType *a, const MoeType *b);  /* all but the dtype */
-int64_t moe_type_elements(const MoeType *t); /* at capacity; G*V+1 for segs */
-int64_t moe_type_bytes(const MoeType *t);    /* at capacity */
-int64_t moe_type_cols(const MoeType *t);     /* last dim (rank 1: the whole extent) */
+bool moe_type_equal(const MoeType *a, const MoeType *b); /* dtype, dims and the same seg values */
+bool moe_type_same_shape(const MoeType *a, const MoeType *b); /* all but the dtype */
+int64_t moe_type_elements(const MoeType *t);                  /* at capacity; G*V+1 for segs */
+int64_t moe_type_bytes(const MoeType *t);                     /* at capacity */
+int64_t moe_type_cols(const MoeType *t); /* last dim (rank 1: the whole extent) */
 void moe_type_print(const MoeType *t, MoeStr *out);
 
 #endif

@@ -4,7 +4,9 @@
 
 typedef double (*CostFn)(const MoeOp *op);
 
-static double elements(const MoeValue *v) { return (double)moe_type_elements(&v->type); }
+static double elements(const MoeValue *v) {
+    return (double)moe_type_elements(&v->type);
+}
 
 static double moe_cost_zero(const MoeOp *op) {
     (void)op;
@@ -23,9 +25,9 @@ static double moe_cost_ew(const MoeOp *op) {
     static const struct {
         MoeOpcode op;
         double each;
-    } heavy[] = {{MOE_OP_EXP, 12},  {MOE_OP_LOG, 16},  {MOE_OP_SIGMOID, 16}, {MOE_OP_DIV, 4},
-                 {MOE_OP_SQRT, 4},  {MOE_OP_RSQRT, 8}, {MOE_OP_SILU, 17},    {MOE_OP_SOFTMAX, 18},
-                 {MOE_OP_RMSNORM, 4}};
+    } heavy[] = {{MOE_OP_EXP, 12},  {MOE_OP_LOG, 16},     {MOE_OP_SIGMOID, 16},
+                 {MOE_OP_DIV, 4},   {MOE_OP_SQRT, 4},     {MOE_OP_RSQRT, 8},
+                 {MOE_OP_SILU, 17}, {MOE_OP_SOFTMAX, 18}, {MOE_OP_RMSNORM, 4}};
     for (size_t i = 0; i < sizeof heavy / sizeof *heavy; i++)
         if (heavy[i].op == op->opcode)
             return n * heavy[i].each;
@@ -34,7 +36,9 @@ static double moe_cost_ew(const MoeOp *op) {
     return n;
 }
 
-static double moe_cost_sumsq(const MoeOp *op) { return 2 * elements(op->operands[0]); }
+static double moe_cost_sumsq(const MoeOp *op) {
+    return 2 * elements(op->operands[0]);
+}
 
 /* matmul: a [T,k] -> [T,n]; weight_grad: dy [T,n], x [T,k] -> [n,k]: 2 T n k, per expert or not. */
 static double moe_cost_gemm(const MoeOp *op) {
@@ -65,9 +69,13 @@ static double moe_cost_xent(const MoeOp *op) {
     return 2 * elements(op->operands[0]) * (double)op->operands[1]->type.dims[0].size;
 }
 
-static double moe_cost_xent_grad(const MoeOp *op) { return 3 * moe_cost_xent(op); }
+static double moe_cost_xent_grad(const MoeOp *op) {
+    return 3 * moe_cost_xent(op);
+}
 
-static double moe_cost_adamw(const MoeOp *op) { return 16 * elements(op->operands[0]); }
+static double moe_cost_adamw(const MoeOp *op) {
+    return 16 * elements(op->operands[0]);
+}
 
 static const CostFn cost_fns[MOE_N_OPS] = {
 #define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
@@ -76,7 +84,9 @@ static const CostFn cost_fns[MOE_N_OPS] = {
 #undef OP
 };
 
-double moe_op_flops(const MoeOp *op) { return cost_fns[op->opcode](op); }
+double moe_op_flops(const MoeOp *op) {
+    return cost_fns[op->opcode](op);
+}
 
 /* Bytes read of an input: a gather reads the rows it needs, not the table. */
 static double bytes_read(const MoeGroup *g, const MoeValue *v) {

@@ -24,11 +24,13 @@
 #include "passes/group.h"
 #include "passes/pass.h"
 
-#define SHARE_WINDOW 8    /* items looked back for one that reads the same large value */
-#define MEET_DEPTH 8      /* elementwise ops followed from two matmuls to where they meet */
+#define SHARE_WINDOW    8 /* items looked back for one that reads the same large value */
+#define MEET_DEPTH      8 /* elementwise ops followed from two matmuls to where they meet */
 #define COPIES_PER_ITEM 8 /* room for copies made by rematerialisation */
 
-static MoeKind kind_of(const MoeOp *op) { return moe_op_info(op->opcode)->kind; }
+static MoeKind kind_of(const MoeOp *op) {
+    return moe_op_info(op->opcode)->kind;
+}
 
 static bool is_row_op(const MoeOp *op) {
     MoeKind k = kind_of(op);
@@ -106,7 +108,8 @@ static void place_row_op(Fuse *f, MoeOp *op) {
             n = 0;
         }
     }
-    Item *it = moe_fuse_new_item(f, op->opcode == MOE_OP_COL_SUM ? ITEM_OTHER : ITEM_ROWS, f->phase);
+    Item *it =
+        moe_fuse_new_item(f, op->opcode == MOE_OP_COL_SUM ? ITEM_OTHER : ITEM_ROWS, f->phase);
     it->space = moe_fuse_space(op);
     for (size_t i = 0; i < n; i++)
         moe_fuse_add(f, it, extra[i]);
@@ -170,7 +173,8 @@ static MoeOp *find_pair(Fuse *f, const MoeOp *op) {
             f->placed[f->index_of[o->results[0]->id]] ||
             !moe_type_equal(&o->results[0]->type, &op->results[0]->type) ||
             moe_attr_i(o, "tb") != moe_attr_i(op, "tb") ||
-            moe_attr_i(o, "grouped") != moe_attr_i(op, "grouped") || !hoist_operands(f, o, 1, false))
+            moe_attr_i(o, "grouped") != moe_attr_i(op, "grouped") ||
+            !hoist_operands(f, o, 1, false))
             continue;
         if (meet(f, op->results[0], o->results[0], MEET_DEPTH))
             return o;
@@ -220,7 +224,9 @@ static void place_contraction(Fuse *f, MoeOp *op) {
         moe_fuse_add(f, it, group[i]);
 }
 
-static void wait_for_reader(Fuse *f, const MoeOp *op) { f->waiting[op->results[0]->id] = true; }
+static void wait_for_reader(Fuse *f, const MoeOp *op) {
+    f->waiting[op->results[0]->id] = true;
+}
 
 static bool has_user(const Fuse *f, const MoeValue *v, bool (*is)(const MoeOp *)) {
     for (int i = 0; i < f->n_users[v->id]; i++)

@@ -36,14 +36,14 @@ typedef struct {
     size_t n_ops;
     Item **items; /* the new order */
     size_t n_items, cap_items;
-    int cap_values;  /* of the tables by value id; room for clones */
-    int *item_of;    /* by value id: its item, -1: a declaration or not placed yet */
-    bool *waiting;   /* by value id: placed only when something asks for it */
-    MoeOp ***users;  /* by value id (values of the old list) */
+    int cap_values; /* of the tables by value id; room for clones */
+    int *item_of;   /* by value id: its item, -1: a declaration or not placed yet */
+    bool *waiting;  /* by value id: placed only when something asks for it */
+    MoeOp ***users; /* by value id (values of the old list) */
     int *n_users;
-    bool *placed;    /* by index in the old list */
-    int *index_of;   /* by value id: index of its op in the old list */
-    MoePhase phase;  /* being placed */
+    bool *placed;   /* by index in the old list */
+    int *index_of;  /* by value id: index of its op in the old list */
+    MoePhase phase; /* being placed */
 } Fuse;
 
 /* fuse_items.c */

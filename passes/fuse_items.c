@@ -50,7 +50,9 @@ void moe_fuse_add(Fuse *f, Item *it, MoeOp *op) {
     }
 }
 
-static int later(int a, int b) { return a > b ? a : b; }
+static int later(int a, int b) {
+    return a > b ? a : b;
+}
 
 static int item_of_seg(const Fuse *f, const MoeType *t) {
     const MoeValue *seg = t->kind == MOE_TYPE_TENSOR ? t->dims[0].seg : NULL;

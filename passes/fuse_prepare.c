@@ -17,7 +17,8 @@ void moe_fuse_sink_dispatches(MoeGraph *g) {
             MoeValue **operands = MOE_NEW_N(g->arena, MoeValue *, 3);
             memcpy(operands, d->operands, 3 * sizeof *operands);
             operands[0] = x->results[0];
-            op->opcode = MOE_OP_DISPATCH; /* the result stays what it was: same type, same readers */
+            op->opcode =
+                MOE_OP_DISPATCH; /* the result stays what it was: same type, same readers */
             op->operands = operands;
             op->n_operands = 3;
             int kept = 0;

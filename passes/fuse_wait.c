@@ -4,7 +4,9 @@
 #include <string.h>
 #include "base/assert.h"
 
-static MoeKind kind_of(const MoeOp *op) { return moe_op_info(op->opcode)->kind; }
+static MoeKind kind_of(const MoeOp *op) {
+    return moe_op_info(op->opcode)->kind;
+}
 
 bool moe_fuse_is_scalar_op(const MoeOp *op) {
     if (kind_of(op) != MOE_KIND_EW || !moe_fuse_is_scalar(op->results[0]))

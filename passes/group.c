@@ -109,7 +109,8 @@ MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a) {
         if (!moe_op_has_kernel(op))
             continue;
         const char *name = moe_op_info(op->opcode)->name;
-        MOE_ASSERT(op->group >= 0, "@%s: op %s has no group: run the fuse pass first", g->name, name);
+        MOE_ASSERT(op->group >= 0, "@%s: op %s has no group: run the fuse pass first", g->name,
+                   name);
         if (op->group > largest) {
             MoeGroup fresh = {.graph = g, .ops = &g->ops[i]};
             MOE_PUSH(a, gs.groups, gs.n_groups, cap, fresh);
@@ -117,7 +118,8 @@ MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a) {
         }
         MoeGroup *last = &gs.groups[gs.n_groups - 1];
         MOE_ASSERT(last->ops[0]->group == op->group && &g->ops[i] == last->ops + last->n_ops,
-                   "@%s: the ops of group %d are not consecutive (at %s)", g->name, op->group, name);
+                   "@%s: the ops of group %d are not consecutive (at %s)", g->name, op->group,
+                   name);
         MOE_ASSERT(last->ops[0]->phase == op->phase, "@%s: group %d spans two phases", g->name,
                    op->group);
         last->n_ops++;
@@ -140,8 +142,9 @@ const MoeOp **moe_groups_gradients(const MoeGraph *g, const MoeGroups *gs, MoeAr
         int s = gs->step_of[assign->operands[1]->id];
         for (size_t k = 0; s >= 0 && k < gs->groups[s].n_inputs; k++) {
             const MoeValue *v = gs->groups[s].inputs[k];
-            if (moe_op_info(v->def->opcode)->kind == MOE_KIND_DECL || moe_type_elements(&v->type) < 2 ||
-                !moe_type_same_shape(&v->type, &param->type) || of[v->id])
+            if (moe_op_info(v->def->opcode)->kind == MOE_KIND_DECL ||
+                moe_type_elements(&v->type) < 2 || !moe_type_same_shape(&v->type, &param->type) ||
+                of[v->id])
                 continue;
             of[v->id] = param->def;
             if (v->def->opcode == MOE_OP_ACCUMULATE)

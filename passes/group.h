@@ -12,7 +12,8 @@
 typedef struct {
     MoeGroup *groups; /* in program order: the steps */
     size_t n_groups;
-    int *step_of;     /* by value id: the step that defines it; -1: declarations, accumulate and batch_sum */
+    int *
+        step_of; /* by value id: the step that defines it; -1: declarations, accumulate and batch_sum */
     int n_values;
 } MoeGroups;
 

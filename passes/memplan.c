@@ -26,7 +26,7 @@ typedef struct {
     MoeInterval at;
     const MoeValue *root; /* the value that owns it; NULL: a slot or a workspace */
     Category category;
-    bool dead;            /* merged into another buffer, or moved to a parameter's */
+    bool dead; /* merged into another buffer, or moved to a parameter's */
     bool persistent;
 } Buffer;
 
@@ -37,7 +37,8 @@ typedef struct {
     MoeArena *a;
     MoeGroups gs;
     const MoeOp **gradients; /* by value id */
-    int n_steps, last_forward, last_micro; /* last steps of the forward and of the backward phase; -1 = none */
+    int n_steps, last_forward,
+        last_micro; /* last steps of the forward and of the backward phase; -1 = none */
     Buffer *bufs;
     size_t n_bufs, cap_bufs;
     int *buf_of;             /* by value id; -1 = none */
@@ -51,8 +52,11 @@ static int64_t round_up(int64_t n) {
     return n <= 0 ? a : (n + a - 1) / a * a;
 }
 
-static int add_buffer(Plan *p, const MoeValue *root, int64_t n_bytes, int start, int end, Category c) {
-    Buffer b = {.at = {.bytes = round_up(n_bytes), .start = start, .end = end}, .root = root, .category = c};
+static int add_buffer(Plan *p, const MoeValue *root, int64_t n_bytes, int start, int end,
+                      Category c) {
+    Buffer b = {.at = {.bytes = round_up(n_bytes), .start = start, .end = end},
+                .root = root,
+                .category = c};
     MOE_PUSH(p->a, p->bufs, p->n_bufs, p->cap_bufs, b);
     return (int)p->n_bufs - 1;
 }
@@ -82,7 +86,9 @@ static void make_buffers(Plan *p) {
     }
 }
 
-static bool is_decl(const MoeValue *v) { return moe_op_info(v->def->opcode)->kind == MOE_KIND_DECL; }
+static bool is_decl(const MoeValue *v) {
+    return moe_op_info(v->def->opcode)->kind == MOE_KIND_DECL;
+}
 
 static int log2_int(int n) {
     int b = 0;
@@ -105,9 +111,8 @@ static void plan_accumulate(Plan *p, const MoeOp *op) {
     for (size_t i = 0; i < p->out->n_accumulates; i++)
         if (p->out->accumulates[i].op->operands[0] == src)
             return; /* summed up once, read twice */
-    MoeAccumulateMemory m = {.op = op,
-                             .n_slots = log2_int(p->micro_batches),
-                             .slot_bytes = moe_type_bytes(&src->type)};
+    MoeAccumulateMemory m = {
+        .op = op, .n_slots = log2_int(p->micro_batches), .slot_bytes = moe_type_bytes(&src->type)};
     m.slot_offset = MOE_NEW_N(p->a, int64_t, m.n_slots);
     for (int i = 0; i < m.n_slots; i++) {
         int slot = add_buffer(p, NULL, m.slot_bytes, 0, p->last_micro,
@@ -173,7 +178,8 @@ static int last_reader(const Plan *p, const MoeValue *d) {
 }
 
 static const char *shown(const MoeValue *v) {
-    const char *n = v->def ? moe_attr(v->def, "name") ? moe_attr_s(v->def, "name") : v->name : v->name;
+    const char *n =
+        v->def ? moe_attr(v->def, "name") ? moe_attr_s(v->def, "name") : v->name : v->name;
     return n ? n : "(unnamed)";
 }
 
@@ -262,7 +268,8 @@ static void place(Plan *p) {
         b->at.offset = live[n++].offset;
         if (b->at.start > step || b->at.end < step)
             continue;
-        int64_t *sum[] = {&p->out->activations, &p->out->gradients, &p->out->workspace, &p->out->other};
+        int64_t *sum[] = {&p->out->activations, &p->out->gradients, &p->out->workspace,
+                          &p->out->other};
         *sum[b->category] += b->at.bytes;
     }
 }
@@ -300,8 +307,13 @@ static void write_plan(Plan *p) {
 MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, int micro_batches, MoeArena *a,
                             MoeMemoryPlan *out) {
     memset(out, 0, sizeof *out);
-    Plan p = {.target = t, .g = g, .micro_batches = micro_batches < 1 ? 1 : micro_batches, .a = a,
-              .out = out, .last_forward = -1, .last_micro = -1};
+    Plan p = {.target = t,
+              .g = g,
+              .micro_batches = micro_batches < 1 ? 1 : micro_batches,
+              .a = a,
+              .out = out,
+              .last_forward = -1,
+              .last_micro = -1};
     p.gs = moe_groups_of(g, a);
     p.gradients = moe_groups_gradients(g, &p.gs, a);
     p.n_steps = (int)p.gs.n_groups;

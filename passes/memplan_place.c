@@ -10,7 +10,8 @@
 #include "base/rng.h"
 
 #define MAX_MOVES 1000
-#define WORK_BUDGET 100000000.0 /* buffer pairs looked at by all moves: about a quarter of a second */
+#define WORK_BUDGET                                                                                \
+    100000000.0 /* buffer pairs looked at by all moves: about a quarter of a second */
 
 int64_t moe_place_lower_bound(const MoeInterval *v, size_t n, int n_steps, int *out_step) {
     int64_t *delta = calloc((size_t)n_steps + 1, sizeof *delta);
@@ -36,10 +37,10 @@ int64_t moe_place_lower_bound(const MoeInterval *v, size_t n, int n_steps, int *
 
 typedef struct {
     const MoeInterval *v;
-    int32_t *placed;  /* indices by ascending offset */
-    int64_t *offset;  /* by index */
+    int32_t *placed; /* indices by ascending offset */
+    int64_t *offset; /* by index */
     size_t n;
-    bool lowest;      /* the lowest gap that fits, not the tightest */
+    bool lowest; /* the lowest gap that fits, not the tightest */
 } Try;
 
 /* Places in this order; returns the peak, or `stop` as soon as it is reached. */
@@ -95,7 +96,10 @@ static int compare_keyed(const void *x, const void *y) {
 static void make_order(const MoeInterval *v, size_t n, int how, Keyed *tmp, int32_t *order) {
     for (size_t i = 0; i < n; i++) {
         double life = v[i].end - v[i].start + 1, size = (double)v[i].bytes;
-        double key = how == BY_SIZE ? size : how == BY_AREA ? size * life : how == BY_LIFE ? life : -v[i].start;
+        double key = how == BY_SIZE   ? size
+                     : how == BY_AREA ? size * life
+                     : how == BY_LIFE ? life
+                                      : -v[i].start;
         tmp[i] = (Keyed){key, (int32_t)i};
     }
     qsort(tmp, n, sizeof *tmp, compare_keyed);
@@ -128,7 +132,8 @@ int64_t moe_place(MoeInterval *v, size_t n, int64_t lower_bound, MoeArena *a) {
     int max_moves = moves > MAX_MOVES ? MAX_MOVES : (int)moves;
     for (int s = 0; s < max_moves && n > 1 && (double)peak > 1.01 * (double)lower_bound; s++) {
         size_t i = (size_t)moe_rng_below(1, 0, (uint64_t)s, n);
-        if (s % 2 == 0) /* a buffer that reaches the peak: placed earlier, it may come to lie lower */
+        if (s % 2 ==
+            0) /* a buffer that reaches the peak: placed earlier, it may come to lie lower */
             for (size_t k = 0; k < n; k++)
                 if (v[best_order[k]].offset + v[best_order[k]].bytes == peak)
                     i = k;

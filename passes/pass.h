@@ -6,26 +6,34 @@
 #include "ir/graph.h"
 #include "ir/target.h"
 
-typedef enum { MOE_RECOMPUTE_NONE, MOE_RECOMPUTE_CHEAP, MOE_RECOMPUTE_LAYER, MOE_RECOMPUTE_AUTO } MoeRecompute;
+typedef enum {
+    MOE_RECOMPUTE_NONE,
+    MOE_RECOMPUTE_CHEAP,
+    MOE_RECOMPUTE_LAYER,
+    MOE_RECOMPUTE_AUTO
+} MoeRecompute;
 
 typedef struct {
-    int64_t batch, seq;          /* global batch in sequences; tokens a sequence */
-    int micro_batches;           /* a power of two, at most virtual_shards */
+    int64_t batch, seq; /* global batch in sequences; tokens a sequence */
+    int micro_batches;  /* a power of two, at most virtual_shards */
     int virtual_shards;
     bool mixed_bf16;
-    MoeRecompute recompute;      /* AUTO: the cheapest that fits memory_limit (CHEAP without a limit) */
-    int64_t memory_limit;        /* bytes for the training slab, parameters and states; 0 = none */
-    int recompute_layers;        /* LAYER: only the first so many layers; 0 = all. recompute writes here, and to
+    MoeRecompute recompute; /* AUTO: the cheapest that fits memory_limit (CHEAP without a limit) */
+    int64_t memory_limit;   /* bytes for the training slab, parameters and states; 0 = none */
+    int recompute_layers; /* LAYER: only the first so many layers; 0 = all. recompute writes here, and to
                                     `recompute`, what AUTO came to */
-    bool emit_grads;             /* grad: every gradient is an output "grad.PARAM" too (tests) */
+    bool emit_grads;      /* grad: every gradient is an output "grad.PARAM" too (tests) */
 } MoePassOptions;
 
 /* Memory of one program, filled by memplan. */
 typedef struct {
-    int64_t offset; /* of each value in the slab; -1: no slab buffer (param, state, input, internal, alias) */
+    int64_t
+        offset; /* of each value in the slab; -1: no slab buffer (param, state, input, internal, alias) */
     int64_t bytes;
-    const MoeValue *alias; /* shares this value's buffer (assigned params and states, in-place results), or NULL */
-    bool persistent;       /* lives across micro-batches: accumulate and batch_sum results, gradients kept for update */
+    const MoeValue *
+        alias; /* shares this value's buffer (assigned params and states, in-place results), or NULL */
+    bool
+        persistent; /* lives across micro-batches: accumulate and batch_sum results, gradients kept for update */
 } MoeValueMemory;
 
 /* An accumulate with several micro-batches: partial sums wait in the slots; `op`'s result shares its source's buffer. */
@@ -36,11 +44,11 @@ typedef struct {
 } MoeAccumulateMemory;
 
 typedef struct {
-    MoeValueMemory *values; /* by value id */
+    MoeValueMemory *values;                      /* by value id */
     int64_t *workspace_offset, *workspace_bytes; /* by step (group) index; -1/0 = none */
-    int64_t slab_bytes;     /* peak of the planned slab */
-    int64_t lower_bound;    /* the largest sum of live bytes at any step */
-    MoeAccumulateMemory *accumulates; /* empty with one micro-batch */
+    int64_t slab_bytes;                          /* peak of the planned slab */
+    int64_t lower_bound;                         /* the largest sum of live bytes at any step */
+    MoeAccumulateMemory *accumulates;            /* empty with one micro-batch */
     size_t n_accumulates;
     int64_t activations, gradients, workspace, other; /* lower_bound by category (docs/PLAN.md) */
 } MoeMemoryPlan;
@@ -50,7 +58,7 @@ typedef struct {
     MoeGroup group;
     MoeLowered lowered;
     MoePhase phase;
-    bool count_pass;  /* needed to know the batch_sum results: runs in the counting pass too */
+    bool count_pass; /* needed to know the batch_sum results: runs in the counting pass too */
     double flops, bytes, seconds; /* predicted */
 } MoeStep;
 

@@ -6,11 +6,13 @@
 #include "passes/pass.h"
 
 typedef struct {
-    const char *passes;      /* "a,b,c" (moec opt), or NULL: all */
-    const char *stop_after;  /* or NULL */
-    const char *print_after; /* a pass name, "all", or NULL; prints to `out` with a header line "// after PASS" */
-    bool verify_each;        /* default on in cli */
-    bool eval_each;          /* evaluate every graph before and after each pass on random inputs; results must agree */
+    const char *passes;     /* "a,b,c" (moec opt), or NULL: all */
+    const char *stop_after; /* or NULL */
+    const char *
+        print_after; /* a pass name, "all", or NULL; prints to `out` with a header line "// after PASS" */
+    bool verify_each; /* default on in cli */
+    bool
+        eval_each; /* evaluate every graph before and after each pass on random inputs; results must agree */
     bool time_passes;
     FILE *out, *err;
 } MoePipelineOptions;

@@ -22,9 +22,15 @@ typedef struct {
     size_t n_shared, cap_shared;
 } Plan;
 
-static void set(json_t *o, const char *key, json_t *v) { json_object_set_new(o, key, v); }
-static void set_i(json_t *o, const char *key, int64_t v) { set(o, key, json_integer(v)); }
-static void set_s(json_t *o, const char *key, const char *v) { set(o, key, json_string(v ? v : "")); }
+static void set(json_t *o, const char *key, json_t *v) {
+    json_object_set_new(o, key, v);
+}
+static void set_i(json_t *o, const char *key, int64_t v) {
+    set(o, key, json_integer(v));
+}
+static void set_s(json_t *o, const char *key, const char *v) {
+    set(o, key, json_string(v ? v : ""));
+}
 
 static json_t *json_dims(const MoeType *t) {
     json_t *a = json_array();
@@ -62,9 +68,11 @@ static MoeStatus collect_shared(Plan *p) {
             if (at < 0) {
                 Shared s = {name, op};
                 MOE_PUSH(p->cx->arena, p->shared, p->n_shared, p->cap_shared, s);
-            } else if (!moe_type_equal(&p->shared[at].op->results[0]->type, &op->results[0]->type)) {
-                return moe_error(MOE_E_INPUT, "@%s: \"%s\" has another type than in an earlier graph",
-                                 g->name, name);
+            } else if (!moe_type_equal(&p->shared[at].op->results[0]->type,
+                                       &op->results[0]->type)) {
+                return moe_error(MOE_E_INPUT,
+                                 "@%s: \"%s\" has another type than in an earlier graph", g->name,
+                                 name);
             }
         }
     }
@@ -176,15 +184,16 @@ static MoeStatus add_ports(Writer *w, json_t *inputs, json_t *outputs) {
         if (op->opcode != MOE_OP_OUTPUT)
             continue;
         if (op->operands[0]->def->opcode == MOE_OP_CONST)
-            return moe_error(MOE_E_INPUT, "@%s: output \"%s\" is a constant; outputs must be computed",
-                             g->name, moe_attr_s(op, "name"));
+            return moe_error(MOE_E_INPUT,
+                             "@%s: output \"%s\" is a constant; outputs must be computed", g->name,
+                             moe_attr_s(op, "name"));
         json_array_append_new(outputs, json_port(w, moe_attr_s(op, "name"), op->operands[0]));
     }
     return NULL;
 }
 
-static json_t *json_launch(Writer *w, const MoeStep *s, const MoeLaunch *l, bool first, const char *name,
-                           int workspace) {
+static json_t *json_launch(Writer *w, const MoeStep *s, const MoeLaunch *l, bool first,
+                           const char *name, int workspace) {
     json_t *o = json_object(), *bufs = json_array();
     set_s(o, "name", name);
     set_s(o, "kernel", l->kernel);
@@ -195,7 +204,8 @@ static json_t *json_launch(Writer *w, const MoeStep *s, const MoeLaunch *l, bool
     for (size_t i = 0; i < l->n_bufs; i++) {
         const MoeBufRef *b = &l->bufs[i];
         int v = b->value ? value_index(w, b->value) : workspace;
-        MOE_ASSERT(v >= 0, "plan: kernel %s uses a workspace that its group did not ask for", l->kernel);
+        MOE_ASSERT(v >= 0, "plan: kernel %s uses a workspace that its group did not ask for",
+                   l->kernel);
         json_array_append_new(bufs, json_pack("[i, I]", v, (json_int_t)(b->value ? 0 : b->offset)));
     }
     set(o, "bufs", bufs);
@@ -213,10 +223,12 @@ static json_t *json_steps(Writer *w) {
     for (size_t i = 0; i < w->p->n_steps; i++) {
         const MoeStep *s = &w->p->steps[i];
         const MoeMemoryPlan *m = &w->p->memory;
-        int workspace = m->workspace_bytes[i] ? add_slab(w, m->workspace_offset[i], m->workspace_bytes[i]) : -1;
+        int workspace =
+            m->workspace_bytes[i] ? add_slab(w, m->workspace_offset[i], m->workspace_bytes[i]) : -1;
         const char *name = moe_plan_step_name(&s->group, gradients, arena);
         for (size_t k = 0; k < s->lowered.n_launches; k++)
-            json_array_append_new(a, json_launch(w, s, &s->lowered.launches[k], k == 0, name, workspace));
+            json_array_append_new(
+                a, json_launch(w, s, &s->lowered.launches[k], k == 0, name, workspace));
     }
     return a;
 }
@@ -230,22 +242,25 @@ static MoeStatus add_sums(Writer *w, json_t *batch_sums, json_t *accumulates) {
         if (op->opcode != MOE_OP_BATCH_SUM)
             continue;
         json_array_append_new(
-            batch_sums, json_pack("{s:i, s:i, s:I}", "source", value_index(w, op->operands[0]), "value",
-                                  value_index(w, op->results[0]), "elements",
+            batch_sums, json_pack("{s:i, s:i, s:I}", "source", value_index(w, op->operands[0]),
+                                  "value", value_index(w, op->results[0]), "elements",
                                   (json_int_t)moe_type_elements(&op->results[0]->type)));
     }
     for (size_t i = 0; i < w->p->memory.n_accumulates; i++) {
         const MoeAccumulateMemory *m = &w->p->memory.accumulates[i];
         const MoeType *t = &m->op->results[0]->type;
         if (t->dtype != MOE_F32)
-            return moe_error(MOE_E_INTERNAL, "@%s: accumulate of %s: only f32 sums up over micro-batches",
-                             g->name, moe_dtype_name(t->dtype));
+            return moe_error(MOE_E_INTERNAL,
+                             "@%s: accumulate of %s: only f32 sums up over micro-batches", g->name,
+                             moe_dtype_name(t->dtype));
         json_t *slots = json_array();
         for (int k = 0; k < m->n_slots; k++)
-            json_array_append_new(slots, json_integer(add_slab(w, m->slot_offset[k], m->slot_bytes)));
+            json_array_append_new(slots,
+                                  json_integer(add_slab(w, m->slot_offset[k], m->slot_bytes)));
         json_array_append_new(accumulates,
-                              json_pack("{s:i, s:i, s:I, s:o}", "source", value_index(w, m->op->operands[0]),
-                                        "value", value_index(w, m->op->results[0]), "elements",
+                              json_pack("{s:i, s:i, s:I, s:o}", "source",
+                                        value_index(w, m->op->operands[0]), "value",
+                                        value_index(w, m->op->results[0]), "elements",
                                         (json_int_t)moe_type_elements(t), "slots", slots));
     }
     return NULL;
@@ -257,7 +272,8 @@ static MoeStatus add_program(const Plan *plan, const MoeProgram *p, json_t *prog
     for (int i = 0; i < p->graph->n_values; i++)
         w.index[i] = -1;
     json_t *o = json_object(), *memory = json_object();
-    json_t *inputs = json_array(), *outputs = json_array(), *sums = json_array(), *accs = json_array();
+    json_t *inputs = json_array(), *outputs = json_array(), *sums = json_array(),
+           *accs = json_array();
     set_i(o, "slab_bytes", p->memory.slab_bytes);
     set_i(o, "slab_lower_bound", p->memory.lower_bound);
     set_i(o, "scratch_bytes", p->scratch_bytes);
@@ -281,15 +297,20 @@ static MoeStatus add_program(const Plan *plan, const MoeProgram *p, json_t *prog
 
 static const char *recompute_name(MoeRecompute r) {
     switch (r) {
-    case MOE_RECOMPUTE_NONE: return "none";
-    case MOE_RECOMPUTE_CHEAP: return "cheap";
-    case MOE_RECOMPUTE_LAYER: return "layer";
-    case MOE_RECOMPUTE_AUTO: return "auto";
+    case MOE_RECOMPUTE_NONE:
+        return "none";
+    case MOE_RECOMPUTE_CHEAP:
+        return "cheap";
+    case MOE_RECOMPUTE_LAYER:
+        return "layer";
+    case MOE_RECOMPUTE_AUTO:
+        return "auto";
     }
     return "auto";
 }
 
-static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo *info, const char *hash) {
+static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo *info,
+                       const char *hash) {
     const MoePassOptions *o = &cx->options;
     set_i(root, "format_version", PLAN_FORMAT_VERSION);
     set_i(root, "abi", MOE_KERNEL_ABI_VERSION);
@@ -313,11 +334,13 @@ static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo
     set_i(root, "experts", info->experts);
     set_i(root, "experts_per_token", info->experts_per_token);
     set(root, "flops_per_token", json_real(info->flops_per_token));
-    set(root, "peak_flops", json_real(o->mixed_bf16 ? cx->target->peak_flops_bf16 : cx->target->peak_flops_f32));
+    set(root, "peak_flops",
+        json_real(o->mixed_bf16 ? cx->target->peak_flops_bf16 : cx->target->peak_flops_f32));
     set_s(root, "kernels_xxh3", hash);
 }
 
-MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char *kernels_xxh3, json_t **out) {
+MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char *kernels_xxh3,
+                        json_t **out) {
     MOE_ASSERT(cx->programs && cx->target, "plan: memplan and kernels must run first");
     Plan p = {.cx = cx};
     MOE_TRY(collect_shared(&p));

@@ -5,7 +5,8 @@
 #include "passes/plan_write.h"
 
 /* plan.json as a value (the caller's). kernels_xxh3: hash of the object code. */
-MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char *kernels_xxh3, json_t **out);
+MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char *kernels_xxh3,
+                        json_t **out);
 
 /* "layers.3.self_attn.q_proj", ".dx", ".dw", ".update" behind it; "layers.3.sigmoid+mul"; in `a`.
  * gradients: moe_groups_gradients. */

@@ -4,7 +4,9 @@
 #include "base/str.h"
 #include "passes/plan_json.h"
 
-static MoeKind kind_of(const MoeOp *op) { return moe_op_info(op->opcode)->kind; }
+static MoeKind kind_of(const MoeOp *op) {
+    return moe_op_info(op->opcode)->kind;
+}
 
 /* The parameter that v is, or is a converted copy of. */
 static const MoeOp *param_of(const MoeValue *v) {
@@ -34,7 +36,9 @@ static const char *last_part(const char *s) {
     return dot ? dot + 1 : s;
 }
 
-static bool is_plain(const MoeOp *op) { return kind_of(op) == MOE_KIND_EW || kind_of(op) == MOE_KIND_ROW; }
+static bool is_plain(const MoeOp *op) {
+    return kind_of(op) == MOE_KIND_EW || kind_of(op) == MOE_KIND_ROW;
+}
 
 /* The op that gives the group its kind. */
 static const MoeOp *anchor(const MoeGroup *g) {
@@ -49,7 +53,9 @@ static const MoeOp *anchor(const MoeGroup *g) {
     return best;
 }
 
-const char *moe_plan_step_kind(const MoeGroup *g) { return moe_kind_name(kind_of(anchor(g))); }
+const char *moe_plan_step_kind(const MoeGroup *g) {
+    return moe_kind_name(kind_of(anchor(g)));
+}
 
 int64_t moe_plan_step_layer(const MoeGroup *g) {
     int64_t layer = moe_attr_i_or(anchor(g), "layer", -1);
@@ -86,7 +92,8 @@ static const char *suffix(const MoeGroup *g) {
         return ".update";
     if (g->ops[0]->phase != MOE_PHASE_BACKWARD)
         return "";
-    if (a->opcode == MOE_OP_MATMUL) /* y = x w^T: its gradient is dy w; the same form again is computed again */
+    if (a->opcode ==
+        MOE_OP_MATMUL) /* y = x w^T: its gradient is dy w; the same form again is computed again */
         return moe_attr_i(a, "tb") ? ".again" : ".dx";
     return is_again(g) ? ".again" : ".grad";
 }

@@ -18,11 +18,12 @@
 #include "ir/text.h"
 #include "passes/plan_json.h"
 
-static const char *const plan_files[] = {"plan.json", "kernels.o", "kernels.ll",     "model.moe",
-                                         "step.moe",  "kernels.cu", "kernels.cubin", "placement.json"};
+static const char *const plan_files[] = {"plan.json",     "kernels.o",     "kernels.ll",
+                                         "model.moe",     "step.moe",      "kernels.cu",
+                                         "kernels.cubin", "placement.json"};
 
-MoeStatus moe_plan_build(MoePassContext *cx, const MoePlanInfo *info, char **out_json, void **out_object,
-                         size_t *out_object_bytes, char **out_kernel_text) {
+MoeStatus moe_plan_build(MoePassContext *cx, const MoePlanInfo *info, char **out_json,
+                         void **out_object, size_t *out_object_bytes, char **out_kernel_text) {
     char *text = NULL, hash[33];
     void *object = NULL;
     size_t n = 0;
@@ -88,7 +89,8 @@ static MoeStatus check_replaceable(const char *dir, bool *out_exists) {
     }
     *out_exists = true;
     if (!S_ISDIR(info.st_mode))
-        return moe_error(MOE_E_INPUT, "%s exists and is not a directory; choose another name for the plan", dir);
+        return moe_error(MOE_E_INPUT,
+                         "%s exists and is not a directory; choose another name for the plan", dir);
     char **names;
     size_t n;
     MOE_TRY(moe_dir_list(dir, &names, &n));
@@ -101,15 +103,17 @@ static MoeStatus check_replaceable(const char *dir, bool *out_exists) {
     }
     MoeStatus st = NULL;
     if (!has_plan)
-        st = moe_error(MOE_E_INPUT,
-                       "%s exists and is not a plan (no plan.json); it is left as it is: choose another "
-                       "name, or remove it",
-                       dir);
+        st = moe_error(
+            MOE_E_INPUT,
+            "%s exists and is not a plan (no plan.json); it is left as it is: choose another "
+            "name, or remove it",
+            dir);
     else if (foreign)
-        st = moe_error(MOE_E_INPUT,
-                       "%s holds \"%s\", which is not part of a plan; it is left as it is: move that file "
-                       "away, or choose another name",
-                       dir, foreign);
+        st = moe_error(
+            MOE_E_INPUT,
+            "%s holds \"%s\", which is not part of a plan; it is left as it is: move that file "
+            "away, or choose another name",
+            dir, foreign);
     moe_dir_list_free(names, n);
     return st;
 }
@@ -186,7 +190,8 @@ MoeStatus moe_plan_write(MoePassContext *cx, const MoePlanInfo *info, const char
         path[n - 1] = 0;
     MoeStr tmp = {0};
     bool exists = false;
-    MoeStatus st = *path ? check_replaceable(path, &exists) : moe_error(MOE_E_MISUSE, "the plan needs a name");
+    MoeStatus st =
+        *path ? check_replaceable(path, &exists) : moe_error(MOE_E_MISUSE, "the plan needs a name");
     if (st)
         goto done;
     moe_str_printf(&tmp, "%s.tmp-%ld", path, (long)getpid());

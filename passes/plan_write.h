@@ -14,14 +14,14 @@ typedef struct {
     const char *logical_text; /* the module as text before any pass (model.moe), or NULL */
     double flops_per_token;   /* model FLOPs, forward and backward */
     int64_t vocab_size;
-    const int *moe_layers;    /* decoder layers with experts, ascending */
+    const int *moe_layers; /* decoder layers with experts, ascending */
     size_t n_moe_layers;
     int experts, experts_per_token;
 } MoePlanInfo;
 
 /* In memory: plan.json as text and the object code (both malloc'd), for tests and moec explain. */
-MoeStatus moe_plan_build(MoePassContext *cx, const MoePlanInfo *info, char **out_json, void **out_object,
-                         size_t *out_object_bytes, char **out_kernel_text);
+MoeStatus moe_plan_build(MoePassContext *cx, const MoePlanInfo *info, char **out_json,
+                         void **out_object, size_t *out_object_bytes, char **out_kernel_text);
 MoeStatus moe_plan_write(MoePassContext *cx, const MoePlanInfo *info, const char *dir);
 
 #endif

@@ -75,7 +75,8 @@ static void apply(MoeGraph *g, MoeRecompute level, int64_t n_layers) {
         return;
     MoeArena *scratch = moe_arena_create();
     moe_graph_renumber(g);
-    MoeRecomputeChoice c = moe_recompute_choose(g, level == MOE_RECOMPUTE_LAYER ? n_layers : 0, scratch);
+    MoeRecomputeChoice c =
+        moe_recompute_choose(g, level == MOE_RECOMPUTE_LAYER ? n_layers : 0, scratch);
     rewrite(g, &c, scratch);
     moe_arena_destroy(scratch);
 }
@@ -113,8 +114,8 @@ static MoeModule *copy_graph(MoeGraph *g) {
         to->phase = op->phase;
         MoeType type = op->n_results ? map_type(&op->results[0]->type, map) : (MoeType){0};
         bool decl = moe_op_info(op->opcode)->kind == MOE_KIND_DECL && op->n_results == 1;
-        MoeOp *copy = moe_op_build_v(to, op->opcode, operands, op->n_operands, op->attrs, op->n_attrs,
-                                     decl ? &type : NULL, NULL);
+        MoeOp *copy = moe_op_build_v(to, op->opcode, operands, op->n_operands, op->attrs,
+                                     op->n_attrs, decl ? &type : NULL, NULL);
         for (int k = 0; k < op->n_results; k++)
             map[op->results[k]->id] = copy->results[k];
     }
@@ -122,15 +123,17 @@ static MoeModule *copy_graph(MoeGraph *g) {
 }
 
 /* Bytes of the slab that @train would need. */
-static MoeStatus predict(const MoePassContext *cx, MoeGraph *train, MoeRecompute level, int64_t n_layers,
-                         int64_t *out_bytes) {
+static MoeStatus predict(const MoePassContext *cx, MoeGraph *train, MoeRecompute level,
+                         int64_t n_layers, int64_t *out_bytes) {
     MoeModule *m = copy_graph(train);
-    MoePassContext sub = {.module = m, .options = cx->options, .target = cx->target, .arena = m->arena};
+    MoePassContext sub = {
+        .module = m, .options = cx->options, .target = cx->target, .arena = m->arena};
     MoeMemoryPlan plan = {0};
     apply(m->graphs[0], level, n_layers);
     MoeStatus st = moe_pass_fuse(&sub);
     if (!st)
-        st = moe_memplan_graph(cx->target, m->graphs[0], cx->options.micro_batches, m->arena, &plan);
+        st =
+            moe_memplan_graph(cx->target, m->graphs[0], cx->options.micro_batches, m->arena, &plan);
     *out_bytes = plan.slab_bytes;
     moe_module_destroy(m);
     return st;
@@ -144,18 +147,20 @@ static int64_t bytes_of_declared(const MoeGraph *g, MoeOpcode what) {
     return n;
 }
 
-static MoeStatus does_not_fit(const MoePassContext *cx, int64_t params, int64_t states, int64_t slab) {
+static MoeStatus does_not_fit(const MoePassContext *cx, int64_t params, int64_t states,
+                              int64_t slab) {
     char limit[32], all[32], p[32], s[32], b[32];
-    return moe_error(MOE_E_INPUT,
-                     "the memory limit of %s (%lld bytes) cannot be met: training needs at least %s "
-                     "(%lld bytes): parameters %s, optimiser states %s, and %s for values, with every "
-                     "layer computed again; raise the limit, or use a smaller batch, shorter sequences "
-                     "or more micro-batches",
-                     moe_format_bytes((double)cx->options.memory_limit, limit),
-                     (long long)cx->options.memory_limit,
-                     moe_format_bytes((double)(params + states + slab), all),
-                     (long long)(params + states + slab), moe_format_bytes((double)params, p),
-                     moe_format_bytes((double)states, s), moe_format_bytes((double)slab, b));
+    return moe_error(
+        MOE_E_INPUT,
+        "the memory limit of %s (%lld bytes) cannot be met: training needs at least %s "
+        "(%lld bytes): parameters %s, optimiser states %s, and %s for values, with every "
+        "layer computed again; raise the limit, or use a smaller batch, shorter sequences "
+        "or more micro-batches",
+        moe_format_bytes((double)cx->options.memory_limit, limit),
+        (long long)cx->options.memory_limit,
+        moe_format_bytes((double)(params + states + slab), all),
+        (long long)(params + states + slab), moe_format_bytes((double)params, p),
+        moe_format_bytes((double)states, s), moe_format_bytes((double)slab, b));
 }
 
 /* The fewest layers that fit, by halving: more layers never need much more. */
@@ -163,8 +168,10 @@ static MoeStatus choose_auto(MoePassContext *cx, MoeGraph *train) {
     MoePassOptions *o = &cx->options;
     if (!cx->target)
         return moe_error(MOE_E_MISUSE, "recompute needs a target to keep a memory limit");
-    int64_t params = bytes_of_declared(train, MOE_OP_PARAM), states = bytes_of_declared(train, MOE_OP_STATE);
-    int64_t room = o->memory_limit - params - states, slab = 0, hi = count_layers(cx->module), lo = 0;
+    int64_t params = bytes_of_declared(train, MOE_OP_PARAM),
+            states = bytes_of_declared(train, MOE_OP_STATE);
+    int64_t room = o->memory_limit - params - states, slab = 0, hi = count_layers(cx->module),
+            lo = 0;
     o->recompute = MOE_RECOMPUTE_CHEAP;
     MOE_TRY(predict(cx, train, MOE_RECOMPUTE_CHEAP, 0, &slab));
     if (slab <= room)

@@ -5,8 +5,9 @@
 #include "ir/graph.h"
 
 typedef struct {
-    bool *again;      /* by value id: computed again in the backward phase */
-    int64_t kept_before, kept_after; /* bytes of forward values that live on into the backward phase */
+    bool *again; /* by value id: computed again in the backward phase */
+    int64_t kept_before,
+        kept_after; /* bytes of forward values that live on into the backward phase */
 } MoeRecomputeChoice;
 
 /* n_layers: of how many layers, from 0, everything but the layer's inputs may be computed again; 0: only cheap ops anywhere. */

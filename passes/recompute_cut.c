@@ -10,7 +10,7 @@
 #include <string.h>
 #include "base/assert.h"
 
-#define INFINITE INT64_MAX
+#define INFINITE    INT64_MAX
 #define AGAIN_SHIFT 4 /* computing an element again costs a 16th of keeping it */
 
 typedef struct {
@@ -62,7 +62,8 @@ static void fill_level(Flow *f, int source, int sink) {
             for (int i = 0; i < depth; i++)
                 if (f->edges[f->path[i]].room < least)
                     least = f->edges[f->path[i]].room;
-            MOE_ASSERT(least < INFINITE, "recompute: a backward op needs a value that can be neither kept nor made");
+            MOE_ASSERT(least < INFINITE,
+                       "recompute: a backward op needs a value that can be neither kept nor made");
             int back_to = depth;
             for (int i = depth - 1; i >= 0; i--) {
                 Edge *e = &f->edges[f->path[i]], *r = &f->edges[f->path[i] ^ 1];
@@ -149,7 +150,6 @@ static bool may_repeat(const MoeOp *op, int64_t n_layers) {
     return layer >= 0 && layer < n_layers &&
            (k == MOE_KIND_GEMM || k == MOE_KIND_ATTN || k == MOE_KIND_ROPE || k == MOE_KIND_MOVE);
 }
-
 
 /* What computing v again costs, in bytes kept. A kernel of its own for a column is no bargain. */
 static int64_t cost_again(const MoeValue *v) {

@@ -45,7 +45,8 @@ static void fingerprint(MoeData *d) {
 
 /* ---- the held-out split: blocks of windows, spread evenly over the stream ---- */
 
-#define BLOCK_WINDOWS 16 /* neighbours held out together, so that few have trained text beside them */
+#define BLOCK_WINDOWS                                                                              \
+    16 /* neighbours held out together, so that few have trained text beside them */
 
 static int64_t eval_blocks(const MoeData *d) {
     return (d->n_eval + BLOCK_WINDOWS - 1) / BLOCK_WINDOWS;

@@ -16,7 +16,8 @@ void *moe_exec_buffer(MoeExec *x, int buffer);
 /* The memory of a named input/output of a program; NULL if the program has none of that name. Outputs are valid until
  * the next run of any program. */
 void *moe_exec_input(MoeExec *x, const char *program, const char *name);
-const void *moe_exec_output(MoeExec *x, const char *program, const char *name, const MoePlanPort **out_port);
+const void *moe_exec_output(MoeExec *x, const char *program, const char *name,
+                            const MoePlanPort **out_port);
 
 /* The tokens of sequences for one global batch: ids, labels [batch*seq]; n_seqs <= plan batch (the rest of the batch is absent:
  * shard v holds sequences floor(v*n_seqs/V) .. floor((v+1)*n_seqs/V)-1). */
@@ -34,14 +35,16 @@ typedef struct {
 typedef struct {
     double loss, ce_loss, aux_loss, grad_norm;
     int64_t tokens;
-    bool has_aux, updated; /* updated = false: loss or norm not finite, parameters and states untouched */
+    bool has_aux,
+        updated; /* updated = false: loss or norm not finite, parameters and states untouched */
     double seconds;
 } MoeStepResult;
 
 /* One optimiser step over the global batch: counting pass if needed, micro-batches, reduce, update. */
 MoeStatus moe_exec_train_step(MoeExec *x, const MoeBatch *b, const MoeHyper *h, MoeStepResult *out);
 /* The same without the update phase (gradients stay readable as outputs "grad.NAME" if the plan has them). */
-MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h, MoeStepResult *out);
+MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h,
+                               MoeStepResult *out);
 /* Sum of nll and count of labels over the batch. */
 MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int64_t *out_tokens);
 /* logits [n_seqs*seq, vocab], valid until the next run. n_seqs is at most what the program holds (one, from moec compile). */

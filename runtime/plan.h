@@ -38,10 +38,10 @@ typedef struct {
 typedef enum { MOE_VALUE_BUFFER, MOE_VALUE_SLAB, MOE_VALUE_INPUT } MoePlanValueKind;
 typedef struct {
     MoePlanValueKind kind;
-    int buffer;           /* BUFFER */
-    int64_t offset;       /* SLAB */
+    int buffer;     /* BUFFER */
+    int64_t offset; /* SLAB */
     int64_t bytes;
-    const char *input;    /* INPUT */
+    const char *input; /* INPUT */
 } MoePlanValue;
 
 typedef struct {
@@ -113,7 +113,8 @@ typedef struct MoePlan {
  * A plan whose target does not run here: MOE_E_INPUT; the command line compiles such plans again from model.moe first. */
 MoeStatus moe_plan_load(const char *dir, MoePlan **out);
 /* From memory; object may be NULL: nothing is linked (moec explain). */
-MoeStatus moe_plan_load_memory(const char *json_text, size_t n, const char *name, const void *object, size_t object_bytes, MoePlan **out);
+MoeStatus moe_plan_load_memory(const char *json_text, size_t n, const char *name,
+                               const void *object, size_t object_bytes, MoePlan **out);
 void moe_plan_free(MoePlan *p);
 const MoePlanProgram *moe_plan_program(const MoePlan *p, const char *name); /* NULL if absent */
 

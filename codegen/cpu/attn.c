@@ -31,8 +31,10 @@ MoeAttn moe_attn_shape(const MoeCpuTarget *t, const MoeOp *op) {
 }
 
 const char *moe_attn_key(const MoeCpuTarget *t, const MoeAttn *a, const char *kind) {
-    return moe_arena_printf(t->arena, "%s h%lld kv%lld d%lld s%lld w%lld x%a %s v%lld", kind, (long long)a->heads, (long long)a->kv_heads,
-                            (long long)a->head_dim, (long long)a->seq, (long long)a->window, a->scale, moe_dtype_name(a->dtype), (long long)a->shards);
+    return moe_arena_printf(t->arena, "%s h%lld kv%lld d%lld s%lld w%lld x%a %s v%lld", kind,
+                            (long long)a->heads, (long long)a->kv_heads, (long long)a->head_dim,
+                            (long long)a->seq, (long long)a->window, a->scale,
+                            moe_dtype_name(a->dtype), (long long)a->shards);
 }
 
 static MoeVal live_rows(MoeEmit *e, const MoeAttn *a, int seg_buf) {
@@ -54,13 +56,16 @@ MoeAttnTask moe_attn_task(MoeEmit *e, const MoeAttn *a, int seg_buf) {
     return t;
 }
 
-void moe_attn_pack(MoeEmit *e, const MoeAttn *a, MoeDtype dtype, MoeVal x, int64_t x_heads, MoeVal head, MoeVal first, MoeVal n, int64_t n_padded,
-                   double factor, MoeVal dst) {
+void moe_attn_pack(MoeEmit *e, const MoeAttn *a, MoeDtype dtype, MoeVal x, int64_t x_heads,
+                   MoeVal head, MoeVal first, MoeVal n, int64_t n_padded, double factor,
+                   MoeVal dst) {
     int64_t vecs = a->dp / a->lanes;
     MoeVal one = moe_k64(e, 1), zero = moe_k64(e, 0);
     MoeLoop l;
     moe_loop_begin(e, &l, zero, n, one);
-    MoeVal from = moe_iadd(e, moe_imul(e, moe_iadd(e, first, l.index), moe_k64(e, x_heads * a->head_dim)), moe_imul(e, head, moe_k64(e, a->head_dim)));
+    MoeVal from =
+        moe_iadd(e, moe_imul(e, moe_iadd(e, first, l.index), moe_k64(e, x_heads * a->head_dim)),
+                 moe_imul(e, head, moe_k64(e, a->head_dim)));
     MoeVal to = moe_imul(e, l.index, moe_k64(e, a->dp));
     for (int64_t v = 0; v < vecs; v++) {
         int64_t left = a->head_dim - v * a->lanes;
@@ -73,7 +78,9 @@ void moe_attn_pack(MoeEmit *e, const MoeAttn *a, MoeDtype dtype, MoeVal x, int64
     moe_loop_end(e, &l);
     moe_loop_begin(e, &l, n, moe_k64(e, n_padded), one);
     for (int64_t v = 0; v < vecs; v++)
-        moe_vstore(e, MOE_F32, moe_vconst(e, 0), dst, moe_iadd(e, moe_imul(e, l.index, moe_k64(e, a->dp)), moe_k64(e, v * a->lanes)), NULL);
+        moe_vstore(e, MOE_F32, moe_vconst(e, 0), dst,
+                   moe_iadd(e, moe_imul(e, l.index, moe_k64(e, a->dp)), moe_k64(e, v * a->lanes)),
+                   NULL);
     moe_loop_end(e, &l);
 }
 
@@ -84,7 +91,8 @@ static void swap_blocks(MoeEmit *e, MoeVal *row, int n, int w) {
         low[j] = moe_k32(e, j & w ? n + j - w : j);
         high[j] = moe_k32(e, j & w ? n + j : j + w);
     }
-    MoeVal low_mask = LLVMConstVector(low, (unsigned)n), high_mask = LLVMConstVector(high, (unsigned)n);
+    MoeVal low_mask = LLVMConstVector(low, (unsigned)n),
+           high_mask = LLVMConstVector(high, (unsigned)n);
     for (int r = 0; r < n; r++) {
         if (r & w)
             continue;
@@ -113,14 +121,16 @@ void moe_attn_transpose(MoeEmit *e, const MoeAttn *a, MoeVal src, MoeVal dst) {
     moe_loop_end(e, &i);
 }
 
-void moe_attn_product(MoeEmit *e, int rows, int vecs, MoeVal lo, MoeVal hi, const MoeVal *a_rows, int64_t a_step, MoeVal b, int64_t b_step, MoeVal *acc) {
+void moe_attn_product(MoeEmit *e, int rows, int vecs, MoeVal lo, MoeVal hi, const MoeVal *a_rows,
+                      int64_t a_step, MoeVal b, int64_t b_step, MoeVal *acc) {
     MoeCarryLoop k;
     moe_carry_begin(e, &k, lo, hi, moe_k64(e, 1), acc, rows * vecs);
     MoeVal b_row = moe_at(e, b, k.l.index, b_step), bv[8];
     for (int v = 0; v < vecs; v++)
         bv[v] = moe_vload(e, MOE_F32, b_row, moe_k64(e, (int64_t)v * e->lanes), NULL);
     for (int r = 0; r < rows; r++) {
-        MoeVal av = moe_splat(e, moe_sload(e, MOE_F32, moe_at(e, a_rows[r], k.l.index, a_step), moe_k64(e, 0)));
+        MoeVal av = moe_splat(
+            e, moe_sload(e, MOE_F32, moe_at(e, a_rows[r], k.l.index, a_step), moe_k64(e, 0)));
         for (int v = 0; v < vecs; v++)
             acc[r * vecs + v] = moe_fma(e, av, bv[v], acc[r * vecs + v]);
     }
@@ -132,7 +142,8 @@ static void zero_tile(MoeEmit *e, MoeVal *acc, int n) {
         acc[i] = moe_vconst(e, 0);
 }
 
-void moe_attn_strip(MoeEmit *e, const MoeAttn *a, MoeVal keys, MoeVal bt, MoeVal strip, MoeVal lo, MoeVal hi) {
+void moe_attn_strip(MoeEmit *e, const MoeAttn *a, MoeVal keys, MoeVal bt, MoeVal strip, MoeVal lo,
+                    MoeVal hi) {
     MoeLoop j;
     MoeVal acc[64], a_rows[16];
     moe_loop_begin(e, &j, lo, hi, moe_k64(e, a->rows));
@@ -140,11 +151,13 @@ void moe_attn_strip(MoeEmit *e, const MoeAttn *a, MoeVal keys, MoeVal bt, MoeVal
     for (int r = 0; r < a->rows; r++)
         a_rows[r] = moe_at_bytes(e, first, moe_k64(e, r * a->dp * 4));
     zero_tile(e, acc, a->rows * a->vectors);
-    moe_attn_product(e, a->rows, a->vectors, moe_k64(e, 0), moe_k64(e, a->head_dim), a_rows, 4, bt, a->qb * 4, acc);
+    moe_attn_product(e, a->rows, a->vectors, moe_k64(e, 0), moe_k64(e, a->head_dim), a_rows, 4, bt,
+                     a->qb * 4, acc);
     MoeVal out = moe_at(e, strip, j.index, a->qb * 4);
     for (int r = 0; r < a->rows; r++)
         for (int v = 0; v < a->vectors; v++)
-            moe_vstore(e, MOE_F32, acc[r * a->vectors + v], out, moe_k64(e, r * a->qb + (int64_t)v * a->lanes), NULL);
+            moe_vstore(e, MOE_F32, acc[r * a->vectors + v], out,
+                       moe_k64(e, r * a->qb + (int64_t)v * a->lanes), NULL);
     moe_loop_end(e, &j);
 }
 
@@ -156,7 +169,8 @@ int moe_attn_chunks(const MoeAttn *a, int most, int *sizes) {
     return n;
 }
 
-void moe_attn_rows(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal q0, MoeVal lo, MoeVal hi, MoeAttnStore store, void *ctx) {
+void moe_attn_rows(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal q0, MoeVal lo,
+                   MoeVal hi, MoeAttnStore store, void *ctx) {
     MoeLoop i;
     MoeVal acc[64], a_rows[16];
     /* With 32 registers a tile may be four vectors wide (6 x 4): fewer passes over the strip than 8 x 2. */
@@ -191,7 +205,8 @@ MoeVal moe_attn_sees(MoeEmit *e, const MoeAttn *a, MoeVal q0, int v, MoeVal j) {
         lane[i] = moe_k32(e, (int64_t)v * a->lanes + i);
     /* ages of the key, as seen by each query: query - key */
     MoeVal base = LLVMBuildTrunc(e->b, moe_isub(e, q0, j), e->i32, "");
-    MoeVal zero = LLVMConstNull(e->vi32), splat = LLVMBuildInsertElement(e->b, LLVMGetUndef(e->vi32), base, moe_k32(e, 0), "");
+    MoeVal zero = LLVMConstNull(e->vi32),
+           splat = LLVMBuildInsertElement(e->b, LLVMGetUndef(e->vi32), base, moe_k32(e, 0), "");
     splat = LLVMBuildShuffleVector(e->b, splat, LLVMGetUndef(e->vi32), zero, "");
     MoeVal iota = LLVMConstVector(lane, (unsigned)a->lanes);
     MoeVal age = LLVMBuildAdd(e->b, splat, iota, "");
@@ -199,7 +214,10 @@ MoeVal moe_attn_sees(MoeEmit *e, const MoeAttn *a, MoeVal q0, int v, MoeVal j) {
     if (a->window) {
         for (int i = 0; i < a->lanes; i++)
             lane[i] = moe_k32(e, a->window);
-        sees = LLVMBuildAnd(e->b, sees, LLVMBuildICmp(e->b, LLVMIntSLT, age, LLVMConstVector(lane, (unsigned)a->lanes), ""), "");
+        sees = LLVMBuildAnd(
+            e->b, sees,
+            LLVMBuildICmp(e->b, LLVMIntSLT, age, LLVMConstVector(lane, (unsigned)a->lanes), ""),
+            "");
     }
     return sees;
 }

@@ -34,25 +34,30 @@ void moe_attn_emit_tasks(MoeEmit *e, const MoeAttn *a, int seg_buf);
 
 /* In the kernel body: what the task works on. */
 typedef struct {
-    MoeVal row0;    /* first row of the sequence */
-    MoeVal len;     /* its rows */
+    MoeVal row0; /* first row of the sequence */
+    MoeVal len;  /* its rows */
     MoeVal kv_head;
 } MoeAttnTask;
 MoeAttnTask moe_attn_task(MoeEmit *e, const MoeAttn *a, int seg_buf);
 
 /* Rows [first, first+n) of x [T, x_heads*head_dim], head `head`, times `factor` -> dst [n_rows_padded, dp] f32; rows from n to n_padded are zero. */
-void moe_attn_pack(MoeEmit *e, const MoeAttn *a, MoeDtype dtype, MoeVal x, int64_t x_heads, MoeVal head, MoeVal first, MoeVal n, int64_t n_padded,
-                   double factor, MoeVal dst);
+void moe_attn_pack(MoeEmit *e, const MoeAttn *a, MoeDtype dtype, MoeVal x, int64_t x_heads,
+                   MoeVal head, MoeVal first, MoeVal n, int64_t n_padded, double factor,
+                   MoeVal dst);
 /* src [qb, dp] -> dst [dp, qb]. */
 void moe_attn_transpose(MoeEmit *e, const MoeAttn *a, MoeVal src, MoeVal dst);
 
 /* acc (rows*vecs, row major; in: initial, out: result) += sum over k in [lo, hi) of A(r,k) B(k,v). a_rows[r] and b point at k = 0. */
-void moe_attn_product(MoeEmit *e, int rows, int vecs, MoeVal lo, MoeVal hi, const MoeVal *a_rows, int64_t a_step, MoeVal b, int64_t b_step, MoeVal *acc);
+void moe_attn_product(MoeEmit *e, int rows, int vecs, MoeVal lo, MoeVal hi, const MoeVal *a_rows,
+                      int64_t a_step, MoeVal b, int64_t b_step, MoeVal *acc);
 /* strip[j][qb] = sum over d of keys[j][d] * bt[d][qb] for j in [lo, hi) (lo a multiple of a->rows; the last tile may run past hi). */
-void moe_attn_strip(MoeEmit *e, const MoeAttn *a, MoeVal keys, MoeVal bt, MoeVal strip, MoeVal lo, MoeVal hi);
+void moe_attn_strip(MoeEmit *e, const MoeAttn *a, MoeVal keys, MoeVal bt, MoeVal strip, MoeVal lo,
+                    MoeVal hi);
 /* For each tile of the queries from q0 on and chunk of vectors: acc = sum over keys j in [lo, hi) of strip[j][i] * x[j][.], given to `store`. */
-typedef void (*MoeAttnStore)(MoeEmit *e, const MoeAttn *a, MoeVal query, int rows, int first_vec, int vecs, MoeVal *acc, void *ctx);
-void moe_attn_rows(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal q0, MoeVal lo, MoeVal hi, MoeAttnStore store, void *ctx);
+typedef void (*MoeAttnStore)(MoeEmit *e, const MoeAttn *a, MoeVal query, int rows, int first_vec,
+                             int vecs, MoeVal *acc, void *ctx);
+void moe_attn_rows(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal q0, MoeVal lo,
+                   MoeVal hi, MoeAttnStore store, void *ctx);
 
 /* Keys that the queries from q0 on can see: [lo, hi), lo rounded down to whole tiles. */
 void moe_attn_range(MoeEmit *e, const MoeAttn *a, MoeVal q0, MoeVal len, MoeVal *lo, MoeVal *hi);

@@ -11,17 +11,21 @@ typedef struct {
 } StoreCtx;
 
 /* o rows = acc / sum */
-static void store_o(MoeEmit *e, const MoeAttn *a, MoeVal query, int rows, int first, int vecs, MoeVal *acc, void *ctx) {
+static void store_o(MoeEmit *e, const MoeAttn *a, MoeVal query, int rows, int first, int vecs,
+                    MoeVal *acc, void *ctx) {
     StoreCtx *s = ctx;
     for (int r = 0; r < rows; r++) {
         MoeVal i = moe_iadd(e, query, moe_k64(e, r)), pos = moe_iadd(e, s->q0, i);
         MoeIf live;
         moe_if_begin(e, &live, LLVMBuildICmp(e->b, LLVMIntSLT, pos, s->len, ""));
         MoeVal inv = moe_splat(e, moe_sload(e, MOE_F32, s->inverse, i));
-        MoeVal at = moe_iadd(e, moe_imul(e, moe_iadd(e, s->row0, pos), moe_k64(e, a->heads * a->head_dim)), moe_imul(e, s->head, moe_k64(e, a->head_dim)));
+        MoeVal at =
+            moe_iadd(e, moe_imul(e, moe_iadd(e, s->row0, pos), moe_k64(e, a->heads * a->head_dim)),
+                     moe_imul(e, s->head, moe_k64(e, a->head_dim)));
         for (int v = 0; v < vecs; v++) {
             int64_t d = (int64_t)(first + v) * a->lanes, left = a->head_dim - d;
-            moe_vstore(e, a->dtype, LLVMBuildFMul(e->b, acc[r * vecs + v], inv, ""), s->o, moe_iadd(e, at, moe_k64(e, d)),
+            moe_vstore(e, a->dtype, LLVMBuildFMul(e->b, acc[r * vecs + v], inv, ""), s->o,
+                       moe_iadd(e, at, moe_k64(e, d)),
                        left >= a->lanes ? NULL : moe_mask(e, moe_k64(e, left)));
         }
         moe_if_end(e, &live);
@@ -29,14 +33,16 @@ static void store_o(MoeEmit *e, const MoeAttn *a, MoeVal query, int rows, int fi
 }
 
 /* Keys [lo, hi) of the strip into the running maximum; masked: those that a query does not see become -inf. */
-static void take_max(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal q0, MoeVal lo, MoeVal hi, bool masked, MoeVal *max) {
+static void take_max(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal q0, MoeVal lo, MoeVal hi,
+                     bool masked, MoeVal *max) {
     MoeCarryLoop j;
     moe_carry_begin(e, &j, lo, hi, moe_k64(e, 1), max, a->vectors);
     MoeVal row = moe_at(e, strip, j.l.index, a->qb * 4);
     for (int v = 0; v < a->vectors; v++) {
         MoeVal at = moe_k64(e, (int64_t)v * a->lanes), s = moe_vload(e, MOE_F32, row, at, NULL);
         if (masked) {
-            s = LLVMBuildSelect(e->b, moe_attn_sees(e, a, q0, v, j.l.index), s, moe_vconst(e, -INFINITY), "");
+            s = LLVMBuildSelect(e->b, moe_attn_sees(e, a, q0, v, j.l.index), s,
+                                moe_vconst(e, -INFINITY), "");
             moe_vstore(e, MOE_F32, s, row, at, NULL);
         }
         max[v] = moe_math_max(e, max[v], s);
@@ -45,16 +51,19 @@ static void take_max(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal q0, MoeV
 }
 
 /* Masks the strip and leaves its maximum over keys in max[vectors]. */
-static void mask_and_max(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal q0, MoeVal lo, MoeVal hi, MoeVal *max) {
+static void mask_and_max(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal q0, MoeVal lo,
+                         MoeVal hi, MoeVal *max) {
     for (int v = 0; v < a->vectors; v++)
         max[v] = moe_vconst(e, -INFINITY);
-    MoeVal all = a->window ? lo : q0; /* without a window every query of the block sees the keys before it */
+    MoeVal all =
+        a->window ? lo : q0; /* without a window every query of the block sees the keys before it */
     take_max(e, a, strip, q0, lo, all, false, max);
     take_max(e, a, strip, q0, all, hi, true, max);
 }
 
 /* strip = e^(strip - max); sums over keys ascending in sum[vectors]. */
-static void exp_and_sum(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal lo, MoeVal hi, const MoeVal *max, MoeVal *sum) {
+static void exp_and_sum(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal lo, MoeVal hi,
+                        const MoeVal *max, MoeVal *sum) {
     MoeCarryLoop j;
     for (int v = 0; v < a->vectors; v++)
         sum[v] = moe_vconst(e, 0);
@@ -62,7 +71,8 @@ static void exp_and_sum(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal lo, M
     MoeVal row = moe_at(e, strip, j.l.index, a->qb * 4);
     for (int v = 0; v < a->vectors; v++) {
         MoeVal at = moe_k64(e, (int64_t)v * a->lanes);
-        MoeVal p = moe_math_exp(e, LLVMBuildFSub(e->b, moe_vload(e, MOE_F32, row, at, NULL), max[v], ""));
+        MoeVal p =
+            moe_math_exp(e, LLVMBuildFSub(e->b, moe_vload(e, MOE_F32, row, at, NULL), max[v], ""));
         moe_vstore(e, MOE_F32, p, row, at, NULL);
         sum[v] = LLVMBuildFAdd(e->b, sum[v], p, "");
     }
@@ -87,12 +97,16 @@ static Scratch layout(const MoeAttn *a) {
     return s;
 }
 
-static void emit_block(MoeEmit *e, const MoeAttn *a, const Scratch *s, const MoeAttnTask *t, MoeVal head, MoeVal q0) {
-    MoeVal strip = moe_at_bytes(e, e->scratch, moe_k64(e, s->strip)), q = moe_at_bytes(e, e->scratch, moe_k64(e, s->q));
-    MoeVal qt = moe_at_bytes(e, e->scratch, moe_k64(e, s->qt)), inverse = moe_at_bytes(e, e->scratch, moe_k64(e, s->inverse));
+static void emit_block(MoeEmit *e, const MoeAttn *a, const Scratch *s, const MoeAttnTask *t,
+                       MoeVal head, MoeVal q0) {
+    MoeVal strip = moe_at_bytes(e, e->scratch, moe_k64(e, s->strip)),
+           q = moe_at_bytes(e, e->scratch, moe_k64(e, s->q));
+    MoeVal qt = moe_at_bytes(e, e->scratch, moe_k64(e, s->qt)),
+           inverse = moe_at_bytes(e, e->scratch, moe_k64(e, s->inverse));
     MoeVal lse = moe_at_bytes(e, e->scratch, moe_k64(e, s->lse));
     MoeVal n = moe_imin(e, moe_k64(e, a->qb), moe_isub(e, t->len, q0)), lo, hi, max[8], sum[8];
-    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_Q), a->heads, head, moe_iadd(e, t->row0, q0), n, a->qb, a->scale, q);
+    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_Q), a->heads, head, moe_iadd(e, t->row0, q0),
+                  n, a->qb, a->scale, q);
     moe_attn_transpose(e, a, q, qt);
     moe_attn_range(e, a, q0, t->len, &lo, &hi);
     moe_attn_strip(e, a, moe_at_bytes(e, e->scratch, moe_k64(e, s->k)), qt, strip, lo, hi);
@@ -100,16 +114,20 @@ static void emit_block(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Moe
     exp_and_sum(e, a, strip, lo, hi, max, sum);
     for (int v = 0; v < a->vectors; v++) {
         MoeVal at = moe_k64(e, (int64_t)v * a->lanes);
-        moe_vstore(e, MOE_F32, LLVMBuildFDiv(e->b, moe_vconst(e, 1), sum[v], ""), inverse, at, NULL);
-        moe_vstore(e, MOE_F32, LLVMBuildFAdd(e->b, max[v], moe_math_log(e, sum[v]), ""), lse, at, NULL);
+        moe_vstore(e, MOE_F32, LLVMBuildFDiv(e->b, moe_vconst(e, 1), sum[v], ""), inverse, at,
+                   NULL);
+        moe_vstore(e, MOE_F32, LLVMBuildFAdd(e->b, max[v], moe_math_log(e, sum[v]), ""), lse, at,
+                   NULL);
     }
     MoeLoop i;
     moe_loop_begin(e, &i, moe_k64(e, 0), n, moe_k64(e, 1));
     MoeVal row = moe_iadd(e, t->row0, moe_iadd(e, q0, i.index));
-    moe_sstore(e, MOE_F32, moe_sload(e, MOE_F32, lse, i.index), moe_emit_buf(e, BUF_LSE), moe_iadd(e, moe_imul(e, row, moe_k64(e, a->heads)), head));
+    moe_sstore(e, MOE_F32, moe_sload(e, MOE_F32, lse, i.index), moe_emit_buf(e, BUF_LSE),
+               moe_iadd(e, moe_imul(e, row, moe_k64(e, a->heads)), head));
     moe_loop_end(e, &i);
     StoreCtx ctx = {moe_emit_buf(e, BUF_O), t->row0, t->len, q0, head, inverse};
-    moe_attn_rows(e, a, strip, moe_at_bytes(e, e->scratch, moe_k64(e, s->v)), q0, lo, hi, store_o, &ctx);
+    moe_attn_rows(e, a, strip, moe_at_bytes(e, e->scratch, moe_k64(e, s->v)), q0, lo, hi, store_o,
+                  &ctx);
 }
 
 static void emit_kernel(MoeEmit *e, const MoeAttn *a, const Scratch *s) {
@@ -118,8 +136,10 @@ static void emit_kernel(MoeEmit *e, const MoeAttn *a, const Scratch *s) {
     for (int i = 0; i <= BUF_LSE; i++) /* loaded at the entry, before any branch */
         moe_emit_buf(e, i);
     MoeAttnTask t = moe_attn_task(e, a, BUF_SEG);
-    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_K), a->kv_heads, t.kv_head, t.row0, t.len, a->sp, 1.0, moe_at_bytes(e, e->scratch, moe_k64(e, s->k)));
-    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_V), a->kv_heads, t.kv_head, t.row0, t.len, a->sp, 1.0, moe_at_bytes(e, e->scratch, moe_k64(e, s->v)));
+    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_K), a->kv_heads, t.kv_head, t.row0, t.len,
+                  a->sp, 1.0, moe_at_bytes(e, e->scratch, moe_k64(e, s->k)));
+    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_V), a->kv_heads, t.kv_head, t.row0, t.len,
+                  a->sp, 1.0, moe_at_bytes(e, e->scratch, moe_k64(e, s->v)));
     int64_t share = a->heads / a->kv_heads; /* query heads of this key/value head */
     MoeLoop h, q;
     moe_loop_begin(e, &h, moe_k64(e, 0), moe_k64(e, share), moe_k64(e, 1));
@@ -145,7 +165,8 @@ MoeStatus moe_cpu_attn_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
     const char *name;
     if (moe_emit_begin(t, moe_attn_key(t, &a, "attn"), "attn", &e, &name))
         emit_kernel(&e, &a, &s);
-    MoeBufRef refs[] = {moe_ref(op->operands[0]), moe_ref(op->operands[1]), moe_ref(op->operands[2]), moe_ref(moe_rows_seg(&op->operands[0]->type)),
+    MoeBufRef refs[] = {moe_ref(op->operands[0]), moe_ref(op->operands[1]),
+                        moe_ref(op->operands[2]), moe_ref(moe_rows_seg(&op->operands[0]->type)),
                         moe_ref(op->results[0]),  moe_ref(op->results[1])};
     moe_cpu_launch(out, name, refs, 6);
     moe_cpu_need_scratch(out, s.total);

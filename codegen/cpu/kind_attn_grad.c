@@ -27,14 +27,17 @@ static Scratch layout(const MoeAttn *a) {
     return s;
 }
 
-static MoeVal place(MoeEmit *e, int64_t offset) { return moe_at_bytes(e, e->scratch, moe_k64(e, offset)); }
+static MoeVal place(MoeEmit *e, int64_t offset) {
+    return moe_at_bytes(e, e->scratch, moe_k64(e, offset));
+}
 
 typedef struct {
     MoeVal row0, len, q0, head;
 } Block;
 
 /* lse and D of the block's queries; zero for those past the end. */
-static void load_lse_and_delta(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Block *b, MoeVal n) {
+static void load_lse_and_delta(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Block *b,
+                               MoeVal n) {
     MoeVal lse = place(e, s->lse), delta = place(e, s->delta), d_o = place(e, s->d_o);
     for (int v = 0; v < a->vectors; v++) {
         MoeVal at = moe_k64(e, (int64_t)v * a->lanes);
@@ -44,14 +47,21 @@ static void load_lse_and_delta(MoeEmit *e, const MoeAttn *a, const Scratch *s, c
     MoeLoop i;
     moe_loop_begin(e, &i, moe_k64(e, 0), n, moe_k64(e, 1));
     MoeVal row = moe_iadd(e, b->row0, moe_iadd(e, b->q0, i.index));
-    moe_sstore(e, MOE_F32, moe_sload(e, MOE_F32, moe_emit_buf(e, BUF_LSE), moe_iadd(e, moe_imul(e, row, moe_k64(e, a->heads)), b->head)), lse, i.index);
-    MoeVal at = moe_iadd(e, moe_imul(e, row, moe_k64(e, a->heads * a->head_dim)), moe_imul(e, b->head, moe_k64(e, a->head_dim)));
+    moe_sstore(e, MOE_F32,
+               moe_sload(e, MOE_F32, moe_emit_buf(e, BUF_LSE),
+                         moe_iadd(e, moe_imul(e, row, moe_k64(e, a->heads)), b->head)),
+               lse, i.index);
+    MoeVal at = moe_iadd(e, moe_imul(e, row, moe_k64(e, a->heads * a->head_dim)),
+                         moe_imul(e, b->head, moe_k64(e, a->head_dim)));
     MoeVal sum = moe_vconst(e, 0);
     for (int64_t d = 0; d < a->dp; d += a->lanes) {
         int64_t left = a->head_dim - d;
         MoeVal mask = left >= a->lanes ? NULL : moe_mask(e, moe_k64(e, left));
-        MoeVal o = moe_vload(e, a->dtype, moe_emit_buf(e, BUF_O), moe_iadd(e, at, moe_k64(e, d)), mask);
-        MoeVal g = moe_vload(e, MOE_F32, d_o, moe_iadd(e, moe_imul(e, i.index, moe_k64(e, a->dp)), moe_k64(e, d)), NULL);
+        MoeVal o =
+            moe_vload(e, a->dtype, moe_emit_buf(e, BUF_O), moe_iadd(e, at, moe_k64(e, d)), mask);
+        MoeVal g =
+            moe_vload(e, MOE_F32, d_o,
+                      moe_iadd(e, moe_imul(e, i.index, moe_k64(e, a->dp)), moe_k64(e, d)), NULL);
         sum = moe_fma(e, o, g, sum);
     }
     moe_sstore(e, MOE_F32, moe_hsum(e, sum), delta, i.index);
@@ -60,15 +70,18 @@ static void load_lse_and_delta(MoeEmit *e, const MoeAttn *a, const Scratch *s, c
 
 /* p: S -> P; ds: dP -> dS, for keys [lo, hi). masked: zeros where a query does not see a key. Queries past the end have zero
  * q and do, so that they add nothing. */
-static void softmax_grad_keys(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Block *b, MoeVal lo, MoeVal hi, bool masked, const MoeVal *lse,
+static void softmax_grad_keys(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Block *b,
+                              MoeVal lo, MoeVal hi, bool masked, const MoeVal *lse,
                               const MoeVal *delta) {
     MoeVal zero = moe_vconst(e, 0), p_strip = place(e, s->p), ds_strip = place(e, s->ds);
     MoeLoop j;
     moe_loop_begin(e, &j, lo, hi, moe_k64(e, 1));
-    MoeVal p_row = moe_at(e, p_strip, j.index, a->qb * 4), ds_row = moe_at(e, ds_strip, j.index, a->qb * 4);
+    MoeVal p_row = moe_at(e, p_strip, j.index, a->qb * 4),
+           ds_row = moe_at(e, ds_strip, j.index, a->qb * 4);
     for (int v = 0; v < a->vectors; v++) {
         MoeVal at = moe_k64(e, (int64_t)v * a->lanes);
-        MoeVal p = moe_math_exp(e, LLVMBuildFSub(e->b, moe_vload(e, MOE_F32, p_row, at, NULL), lse[v], ""));
+        MoeVal p = moe_math_exp(
+            e, LLVMBuildFSub(e->b, moe_vload(e, MOE_F32, p_row, at, NULL), lse[v], ""));
         MoeVal ds = LLVMBuildFSub(e->b, moe_vload(e, MOE_F32, ds_row, at, NULL), delta[v], "");
         if (masked) {
             MoeVal sees = moe_attn_sees(e, a, b->q0, v, j.index);
@@ -81,36 +94,46 @@ static void softmax_grad_keys(MoeEmit *e, const MoeAttn *a, const Scratch *s, co
     moe_loop_end(e, &j);
 }
 
-static void softmax_grad(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Block *b, MoeVal lo, MoeVal hi) {
+static void softmax_grad(MoeEmit *e, const MoeAttn *a, const Scratch *s, const Block *b, MoeVal lo,
+                         MoeVal hi) {
     MoeVal lse[8], delta[8];
     for (int v = 0; v < a->vectors; v++) {
         lse[v] = moe_vload(e, MOE_F32, place(e, s->lse), moe_k64(e, (int64_t)v * a->lanes), NULL);
-        delta[v] = moe_vload(e, MOE_F32, place(e, s->delta), moe_k64(e, (int64_t)v * a->lanes), NULL);
+        delta[v] =
+            moe_vload(e, MOE_F32, place(e, s->delta), moe_k64(e, (int64_t)v * a->lanes), NULL);
     }
-    MoeVal all = a->window ? lo : b->q0; /* without a window every query of the block sees the keys before it */
+    MoeVal all =
+        a->window ? lo
+                  : b->q0; /* without a window every query of the block sees the keys before it */
     softmax_grad_keys(e, a, s, b, lo, all, false, lse, delta);
     softmax_grad_keys(e, a, s, b, all, hi, true, lse, delta);
 }
 
 /* dst[j] += sum over the block's queries i ascending of strip[j][i] * x[i], for keys j in [lo, hi). */
-static void add_to_keys(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal dst, MoeVal q0, MoeVal lo, MoeVal hi) {
+static void add_to_keys(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal x, MoeVal dst, MoeVal q0,
+                        MoeVal lo, MoeVal hi) {
     int sizes[64], n = moe_attn_chunks(a, a->vectors, sizes);
     MoeVal acc[64], a_rows[16];
     MoeLoop j;
     moe_loop_begin(e, &j, lo, hi, moe_k64(e, a->rows));
-    MoeVal first_row = moe_at(e, strip, j.index, a->qb * 4), out = moe_at(e, dst, j.index, a->dp * 4);
+    MoeVal first_row = moe_at(e, strip, j.index, a->qb * 4),
+           out = moe_at(e, dst, j.index, a->dp * 4);
     for (int r = 0; r < a->rows; r++)
         a_rows[r] = moe_at_bytes(e, first_row, moe_k64(e, r * a->qb * 4));
-    MoeVal from = moe_imax(e, moe_k64(e, 0), moe_isub(e, j.index, q0)); /* queries before these keys do not see them */
+    MoeVal from = moe_imax(
+        e, moe_k64(e, 0), moe_isub(e, j.index, q0)); /* queries before these keys do not see them */
     for (int c = 0, first = 0; c < n; first += sizes[c++]) {
         for (int r = 0; r < a->rows; r++)
             for (int v = 0; v < sizes[c]; v++)
-                acc[r * sizes[c] + v] = moe_vload(e, MOE_F32, out, moe_k64(e, r * a->dp + (int64_t)(first + v) * a->lanes), NULL);
+                acc[r * sizes[c] + v] = moe_vload(
+                    e, MOE_F32, out, moe_k64(e, r * a->dp + (int64_t)(first + v) * a->lanes), NULL);
         MoeVal b = moe_at_bytes(e, x, moe_k64(e, (int64_t)first * a->lanes * 4));
-        moe_attn_product(e, a->rows, sizes[c], from, moe_k64(e, a->qb), a_rows, 4, b, a->dp * 4, acc);
+        moe_attn_product(e, a->rows, sizes[c], from, moe_k64(e, a->qb), a_rows, 4, b, a->dp * 4,
+                         acc);
         for (int r = 0; r < a->rows; r++)
             for (int v = 0; v < sizes[c]; v++)
-                moe_vstore(e, MOE_F32, acc[r * sizes[c] + v], out, moe_k64(e, r * a->dp + (int64_t)(first + v) * a->lanes), NULL);
+                moe_vstore(e, MOE_F32, acc[r * sizes[c] + v], out,
+                           moe_k64(e, r * a->dp + (int64_t)(first + v) * a->lanes), NULL);
     }
     moe_loop_end(e, &j);
 }
@@ -120,32 +143,43 @@ static void clear_past(MoeEmit *e, const MoeAttn *a, MoeVal strip, MoeVal hi) {
     MoeLoop j;
     moe_loop_begin(e, &j, hi, moe_iadd(e, hi, moe_k64(e, a->rows)), moe_k64(e, 1));
     for (int v = 0; v < a->vectors; v++)
-        moe_vstore(e, MOE_F32, moe_vconst(e, 0), moe_at(e, strip, j.index, a->qb * 4), moe_k64(e, (int64_t)v * a->lanes), NULL);
+        moe_vstore(e, MOE_F32, moe_vconst(e, 0), moe_at(e, strip, j.index, a->qb * 4),
+                   moe_k64(e, (int64_t)v * a->lanes), NULL);
     moe_loop_end(e, &j);
 }
 
-static void store_dq(MoeEmit *e, const MoeAttn *a, MoeVal query, int rows, int first, int vecs, MoeVal *acc, void *ctx) {
+static void store_dq(MoeEmit *e, const MoeAttn *a, MoeVal query, int rows, int first, int vecs,
+                     MoeVal *acc, void *ctx) {
     const Block *b = ctx;
     for (int r = 0; r < rows; r++) {
         MoeVal pos = moe_iadd(e, b->q0, moe_iadd(e, query, moe_k64(e, r)));
         MoeIf live;
         moe_if_begin(e, &live, LLVMBuildICmp(e->b, LLVMIntSLT, pos, b->len, ""));
-        MoeVal at = moe_iadd(e, moe_imul(e, moe_iadd(e, b->row0, pos), moe_k64(e, a->heads * a->head_dim)), moe_imul(e, b->head, moe_k64(e, a->head_dim)));
+        MoeVal at =
+            moe_iadd(e, moe_imul(e, moe_iadd(e, b->row0, pos), moe_k64(e, a->heads * a->head_dim)),
+                     moe_imul(e, b->head, moe_k64(e, a->head_dim)));
         for (int v = 0; v < vecs; v++) {
             int64_t d = (int64_t)(first + v) * a->lanes, left = a->head_dim - d;
-            moe_vstore(e, MOE_F32, LLVMBuildFMul(e->b, acc[r * vecs + v], moe_vconst(e, a->scale), ""), moe_emit_buf(e, BUF_DQ),
-                       moe_iadd(e, at, moe_k64(e, d)), left >= a->lanes ? NULL : moe_mask(e, moe_k64(e, left)));
+            moe_vstore(e, MOE_F32,
+                       LLVMBuildFMul(e->b, acc[r * vecs + v], moe_vconst(e, a->scale), ""),
+                       moe_emit_buf(e, BUF_DQ), moe_iadd(e, at, moe_k64(e, d)),
+                       left >= a->lanes ? NULL : moe_mask(e, moe_k64(e, left)));
         }
         moe_if_end(e, &live);
     }
 }
 
-static void emit_block(MoeEmit *e, const MoeAttn *a, const Scratch *s, const MoeAttnTask *t, MoeVal head, MoeVal q0) {
+static void emit_block(MoeEmit *e, const MoeAttn *a, const Scratch *s, const MoeAttnTask *t,
+                       MoeVal head, MoeVal q0) {
     Block b = {t->row0, t->len, q0, head};
-    MoeVal n = moe_imin(e, moe_k64(e, a->qb), moe_isub(e, t->len, q0)), first = moe_iadd(e, t->row0, q0), lo, hi;
-    MoeVal q = place(e, s->q), d_o = place(e, s->d_o), qt = place(e, s->qt), dot = place(e, s->dot), p = place(e, s->p), ds = place(e, s->ds);
-    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_Q), a->heads, head, first, n, a->qb, a->scale, q);
-    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_DO), a->heads, head, first, n, a->qb, 1.0, d_o);
+    MoeVal n = moe_imin(e, moe_k64(e, a->qb), moe_isub(e, t->len, q0)),
+           first = moe_iadd(e, t->row0, q0), lo, hi;
+    MoeVal q = place(e, s->q), d_o = place(e, s->d_o), qt = place(e, s->qt), dot = place(e, s->dot),
+           p = place(e, s->p), ds = place(e, s->ds);
+    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_Q), a->heads, head, first, n, a->qb, a->scale,
+                  q);
+    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_DO), a->heads, head, first, n, a->qb, 1.0,
+                  d_o);
     moe_attn_transpose(e, a, q, qt);
     moe_attn_transpose(e, a, d_o, dot);
     load_lse_and_delta(e, a, s, &b, n);
@@ -170,11 +204,16 @@ static void clear(MoeEmit *e, const MoeAttn *a, MoeVal x) {
 static void write_keys(MoeEmit *e, const MoeAttn *a, const MoeAttnTask *t, MoeVal src, int buf) {
     MoeLoop j;
     moe_loop_begin(e, &j, moe_k64(e, 0), t->len, moe_k64(e, 1));
-    MoeVal at = moe_iadd(e, moe_imul(e, moe_iadd(e, t->row0, j.index), moe_k64(e, a->kv_heads * a->head_dim)), moe_imul(e, t->kv_head, moe_k64(e, a->head_dim)));
+    MoeVal at = moe_iadd(
+        e, moe_imul(e, moe_iadd(e, t->row0, j.index), moe_k64(e, a->kv_heads * a->head_dim)),
+        moe_imul(e, t->kv_head, moe_k64(e, a->head_dim)));
     for (int64_t d = 0; d < a->dp; d += a->lanes) {
         int64_t left = a->head_dim - d;
-        MoeVal x = moe_vload(e, MOE_F32, src, moe_iadd(e, moe_imul(e, j.index, moe_k64(e, a->dp)), moe_k64(e, d)), NULL);
-        moe_vstore(e, MOE_F32, x, moe_emit_buf(e, buf), moe_iadd(e, at, moe_k64(e, d)), left >= a->lanes ? NULL : moe_mask(e, moe_k64(e, left)));
+        MoeVal x =
+            moe_vload(e, MOE_F32, src,
+                      moe_iadd(e, moe_imul(e, j.index, moe_k64(e, a->dp)), moe_k64(e, d)), NULL);
+        moe_vstore(e, MOE_F32, x, moe_emit_buf(e, buf), moe_iadd(e, at, moe_k64(e, d)),
+                   left >= a->lanes ? NULL : moe_mask(e, moe_k64(e, left)));
     }
     moe_loop_end(e, &j);
 }
@@ -185,8 +224,10 @@ static void emit_kernel(MoeEmit *e, const MoeAttn *a, const Scratch *s) {
     for (int i = 0; i <= BUF_DV; i++) /* loaded at the entry, before any branch */
         moe_emit_buf(e, i);
     MoeAttnTask t = moe_attn_task(e, a, BUF_SEG);
-    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_K), a->kv_heads, t.kv_head, t.row0, t.len, a->sp, 1.0, place(e, s->k));
-    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_V), a->kv_heads, t.kv_head, t.row0, t.len, a->sp, 1.0, place(e, s->v));
+    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_K), a->kv_heads, t.kv_head, t.row0, t.len,
+                  a->sp, 1.0, place(e, s->k));
+    moe_attn_pack(e, a, a->dtype, moe_emit_buf(e, BUF_V), a->kv_heads, t.kv_head, t.row0, t.len,
+                  a->sp, 1.0, place(e, s->v));
     clear(e, a, place(e, s->dk));
     clear(e, a, place(e, s->dv));
     int64_t share = a->heads / a->kv_heads;

@@ -36,7 +36,8 @@ double moe_eval_round_bf16(double x);
 /* After the run: copies assigned values back into their params and states, so that the next run is the next step. */
 void moe_eval_commit(MoeEval *ev);
 /* Evaluates one op on given tensors, for tests: results are allocated in `scratch`. */
-MoeStatus moe_eval_op(const MoeOp *op, const MoeTensor *const *operands, MoeTensor *results, MoeArena *scratch);
+MoeStatus moe_eval_op(const MoeOp *op, const MoeTensor *const *operands, MoeTensor *results,
+                      MoeArena *scratch);
 
 /* For ops that need the segs of an operand's rows (col_sum, weight_grad ...) the evaluator passes them by type:
  * each eval function has this shape. segs_of(ctx, seg value) -> int32[G*V+1]. */
@@ -44,7 +45,7 @@ typedef struct {
     MoeArena *arena;
     const MoeOp *op;
     const MoeTensor *const *in;
-    MoeTensor *out;                                     /* dtype, rank, dims, n and storage are set before the call,
+    MoeTensor *out; /* dtype, rank, dims, n and storage are set before the call,
                                                            but for route_plan's data-dependent rows, equal to T*K */
     const MoeTensor *(*segs)(void *ctx, const MoeValue *seg); /* the live table of a segs value */
     void *ctx;

@@ -6,7 +6,9 @@
 #include <string.h>
 #include "base/assert.h"
 
-static MoeKind kind_of(const MoeOp *op) { return moe_op_info(op->opcode)->kind; }
+static MoeKind kind_of(const MoeOp *op) {
+    return moe_op_info(op->opcode)->kind;
+}
 
 static bool implements(const MoeTarget *t, MoeOpcode op) {
     (void)t;
@@ -14,7 +16,8 @@ static bool implements(const MoeTarget *t, MoeOpcode op) {
 }
 
 static bool row_like(const MoeOp *op) {
-    return kind_of(op) == MOE_KIND_EW || kind_of(op) == MOE_KIND_ROW || op->opcode == MOE_OP_COL_SUM;
+    return kind_of(op) == MOE_KIND_EW || kind_of(op) == MOE_KIND_ROW ||
+           op->opcode == MOE_OP_COL_SUM;
 }
 
 static bool can_join(const MoeTarget *base, MoeOp *const *ops, size_t n, const MoeOp *op) {
@@ -45,7 +48,8 @@ static int64_t workspace_bytes(MoeTarget *base, const MoeGroup *g) {
 }
 
 /* Elementwise groups, where the operand has the result's shape. */
-static bool can_alias(const MoeTarget *base, const MoeGroup *g, const MoeValue *in, const MoeValue *out) {
+static bool can_alias(const MoeTarget *base, const MoeGroup *g, const MoeValue *in,
+                      const MoeValue *out) {
     const MoeFakeTarget *t = (const MoeFakeTarget *)base;
     for (size_t i = 0; i < g->n_ops; i++)
         if (kind_of(g->ops[i]) != MOE_KIND_EW)
@@ -64,14 +68,16 @@ static MoeStatus lower(MoeTarget *base, const MoeGroup *g, MoeLowered *out) {
         bufs[n++].value = g->outputs[i];
     if (workspace_bytes(base, g))
         n++;
-    MoeLaunch l = {.kernel = moe_arena_printf(out->arena, "k%zu", t->n_lowered++), .bufs = bufs, .n_bufs = n};
+    MoeLaunch l = {
+        .kernel = moe_arena_printf(out->arena, "k%zu", t->n_lowered++), .bufs = bufs, .n_bufs = n};
     MOE_PUSH(out->arena, out->launches, out->n_launches, out->cap_launches, l);
     if (out->scratch_bytes < 256)
         out->scratch_bytes = 256;
     return NULL;
 }
 
-static MoeStatus finish(MoeTarget *base, bool want_text, void **out_object, size_t *out_n, char **out_text) {
+static MoeStatus finish(MoeTarget *base, bool want_text, void **out_object, size_t *out_n,
+                        char **out_text) {
     MoeFakeTarget *t = (MoeFakeTarget *)base;
     char text[64];
     snprintf(text, sizeof text, "fake object of %zu kernels", t->n_lowered);
@@ -81,7 +87,9 @@ static MoeStatus finish(MoeTarget *base, bool want_text, void **out_object, size
     return NULL;
 }
 
-static void destroy(MoeTarget *t) { (void)t; }
+static void destroy(MoeTarget *t) {
+    (void)t;
+}
 
 void moe_fake_target_init(MoeFakeTarget *t) {
     memset(t, 0, sizeof *t);

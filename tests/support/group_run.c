@@ -38,7 +38,7 @@ struct MoeGroupRun {
     size_t n_steps, n_launches, n_aliases;
     Buffer *buffers; /* by value id */
     Buffer scratch;
-    MoePool *pool;         /* NULL: one thread */
+    MoePool *pool;          /* NULL: one thread */
     Buffer *thread_scratch; /* by thread, where there is a pool */
 };
 

@@ -53,7 +53,8 @@ static MoeStatus create_interpreter(ParityEngine *e) {
         bool stacked = moe_attr_i_or(op, "stacked", 0) != 0;
         e->params = realloc(e->params, sizeof *e->params * (e->n_params + 1));
         e->weights = realloc(e->weights, sizeof *e->weights * (e->n_params + 1));
-        e->params[e->n_params] = (ParityParam){moe_attr_s(op, "name"), stacked, stacked ? t->dims[0].size : 1, n, (int)e->n_params};
+        e->params[e->n_params] = (ParityParam){moe_attr_s(op, "name"), stacked,
+                                               stacked ? t->dims[0].size : 1, n, (int)e->n_params};
         e->weights[e->n_params++] = zero;
     }
     return NULL;
@@ -67,7 +68,8 @@ static MoeStatus create_compiled(ParityEngine *e, int threads) {
     for (size_t i = 0; i < e->n_params; i++) {
         const MoePlanParam *p = &e->plan->params[i];
         const MoePlanBuffer *b = &e->plan->buffers[p->buffer];
-        e->params[i] = (ParityParam){p->name, p->stacked, p->stacked ? b->dims[0] : 1, b->elements, (int)i};
+        e->params[i] =
+            (ParityParam){p->name, p->stacked, p->stacked ? b->dims[0] : 1, b->elements, (int)i};
     }
     return NULL;
 }
@@ -86,7 +88,10 @@ MoeStatus parity_create(const char *config, const ParityOptions *o, ParityEngine
     d.model = config;
     d.target = o->target;
     d.quiet = true;
-    d.frontend = (MoeFrontendOptions){.batch = o->batch, .seq = o->seq, .virtual_shards = e->shards, .micro_batches = o->micro_batches,
+    d.frontend = (MoeFrontendOptions){.batch = o->batch,
+                                      .seq = o->seq,
+                                      .virtual_shards = e->shards,
+                                      .micro_batches = o->micro_batches,
                                       .mixed_bf16 = strcmp(o->dtype, "bf16") == 0};
     d.pass.recompute = moe_recompute_from_name(o->recompute);
     d.pass.emit_grads = true;
@@ -120,18 +125,24 @@ const ParityParam *parity_params(const ParityEngine *e, size_t *n) {
     return e->params;
 }
 
-int64_t parity_vocab(const ParityEngine *e) { return e->vocab; }
+int64_t parity_vocab(const ParityEngine *e) {
+    return e->vocab;
+}
 
-static float *exec_param(ParityEngine *e, const ParityParam *p) { return moe_exec_buffer(e->exec, e->plan->params[p->index].buffer); }
+static float *exec_param(ParityEngine *e, const ParityParam *p) {
+    return moe_exec_buffer(e->exec, e->plan->params[p->index].buffer);
+}
 
-void parity_set(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n, const float *data) {
+void parity_set(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n,
+                const float *data) {
     if (!e->interpret) {
         memcpy(exec_param(e, p) + first, data, sizeof(float) * (size_t)n);
         return;
     }
     for (int64_t i = 0; i < n; i++)
         e->weights[p->index][first + i] = data[i];
-    MoeStatus st = moe_eval_set_f(e->train_eval, param_op(e->train, p->name)->results[0], e->weights[p->index], p->elements);
+    MoeStatus st = moe_eval_set_f(e->train_eval, param_op(e->train, p->name)->results[0],
+                                  e->weights[p->index], p->elements);
     MOE_ASSERT(!st, "parity: %s", moe_status_message(st));
 }
 
@@ -144,7 +155,11 @@ static const MoeValue *assigned_value(const MoeGraph *g, const MoeValue *param) 
 }
 
 void parity_get(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n, double *out) {
-    const MoeTensor *t = e->interpret ? moe_eval_get(e->train_eval, assigned_value(e->train, param_op(e->train, p->name)->results[0])) : NULL;
+    const MoeTensor *t =
+        e->interpret
+            ? moe_eval_get(e->train_eval,
+                           assigned_value(e->train, param_op(e->train, p->name)->results[0]))
+            : NULL;
     for (int64_t i = 0; i < n; i++)
         out[i] = e->interpret ? t->f[first + i] : (double)exec_param(e, p)[first + i];
 }
@@ -167,7 +182,8 @@ void parity_grad(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n
 }
 
 /* tok for the whole batch: shard v starts at sequence floor(v B / V). */
-static MoeStatus set_batch(ParityEngine *e, MoeEval *ev, const MoeGraph *g, const int32_t *ids, const int32_t *labels, int64_t n_seqs) {
+static MoeStatus set_batch(ParityEngine *e, MoeEval *ev, const MoeGraph *g, const int32_t *ids,
+                           const int32_t *labels, int64_t n_seqs) {
     int32_t tok[65];
     for (int v = 0; v <= e->shards; v++)
         tok[v] = (int32_t)(v * n_seqs / e->shards * e->seq);
@@ -177,17 +193,26 @@ static MoeStatus set_batch(ParityEngine *e, MoeEval *ev, const MoeGraph *g, cons
     return labels ? moe_eval_set_i(ev, moe_graph_find_input(g, "labels"), labels, n) : NULL;
 }
 
-static double output_f(MoeEval *ev, const MoeGraph *g, const char *name) { return moe_eval_get(ev, moe_graph_find_output(g, name))->f[0]; }
+static double output_f(MoeEval *ev, const MoeGraph *g, const char *name) {
+    return moe_eval_get(ev, moe_graph_find_output(g, name))->f[0];
+}
 
-static MoeStatus interpret(ParityEngine *e, const int32_t *ids, const int32_t *labels, const ParityHyper *h, ParityLosses *out) {
+static MoeStatus interpret(ParityEngine *e, const int32_t *ids, const int32_t *labels,
+                           const ParityHyper *h, ParityLosses *out) {
     MoeEval *ev = e->train_eval;
     const MoeGraph *g = e->train;
     MOE_TRY(set_batch(e, ev, g, ids, labels, e->batch));
     struct {
         const char *name;
         double value;
-    } scalars[] = {{"lr", h->lr},   {"beta1", h->beta1}, {"beta2", h->beta2}, {"eps", h->eps}, {"weight_decay", h->weight_decay}, {"bias1", 1 - pow(h->beta1, (double)h->step)},
-                   {"bias2", 1 - pow(h->beta2, (double)h->step)}, {"max_grad_norm", h->clip}};
+    } scalars[] = {{"lr", h->lr},
+                   {"beta1", h->beta1},
+                   {"beta2", h->beta2},
+                   {"eps", h->eps},
+                   {"weight_decay", h->weight_decay},
+                   {"bias1", 1 - pow(h->beta1, (double)h->step)},
+                   {"bias2", 1 - pow(h->beta2, (double)h->step)},
+                   {"max_grad_norm", h->clip}};
     for (size_t i = 0; i < sizeof scalars / sizeof *scalars; i++)
         MOE_TRY(moe_eval_set_f(ev, moe_graph_find_input(g, scalars[i].name), &scalars[i].value, 1));
     MOE_TRY(moe_eval_run(ev));
@@ -203,12 +228,14 @@ MoeStatus parity_logits(ParityEngine *e, const int32_t *ids, double *out) {
     int64_t n = e->seq * e->vocab;
     MoeEval *ev = e->interpret ? moe_eval_create(e->logits) : NULL;
     for (size_t i = 0; ev && i < e->n_params; i++)
-        MOE_TRY(moe_eval_set_f(ev, param_op(e->logits, e->params[i].name)->results[0], e->weights[i], e->params[i].elements));
+        MOE_TRY(moe_eval_set_f(ev, param_op(e->logits, e->params[i].name)->results[0],
+                               e->weights[i], e->params[i].elements));
     for (int64_t s = 0; s < e->batch; s++) {
         if (ev) {
             MOE_TRY(set_batch(e, ev, e->logits, ids + s * e->seq, NULL, 1));
             MOE_TRY(moe_eval_run(ev));
-            memcpy(out + s * n, moe_eval_get(ev, moe_graph_find_output(e->logits, "logits"))->f, sizeof(double) * (size_t)n);
+            memcpy(out + s * n, moe_eval_get(ev, moe_graph_find_output(e->logits, "logits"))->f,
+                   sizeof(double) * (size_t)n);
             continue;
         }
         MoeBatch b = {ids + s * e->seq, NULL, 1};
@@ -222,21 +249,26 @@ MoeStatus parity_logits(ParityEngine *e, const int32_t *ids, double *out) {
     return NULL;
 }
 
-static MoeStatus execute(ParityEngine *e, const int32_t *ids, const int32_t *labels, const ParityHyper *h, bool update, ParityLosses *out) {
+static MoeStatus execute(ParityEngine *e, const int32_t *ids, const int32_t *labels,
+                         const ParityHyper *h, bool update, ParityLosses *out) {
     MoeBatch b = {ids, labels, e->batch};
     MoeHyper hyper = {h->lr, h->beta1, h->beta2, h->eps, h->weight_decay, h->clip, h->step};
     MoeStepResult r;
-    MOE_TRY(update ? moe_exec_train_step(e->exec, &b, &hyper, &r) : moe_exec_train_grads(e->exec, &b, &hyper, &r));
+    MOE_TRY(update ? moe_exec_train_step(e->exec, &b, &hyper, &r)
+                   : moe_exec_train_grads(e->exec, &b, &hyper, &r));
     *out = (ParityLosses){r.loss, r.aux_loss, r.grad_norm, r.has_aux};
     return NULL;
 }
 
-MoeStatus parity_grads(ParityEngine *e, const int32_t *ids, const int32_t *labels, ParityLosses *out) {
+MoeStatus parity_grads(ParityEngine *e, const int32_t *ids, const int32_t *labels,
+                       ParityLosses *out) {
     ParityHyper h = {.lr = 0, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .clip = 1e30, .step = 1};
-    return e->interpret ? interpret(e, ids, labels, &h, out) : execute(e, ids, labels, &h, false, out);
+    return e->interpret ? interpret(e, ids, labels, &h, out)
+                        : execute(e, ids, labels, &h, false, out);
 }
 
-MoeStatus parity_step(ParityEngine *e, const int32_t *ids, const int32_t *labels, const ParityHyper *h, ParityLosses *out) {
+MoeStatus parity_step(ParityEngine *e, const int32_t *ids, const int32_t *labels,
+                      const ParityHyper *h, ParityLosses *out) {
     if (!e->interpret)
         return execute(e, ids, labels, h, true, out);
     MOE_TRY(interpret(e, ids, labels, h, out));

@@ -37,9 +37,12 @@ const ParityParam *parity_params(const ParityEngine *e, size_t *n);
 int64_t parity_vocab(const ParityEngine *e);
 void parity_set(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n, const float *data);
 void parity_get(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n, double *out);
-void parity_grad(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n, double *out); /* after parity_grads */
-MoeStatus parity_logits(ParityEngine *e, const int32_t *ids, double *out);                      /* [batch*seq, vocab] */
-MoeStatus parity_grads(ParityEngine *e, const int32_t *ids, const int32_t *labels, ParityLosses *out);
-MoeStatus parity_step(ParityEngine *e, const int32_t *ids, const int32_t *labels, const ParityHyper *h, ParityLosses *out);
+void parity_grad(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n,
+                 double *out);                                             /* after parity_grads */
+MoeStatus parity_logits(ParityEngine *e, const int32_t *ids, double *out); /* [batch*seq, vocab] */
+MoeStatus parity_grads(ParityEngine *e, const int32_t *ids, const int32_t *labels,
+                       ParityLosses *out);
+MoeStatus parity_step(ParityEngine *e, const int32_t *ids, const int32_t *labels,
+                      const ParityHyper *h, ParityLosses *out);
 
 #endif

@@ -9,18 +9,21 @@
 
 static const char config[] =
     "{\"model_type\": \"%s\", \"vocab_size\": 64, \"hidden_size\": 32, \"intermediate_size\": 48,"
-    " \"num_hidden_layers\": %d, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 8,"
+    " \"num_hidden_layers\": %d, \"num_attention_heads\": 4, \"num_key_value_heads\": 2, "
+    "\"head_dim\": 8,"
     " %s \"max_position_embeddings\": 64, \"rms_norm_eps\": 1e-5, \"rope_theta\": 10000.0,"
     " \"initializer_range\": 0.02, \"hidden_act\": \"silu\", \"tie_word_embeddings\": %s}";
 
 MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out) {
     memset(out, 0, sizeof *out);
     char text[1024];
-    int n = snprintf(text, sizeof text, config, o->dense ? "llama" : "mixtral", o->layers ? o->layers : 3,
-                     o->dense ? ""
-                              : "\"num_local_experts\": 4, \"num_experts_per_tok\": 2, \"output_router_logits\": "
-                                "true, \"router_aux_loss_coef\": 0.02,",
-                     o->dense ? "true" : "false");
+    int n = snprintf(
+        text, sizeof text, config, o->dense ? "llama" : "mixtral", o->layers ? o->layers : 3,
+        o->dense
+            ? ""
+            : "\"num_local_experts\": 4, \"num_experts_per_tok\": 2, \"output_router_logits\": "
+              "true, \"router_aux_loss_coef\": 0.02,",
+        o->dense ? "true" : "false");
     json_t *json = NULL;
     MoeHfConfig c;
     MOE_TRY(moe_json_load_text(text, (size_t)n, "config", &json));

@@ -6,14 +6,14 @@
 #include "tests/support/fake_target.h"
 
 typedef struct {
-    bool dense;                     /* Llama instead of Mixtral */
-    int layers;                     /* 0: 3 */
-    int64_t batch, seq;             /* 0: 4 sequences of 16 */
-    int micro_batches;              /* 0: 1 */
+    bool dense;         /* Llama instead of Mixtral */
+    int layers;         /* 0: 3 */
+    int64_t batch, seq; /* 0: 4 sequences of 16 */
+    int micro_batches;  /* 0: 1 */
     bool bf16;
     MoeRecompute recompute;
     int64_t memory_limit;
-    const char *passes;             /* NULL: all */
+    const char *passes; /* NULL: all */
     bool refuse_joins, refuse_alias;
 } MoePassModelOptions;
 

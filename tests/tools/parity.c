@@ -45,13 +45,16 @@ static MoeStatus tensor_f32(const MoeSafetensors *st, const char *name, int64_t 
     if (!t)
         return moe_error(MOE_E_INPUT, "the fixture has no tensor \"%s\"", name);
     if (t->elements != n)
-        return moe_error(MOE_E_INPUT, "fixture tensor \"%s\" has %lld elements, the model needs %lld", name, (long long)t->elements, (long long)n);
+        return moe_error(MOE_E_INPUT,
+                         "fixture tensor \"%s\" has %lld elements, the model needs %lld", name,
+                         (long long)t->elements, (long long)n);
     *out = malloc(sizeof(float) * (size_t)(n ? n : 1));
     return moe_st_read_f32(t, 0, n, *out);
 }
 
 /* ids and the labels made of them: the next token of the same sequence, none for the last. */
-static MoeStatus batch_ids(Run *r, const char *name, int64_t first, int32_t **out_ids, int32_t **out_labels) {
+static MoeStatus batch_ids(Run *r, const char *name, int64_t first, int32_t **out_ids,
+                           int32_t **out_labels) {
     int64_t n = r->batch * r->seq;
     const MoeStTensor *t = moe_st_find(r->expected, name);
     if (!t)
@@ -94,7 +97,8 @@ static void report_worst(Run *r, const char *what, const Worst *w, double overal
     printf("  worst: %s\n", w->name);
 }
 
-typedef MoeStatus (*SliceFn)(Run *r, const ParityParam *p, const char *name, int64_t first, int64_t n, void *ctx);
+typedef MoeStatus (*SliceFn)(Run *r, const ParityParam *p, const char *name, int64_t first,
+                             int64_t n, void *ctx);
 
 static MoeStatus for_each_slice(Run *r, SliceFn fn, void *ctx) {
     size_t n_params;
@@ -111,7 +115,8 @@ static MoeStatus for_each_slice(Run *r, SliceFn fn, void *ctx) {
     return NULL;
 }
 
-static MoeStatus load_slice(Run *r, const ParityParam *p, const char *name, int64_t first, int64_t n, void *ctx) {
+static MoeStatus load_slice(Run *r, const ParityParam *p, const char *name, int64_t first,
+                            int64_t n, void *ctx) {
     (void)ctx;
     float *w = NULL;
     MoeStatus st = tensor_f32(r->model, name, n, &w);
@@ -131,7 +136,8 @@ static void keep_worst(Worst *w, const char *name, double error, double bound) {
     }
 }
 
-static MoeStatus check_grad_slice(Run *r, const ParityParam *p, const char *name, int64_t first, int64_t n, void *ctx) {
+static MoeStatus check_grad_slice(Run *r, const ParityParam *p, const char *name, int64_t first,
+                                  int64_t n, void *ctx) {
     char key[600];
     snprintf(key, sizeof key, "grad.%s", name);
     float *want = NULL;
@@ -152,7 +158,8 @@ static MoeStatus check_grad_slice(Run *r, const ParityParam *p, const char *name
     return NULL;
 }
 
-static MoeStatus check_final_slice(Run *r, const ParityParam *p, const char *name, int64_t first, int64_t n, void *ctx) {
+static MoeStatus check_final_slice(Run *r, const ParityParam *p, const char *name, int64_t first,
+                                   int64_t n, void *ctx) {
     char key[600];
     snprintf(key, sizeof key, "final.%s", name);
     float *want = NULL, *start = NULL;
@@ -195,7 +202,8 @@ static MoeStatus check_batch(Run *r) {
     ParityLosses l;
     MOE_TRY(parity_grads(r->engine, ids, labels, &l));
     const json_t *f32 = json_object_get(r->info, "float32");
-    report(r, "loss", fabs(l.loss - json_number_value(json_object_get(f32, "loss"))), r->bounds->loss);
+    report(r, "loss", fabs(l.loss - json_number_value(json_object_get(f32, "loss"))),
+           r->bounds->loss);
     const json_t *aux = json_object_get(f32, "aux_loss");
     if (aux && l.has_aux)
         report(r, "aux_loss", fabs(l.aux - json_number_value(aux)), r->bounds->loss);
@@ -227,7 +235,8 @@ static MoeStatus check_steps(Run *r) {
         ParityLosses l;
         MOE_TRY(parity_step(r->engine, ids, labels, &h, &l));
         double want_norm = json_number_value(json_object_get(want, "grad_norm"));
-        double e = fabs(l.loss - json_number_value(json_object_get(want, "loss"))), en = fabs(l.grad_norm - want_norm) / want_norm;
+        double e = fabs(l.loss - json_number_value(json_object_get(want, "loss"))),
+               en = fabs(l.grad_norm - want_norm) / want_norm;
         loss_error = e > loss_error || isnan(e) ? e : loss_error;
         norm_error = en > norm_error || isnan(en) ? en : norm_error;
         free(ids);
@@ -241,7 +250,8 @@ static MoeStatus check_steps(Run *r) {
     return NULL;
 }
 
-static const char usage[] = "usage: parity FIXTURE_DIR [--engine compiled|interpreter] [--dtype f32|bf16] [--threads N] [--micro-batches M]\n"
+static const char usage[] = "usage: parity FIXTURE_DIR [--engine compiled|interpreter] [--dtype "
+                            "f32|bf16] [--threads N] [--micro-batches M]\n"
                             "              [--target NAME] [--recompute none|cheap|layer]\n";
 
 static MoeStatus run(const char *dir, const ParityOptions *options, Run *r) {
@@ -252,9 +262,11 @@ static MoeStatus run(const char *dir, const ParityOptions *options, Run *r) {
     MOE_TRY(moe_st_open(path, &r->expected));
     snprintf(path, sizeof path, "%s/expected.json", dir);
     MOE_TRY(moe_json_load_file(path, 1 << 24, &r->info));
-    const MoeStTensor *ids = moe_st_find(r->expected, "input_ids"), *steps = moe_st_find(r->expected, "steps.input_ids");
+    const MoeStTensor *ids = moe_st_find(r->expected, "input_ids"),
+                      *steps = moe_st_find(r->expected, "steps.input_ids");
     if (!ids || ids->rank != 2 || !steps || steps->rank != 3)
-        return moe_error(MOE_E_INPUT, "%s: expected input_ids [B,S] and steps.input_ids [T,B,S]", path);
+        return moe_error(MOE_E_INPUT, "%s: expected input_ids [B,S] and steps.input_ids [T,B,S]",
+                         path);
     r->batch = ids->dims[0];
     r->seq = ids->dims[1];
     r->steps = steps->dims[0];
@@ -269,15 +281,21 @@ static MoeStatus run(const char *dir, const ParityOptions *options, Run *r) {
 }
 
 int main(int argc, char **argv) {
-    ParityOptions o = {.engine = "compiled", .dtype = "f32", .threads = moe_cpu_count(), .micro_batches = 1, .target = "cpu", .recompute = "auto"};
+    ParityOptions o = {.engine = "compiled",
+                       .dtype = "f32",
+                       .threads = moe_cpu_count(),
+                       .micro_batches = 1,
+                       .target = "cpu",
+                       .recompute = "auto"};
     const char *dir = NULL;
     for (int i = 1; i < argc; i++) {
         const char *next = i + 1 < argc ? argv[i + 1] : NULL;
         struct {
             const char *name, **text;
             int *number;
-        } table[] = {{"--engine", &o.engine, NULL}, {"--dtype", &o.dtype, NULL},     {"--threads", NULL, &o.threads}, {"--micro-batches", NULL, &o.micro_batches},
-                     {"--target", &o.target, NULL}, {"--recompute", &o.recompute, NULL}};
+        } table[] = {{"--engine", &o.engine, NULL},   {"--dtype", &o.dtype, NULL},
+                     {"--threads", NULL, &o.threads}, {"--micro-batches", NULL, &o.micro_batches},
+                     {"--target", &o.target, NULL},   {"--recompute", &o.recompute, NULL}};
         bool found = false;
         for (size_t t = 0; t < sizeof table / sizeof *table && !found; t++)
             if (strcmp(argv[i], table[t].name) == 0 && next) {

@@ -59,7 +59,8 @@ START_TEST(test_epochs) {
         bool seen[100] = {false};
         for (int i = 0; i < 90; i++) {
             ck_assert_int_lt(order[e][i], 100);
-            ck_assert(order[e][i] < 45 || order[e][i] >= 55); /* the held-out block, in the middle */
+            ck_assert(order[e][i] < 45 ||
+                      order[e][i] >= 55); /* the held-out block, in the middle */
             ck_assert(!seen[order[e][i]]);
             seen[order[e][i]] = true;
             moved += order[e][i] != i;

@@ -7,9 +7,13 @@
 #include "passes/pipeline.h"
 #include "tests/support/pass_model.h"
 
-static void ok(MoeStatus st) { ck_assert_msg(!st, "%s", moe_status_message(st)); }
+static void ok(MoeStatus st) {
+    ck_assert_msg(!st, "%s", moe_status_message(st));
+}
 
-static MoeGraph *train(const MoePassModel *m) { return moe_module_find(m->cx.module, "train"); }
+static MoeGraph *train(const MoePassModel *m) {
+    return moe_module_find(m->cx.module, "train");
+}
 
 static MoePassModel fused(const MoePassModelOptions *o) {
     MoePassModelOptions with = *o;
@@ -40,7 +44,11 @@ static MoeModule *fuse_text(const char *text, MoeFakeTarget *t) {
     MoeModule *m = moe_parse(&d);
     ck_assert_msg(m, "%s", moe_str_c(&d.text));
     MoePassContext cx = {.module = m, .target = &t->base, .arena = m->arena};
-    MoePipelineOptions o = {.passes = "fuse", .verify_each = true, .eval_each = true, .out = stderr, .err = fopen("/dev/null", "w")};
+    MoePipelineOptions o = {.passes = "fuse",
+                            .verify_each = true,
+                            .eval_each = true,
+                            .out = stderr,
+                            .err = fopen("/dev/null", "w")};
     ok(moe_pipeline_run(&cx, &o));
     fclose(o.err);
     moe_diag_free(&d);
@@ -51,12 +59,15 @@ static MoeModule *fuse_text(const char *text, MoeFakeTarget *t) {
 
 START_TEST(test_every_op_in_one_phase_group) {
     for (int bits = 0; bits < 16; bits++) {
-        MoePassModelOptions o = {.dense = bits & 1, .bf16 = bits & 2, .micro_batches = bits & 4 ? 2 : 1,
+        MoePassModelOptions o = {.dense = bits & 1,
+                                 .bf16 = bits & 2,
+                                 .micro_batches = bits & 4 ? 2 : 1,
                                  .recompute = bits & 8 ? MOE_RECOMPUTE_CHEAP : MOE_RECOMPUTE_NONE};
         MoePassModel m = fused(&o);
         for (size_t i = 0; i < m.cx.module->n_graphs; i++) {
             const MoeGraph *g = m.cx.module->graphs[i];
-            MoeGroups gs = moe_groups_of(g, m.cx.arena); /* asserts consecutive, one phase, none without a group */
+            MoeGroups gs = moe_groups_of(
+                g, m.cx.arena); /* asserts consecutive, one phase, none without a group */
             ck_assert_uint_gt(gs.n_groups, 0);
             for (size_t s = 0; s < gs.n_groups; s++) {
                 const MoeGroup *grp = &gs.groups[s];
@@ -101,9 +112,12 @@ START_TEST(test_gathered_rows_are_never_stored) {
             for (size_t k = 0; k < gs.groups[s].n_ops; k++)
                 if (gs.groups[s].ops[k]->opcode == MOE_OP_DISPATCH) {
                     n_dispatch++;
-                    ck_assert(!moe_group_has_output(&gs.groups[s], gs.groups[s].ops[k]->results[0]));
+                    ck_assert(
+                        !moe_group_has_output(&gs.groups[s], gs.groups[s].ops[k]->results[0]));
                 }
-        ck_assert_int_eq(n_dispatch, 5 * 3); /* gate and up; their two weight gradients; down's weight and row gradients */
+        ck_assert_int_eq(
+            n_dispatch,
+            5 * 3); /* gate and up; their two weight gradients; down's weight and row gradients */
         moe_pass_model_free(&m);
     }
 }
@@ -148,12 +162,14 @@ END_TEST
 START_TEST(test_residual_joins_the_matmul_though_a_norm_follows) {
     MoeFakeTarget t;
     moe_fake_target_init(&t);
-    MoeModule *m = fuse_text(HEAD "  %y = matmul %x, %w {tb = 1, grouped = 0} : f32[r<=8 @%tok, 16]\n"
-                                  "  %z = add %y, %x : f32[r<=8 @%tok, 16]\n"
-                                  "  %sq = mul %z, %z : f32[r<=8 @%tok, 16]\n"
-                                  "  %s = row_sum %sq : f32[r<=8 @%tok, 1]\n"
-                                  "  %n = mul %z, %s : f32[r<=8 @%tok, 16]\n"
-                                  "  output %n {name = \"n\"}\n}\n", &t);
+    MoeModule *m =
+        fuse_text(HEAD "  %y = matmul %x, %w {tb = 1, grouped = 0} : f32[r<=8 @%tok, 16]\n"
+                       "  %z = add %y, %x : f32[r<=8 @%tok, 16]\n"
+                       "  %sq = mul %z, %z : f32[r<=8 @%tok, 16]\n"
+                       "  %s = row_sum %sq : f32[r<=8 @%tok, 1]\n"
+                       "  %n = mul %z, %s : f32[r<=8 @%tok, 16]\n"
+                       "  output %n {name = \"n\"}\n}\n",
+                  &t);
     const MoeGraph *g = m->graphs[0];
     ck_assert_int_eq(group_of(g, "z"), group_of(g, "y"));
     ck_assert_int_ne(group_of(g, "sq"), group_of(g, "z"));
@@ -165,12 +181,14 @@ END_TEST
 START_TEST(test_a_tail_that_row_sums_share_stays_out) {
     MoeFakeTarget t;
     moe_fake_target_init(&t);
-    MoeModule *m = fuse_text(HEAD "  %y = matmul %x, %w {tb = 1, grouped = 0} : f32[r<=8 @%tok, 16]\n"
-                                  "  %a = mul %y, %x : f32[r<=8 @%tok, 16]\n"
-                                  "  %s = row_sum %a : f32[r<=8 @%tok, 1]\n"
-                                  "  %b = mul %y, %s : f32[r<=8 @%tok, 16]\n"
-                                  "  %c = col_sum %b : f32[16]\n"
-                                  "  output %b {name = \"b\"}\n  output %c {name = \"c\"}\n}\n", &t);
+    MoeModule *m =
+        fuse_text(HEAD "  %y = matmul %x, %w {tb = 1, grouped = 0} : f32[r<=8 @%tok, 16]\n"
+                       "  %a = mul %y, %x : f32[r<=8 @%tok, 16]\n"
+                       "  %s = row_sum %a : f32[r<=8 @%tok, 1]\n"
+                       "  %b = mul %y, %s : f32[r<=8 @%tok, 16]\n"
+                       "  %c = col_sum %b : f32[16]\n"
+                       "  output %b {name = \"b\"}\n  output %c {name = \"c\"}\n}\n",
+                  &t);
     const MoeGraph *g = m->graphs[0];
     ck_assert_int_ne(group_of(g, "a"), group_of(g, "y"));
     ck_assert_int_eq(group_of(g, "b"), group_of(g, "a"));
@@ -186,7 +204,8 @@ START_TEST(test_nothing_in_a_group_reads_its_column_sum) {
                                   "  %c = col_sum %a : f32[16]\n"
                                   "  %b = mul %a, %c : f32[r<=8 @%tok, 16]\n"
                                   "  %d = neg %a : f32[r<=8 @%tok, 16]\n"
-                                  "  output %b {name = \"b\"}\n  output %d {name = \"d\"}\n}\n", &t);
+                                  "  output %b {name = \"b\"}\n  output %d {name = \"d\"}\n}\n",
+                             &t);
     const MoeGraph *g = m->graphs[0];
     ck_assert_int_eq(group_of(g, "c"), group_of(g, "a"));
     ck_assert_int_ne(group_of(g, "b"), group_of(g, "a"));
@@ -202,7 +221,8 @@ START_TEST(test_rows_of_two_inputs_merge) { /* a and b start apart; c needs both
                                   "  %a = exp %x : f32[r<=8 @%tok, 16]\n"
                                   "  %b = neg %v : f32[r<=8 @%tok, 16]\n"
                                   "  %c = add %a, %b : f32[r<=8 @%tok, 16]\n"
-                                  "  output %c {name = \"c\"}\n}\n", &t);
+                                  "  output %c {name = \"c\"}\n}\n",
+                             &t);
     const MoeGraph *g = m->graphs[0];
     ck_assert_int_eq(group_of(g, "a"), group_of(g, "c"));
     ck_assert_int_eq(group_of(g, "b"), group_of(g, "c"));
@@ -213,14 +233,16 @@ END_TEST
 START_TEST(test_scalars_join_their_only_reader) {
     MoeFakeTarget t;
     moe_fake_target_init(&t);
-    MoeModule *m = fuse_text(HEAD "  %p = input {name = \"p\"} : f32[1]\n"
-                                  "  %q = exp %p : f32[1]\n"
-                                  "  %r = neg %q : f32[1]\n"
-                                  "  %y = mul %x, %r : f32[r<=8 @%tok, 16]\n"
-                                  "  %k = sigmoid %p : f32[1]\n"
-                                  "  %z = matmul %y, %w {tb = 1, grouped = 0} : f32[r<=8 @%tok, 16]\n"
-                                  "  %z2 = mul %z, %k : f32[r<=8 @%tok, 16]\n"
-                                  "  output %z2 {name = \"z\"}\n  output %k {name = \"k\"}\n}\n", &t);
+    MoeModule *m =
+        fuse_text(HEAD "  %p = input {name = \"p\"} : f32[1]\n"
+                       "  %q = exp %p : f32[1]\n"
+                       "  %r = neg %q : f32[1]\n"
+                       "  %y = mul %x, %r : f32[r<=8 @%tok, 16]\n"
+                       "  %k = sigmoid %p : f32[1]\n"
+                       "  %z = matmul %y, %w {tb = 1, grouped = 0} : f32[r<=8 @%tok, 16]\n"
+                       "  %z2 = mul %z, %k : f32[r<=8 @%tok, 16]\n"
+                       "  output %z2 {name = \"z\"}\n  output %k {name = \"k\"}\n}\n",
+                  &t);
     const MoeGraph *g = m->graphs[0];
     ck_assert_int_eq(group_of(g, "q"), group_of(g, "y"));
     ck_assert_int_eq(group_of(g, "r"), group_of(g, "y"));
@@ -233,11 +255,13 @@ END_TEST
 START_TEST(test_cheap_inputs_are_computed_again) {
     MoeFakeTarget t;
     moe_fake_target_init(&t);
-    MoeModule *m = fuse_text(HEAD "  %s = sigmoid %x : f32[r<=8 @%tok, 16]\n"
-                                  "  %y = matmul %x, %w {tb = 1, grouped = 0} : f32[r<=8 @%tok, 16]\n"
-                                  "  %a = mul %y, %x : f32[r<=8 @%tok, 16]\n"
-                                  "  %b = mul %a, %s : f32[r<=8 @%tok, 16]\n"
-                                  "  output %b {name = \"b\"}\n  output %s {name = \"s\"}\n}\n", &t);
+    MoeModule *m =
+        fuse_text(HEAD "  %s = sigmoid %x : f32[r<=8 @%tok, 16]\n"
+                       "  %y = matmul %x, %w {tb = 1, grouped = 0} : f32[r<=8 @%tok, 16]\n"
+                       "  %a = mul %y, %x : f32[r<=8 @%tok, 16]\n"
+                       "  %b = mul %a, %s : f32[r<=8 @%tok, 16]\n"
+                       "  output %b {name = \"b\"}\n  output %s {name = \"s\"}\n}\n",
+                  &t);
     const MoeGraph *g = m->graphs[0];
     MoeGroups gs = moe_groups_of(g, m->arena);
     const MoeGroup *tail = &gs.groups[group_of(g, "b")];

@@ -14,7 +14,9 @@
 #include "tests/support/files.h"
 #include "tests/support/pass_model.h"
 
-static void ok(MoeStatus st) { ck_assert_msg(!st, "%s", moe_status_message(st)); }
+static void ok(MoeStatus st) {
+    ck_assert_msg(!st, "%s", moe_status_message(st));
+}
 
 /* ---- placement ---- */
 
@@ -25,7 +27,8 @@ static void check_no_overlap(const MoeInterval *v, size_t n, int64_t peak) {
         ck_assert_int_le(v[i].offset + v[i].bytes, peak);
         for (size_t k = 0; k < i; k++) {
             bool time = v[i].start <= v[k].end && v[k].start <= v[i].end;
-            bool place = v[i].offset < v[k].offset + v[k].bytes && v[k].offset < v[i].offset + v[i].bytes;
+            bool place =
+                v[i].offset < v[k].offset + v[k].bytes && v[k].offset < v[i].offset + v[i].bytes;
             ck_assert_msg(!time || !place, "buffers %zu and %zu overlap", k, i);
         }
     }
@@ -40,13 +43,15 @@ START_TEST(test_place_random) {
             int start = (int)moe_rng_below(seed, 1, i, 50);
             v[i] = (MoeInterval){.bytes = 64 * (int64_t)(1 + moe_rng_below(seed, 2, i, 100)),
                                  .start = start,
-                                 .end = start + (int)moe_rng_below(seed, 3, i, (uint64_t)(50 - start))};
+                                 .end = start +
+                                        (int)moe_rng_below(seed, 3, i, (uint64_t)(50 - start))};
             w[i] = v[i];
         }
         int64_t bound = moe_place_lower_bound(v, n, 50, NULL), peak = moe_place(v, n, bound, a);
         check_no_overlap(v, n, peak);
         ck_assert_int_ge(peak, bound);
-        ck_assert_msg((double)peak <= 1.15 * (double)bound, "seed %d: %ld over %ld", (int)seed, (long)peak, (long)bound);
+        ck_assert_msg((double)peak <= 1.15 * (double)bound, "seed %d: %ld over %ld", (int)seed,
+                      (long)peak, (long)bound);
         ck_assert_int_eq(moe_place(w, n, bound, a), peak); /* twice the same */
         for (size_t i = 0; i < n; i++)
             ck_assert_int_eq(w[i].offset, v[i].offset);
@@ -76,7 +81,7 @@ typedef struct {
     const MoeGraph *g;
     const MoeMemoryPlan *m;
     MoeGroups gs;
-    int64_t *slab;       /* tag of every unit */
+    int64_t *slab; /* tag of every unit */
     int64_t n_units;
     const MoeValue **of; /* by value id of a param or state: the value whose bits it holds */
     bool *count;
@@ -93,7 +98,8 @@ static bool has_memory(const MoeValue *v) {
 }
 
 static void tag_range(Machine *x, int64_t offset, int64_t bytes, int64_t tag, const char *what) {
-    ck_assert_msg(offset >= 0 && offset + bytes + MOE_BUFFER_SLACK <= x->m->slab_bytes, "%s outside the slab", what);
+    ck_assert_msg(offset >= 0 && offset + bytes + MOE_BUFFER_SLACK <= x->m->slab_bytes,
+                  "%s outside the slab", what);
     for (int64_t u = offset / UNIT; u < (offset + bytes + UNIT - 1) / UNIT; u++)
         x->slab[u] = tag;
 }
@@ -104,7 +110,8 @@ static void write_value(Machine *x, const MoeValue *v) {
         x->of[r->id] = v;
         return;
     }
-    ck_assert_msg(x->m->values[r->id].offset >= 0, "an output of %s has no memory", moe_op_info(v->def->opcode)->name);
+    ck_assert_msg(x->m->values[r->id].offset >= 0, "an output of %s has no memory",
+                  moe_op_info(v->def->opcode)->name);
     tag_range(x, x->m->values[r->id].offset, moe_type_bytes(&v->type), v->id, "a value");
 }
 
@@ -117,13 +124,14 @@ static void read_value(const Machine *x, const MoeValue *v, const char *reader) 
         while (made->def->opcode == MOE_OP_ACCUMULATE || made->def->opcode == MOE_OP_BATCH_SUM)
             made = made->def->operands[0];
     if (r->def->opcode == MOE_OP_PARAM || r->def->opcode == MOE_OP_STATE) {
-        ck_assert_msg(x->of[r->id] == made, "%s reads a parameter or state that was overwritten", reader);
+        ck_assert_msg(x->of[r->id] == made, "%s reads a parameter or state that was overwritten",
+                      reader);
         return;
     }
     int64_t off = x->m->values[r->id].offset;
     for (int64_t u = off / UNIT; u < (off + moe_type_bytes(&v->type) + UNIT - 1) / UNIT; u++)
-        ck_assert_msg(x->slab[u] == made->id, "%s: the value of %s is gone (value %d stands there)", reader,
-                      moe_op_info(v->def->opcode)->name, (int)x->slab[u]);
+        ck_assert_msg(x->slab[u] == made->id, "%s: the value of %s is gone (value %d stands there)",
+                      reader, moe_op_info(v->def->opcode)->name, (int)x->slab[u]);
 }
 
 static void run_step(Machine *x, size_t s) {
@@ -142,7 +150,8 @@ static void run_step(Machine *x, size_t s) {
     for (size_t i = 0; i < g->n_outputs; i++)
         read_value(x, g->outputs[i], name); /* outputs do not overlap each other */
     if (x->m->workspace_bytes[s])
-        for (int64_t u = x->m->workspace_offset[s] / UNIT; u < (x->m->workspace_offset[s] + x->m->workspace_bytes[s]) / UNIT; u++)
+        for (int64_t u = x->m->workspace_offset[s] / UNIT;
+             u < (x->m->workspace_offset[s] + x->m->workspace_bytes[s]) / UNIT; u++)
             ck_assert_msg(x->slab[u] == work, "%s: its workspace overlaps an output", name);
 }
 
@@ -155,11 +164,14 @@ static void run_phases(Machine *x, MoePhase first, MoePhase last, bool count_onl
 }
 
 static void check_slot(const Machine *x, const MoeAccumulateMemory *a, int slot, int64_t tag) {
-    for (int64_t u = a->slot_offset[slot] / UNIT; u < (a->slot_offset[slot] + a->slot_bytes + UNIT - 1) / UNIT; u++)
+    for (int64_t u = a->slot_offset[slot] / UNIT;
+         u < (a->slot_offset[slot] + a->slot_bytes + UNIT - 1) / UNIT; u++)
         ck_assert_msg(x->slab[u] == tag, "a partial sum is gone");
 }
 
-static int64_t slot_tag(size_t acc, int slot) { return 2000000000 + (int64_t)acc * 64 + slot; }
+static int64_t slot_tag(size_t acc, int slot) {
+    return 2000000000 + (int64_t)acc * 64 + slot;
+}
 
 static void fold(Machine *x, int m, int n_micro) {
     for (size_t i = 0; i < x->m->n_accumulates; i++) {
@@ -213,7 +225,8 @@ static void run_program(MoePassModel *model, size_t index) {
     for (int m = 0; m < n_micro; m++) {
         run_phases(&x, MOE_PHASE_FORWARD, MOE_PHASE_BACKWARD, false);
         for (size_t i = 0; i < x.g->n_ops; i++)
-            if (x.g->ops[i]->opcode == MOE_OP_OUTPUT && x.g->ops[i]->operands[0]->def->phase == MOE_PHASE_FORWARD &&
+            if (x.g->ops[i]->opcode == MOE_OP_OUTPUT &&
+                x.g->ops[i]->operands[0]->def->phase == MOE_PHASE_FORWARD &&
                 x.g->ops[i]->operands[0]->def->opcode != MOE_OP_ACCUMULATE)
                 read_value(&x, x.g->ops[i]->operands[0], "an output of the micro-batch");
         fold(&x, m, n_micro);
@@ -224,7 +237,8 @@ static void run_program(MoePassModel *model, size_t index) {
         if (op->opcode == MOE_OP_OUTPUT)
             read_value(&x, op->operands[0], "an output");
         if (op->opcode == MOE_OP_ASSIGN)
-            ck_assert_msg(x.of[op->operands[0]->id] == op->operands[1], "an assigned value is not in its place");
+            ck_assert_msg(x.of[op->operands[0]->id] == op->operands[1],
+                          "an assigned value is not in its place");
     }
     moe_arena_destroy(arena);
 }
@@ -232,7 +246,9 @@ static void run_program(MoePassModel *model, size_t index) {
 START_TEST(test_values_stay_while_they_are_read) {
     static const int micro[] = {1, 2, 4};
     for (int bits = 0; bits < 48; bits++) {
-        MoePassModelOptions o = {.dense = bits & 1, .bf16 = bits & 2, .refuse_alias = false,
+        MoePassModelOptions o = {.dense = bits & 1,
+                                 .bf16 = bits & 2,
+                                 .refuse_alias = false,
                                  .micro_batches = micro[bits / 4 % 3],
                                  .recompute = bits / 12 == 0   ? MOE_RECOMPUTE_NONE
                                               : bits / 12 == 1 ? MOE_RECOMPUTE_CHEAP
@@ -249,7 +265,11 @@ END_TEST
 
 START_TEST(test_peak_is_near_the_lower_bound) {
     for (int bits = 0; bits < 16; bits++) {
-        MoePassModelOptions o = {.dense = bits & 1, .bf16 = bits & 2, .layers = 4, .batch = 8, .seq = 64,
+        MoePassModelOptions o = {.dense = bits & 1,
+                                 .bf16 = bits & 2,
+                                 .layers = 4,
+                                 .batch = 8,
+                                 .seq = 64,
                                  .micro_batches = bits & 4 ? 4 : 1,
                                  .recompute = bits & 8 ? MOE_RECOMPUTE_CHEAP : MOE_RECOMPUTE_LAYER};
         MoePassModel m;
@@ -257,9 +277,11 @@ START_TEST(test_peak_is_near_the_lower_bound) {
         for (size_t i = 0; i < m.cx.module->n_graphs; i++) {
             const MoeMemoryPlan *p = &m.cx.programs[i].memory;
             ck_assert_int_ge(p->slab_bytes, p->lower_bound);
-            ck_assert_msg((double)p->slab_bytes <= 1.05 * (double)p->lower_bound + MOE_BUFFER_SLACK, "case %d @%s: %ld over %ld",
-                          bits, m.cx.module->graphs[i]->name, (long)p->slab_bytes, (long)p->lower_bound);
-            ck_assert_int_eq(p->activations + p->gradients + p->workspace + p->other, p->lower_bound);
+            ck_assert_msg((double)p->slab_bytes <= 1.05 * (double)p->lower_bound + MOE_BUFFER_SLACK,
+                          "case %d @%s: %ld over %ld", bits, m.cx.module->graphs[i]->name,
+                          (long)p->slab_bytes, (long)p->lower_bound);
+            ck_assert_int_eq(p->activations + p->gradients + p->workspace + p->other,
+                             p->lower_bound);
         }
         moe_pass_model_free(&m);
     }
@@ -271,13 +293,16 @@ START_TEST(test_in_place_saves_memory) {
     MoePassModel a, b;
     ok(moe_pass_model_make(&with, &a));
     without.refuse_alias = true; /* adamw cannot then be in place either: the error says so */
-    const char *wrong = moe_test_error(moe_pass_model_make(&without, &b), MOE_E_INTERNAL, "in place", "@train", "another order", NULL);
+    const char *wrong = moe_test_error(moe_pass_model_make(&without, &b), MOE_E_INTERNAL,
+                                       "in place", "@train", "another order", NULL);
     ck_assert_msg(!wrong, "%s", wrong);
     int n_alias = 0;
     const MoeProgram *p = &a.cx.programs[0];
     for (int i = 0; i < p->graph->n_values; i++)
-        n_alias += p->memory.values[i].alias && p->memory.values[i].alias->def->phase != MOE_PHASE_UPDATE &&
-                   p->memory.values[i].alias->def->opcode != MOE_OP_PARAM && p->memory.values[i].alias->def->opcode != MOE_OP_STATE;
+        n_alias += p->memory.values[i].alias &&
+                   p->memory.values[i].alias->def->phase != MOE_PHASE_UPDATE &&
+                   p->memory.values[i].alias->def->opcode != MOE_OP_PARAM &&
+                   p->memory.values[i].alias->def->opcode != MOE_OP_STATE;
     ck_assert_int_gt(n_alias, 0);
     moe_pass_model_free(&a);
     moe_pass_model_free(&b);
@@ -295,8 +320,10 @@ static MoeStatus plan_text(const char *text, MoePassContext *cx, MoeFakeTarget *
     ck_assert_msg(m, "%s", moe_str_c(&d.text));
     moe_diag_free(&d);
     moe_fake_target_init(t);
-    *cx = (MoePassContext){.module = m, .target = &t->base, .arena = m->arena, .options = {.micro_batches = 1}};
-    MoePipelineOptions o = {.passes = "fuse,memplan", .verify_each = true, .out = stdout, .err = stderr};
+    *cx = (MoePassContext){
+        .module = m, .target = &t->base, .arena = m->arena, .options = {.micro_batches = 1}};
+    MoePipelineOptions o = {
+        .passes = "fuse,memplan", .verify_each = true, .out = stdout, .err = stderr};
     return moe_pipeline_run(cx, &o);
 }
 
@@ -305,12 +332,20 @@ START_TEST(test_assign_needs_the_old_value_no_more) {
         const char *text, *why;
     } cases[] = {
         {HEAD "update:\n  %q = add %p, %x : f32[16, 16]\n  assign %p, %q\n}\n", NULL},
-        {HEAD "update:\n  %q = neg %x : f32[16, 16]\n  assign %p, %q\n}\n", NULL}, /* the step does not even read it */
-        {HEAD "  %q = add %p, %x : f32[16, 16]\nupdate:\n  assign %p, %q\n}\n", "before the update phase"},
-        {HEAD "update:\n  %q = add %p, %x : f32[16, 16]\n  %y = matmul %p, %q {tb = 0, grouped = 0} : f32[16, 16]\n"
-              "  assign %p, %q\n  output %y {name = \"y\"}\n}\n", "read after the new one"},
-        {HEAD "update:\n  %q = matmul %p, %x {tb = 0, grouped = 0} : f32[16, 16]\n  assign %p, %q\n}\n", "in another order"},
-        {HEAD "update:\n  %q = add %p, %x : f32[16, 16]\n  assign %p, %q\n  output %p {name = \"old\"}\n}\n", "read after the new one"},
+        {HEAD "update:\n  %q = neg %x : f32[16, 16]\n  assign %p, %q\n}\n",
+         NULL}, /* the step does not even read it */
+        {HEAD "  %q = add %p, %x : f32[16, 16]\nupdate:\n  assign %p, %q\n}\n",
+         "before the update phase"},
+        {HEAD "update:\n  %q = add %p, %x : f32[16, 16]\n  %y = matmul %p, %q {tb = 0, grouped = "
+              "0} : f32[16, 16]\n"
+              "  assign %p, %q\n  output %y {name = \"y\"}\n}\n",
+         "read after the new one"},
+        {HEAD
+         "update:\n  %q = matmul %p, %x {tb = 0, grouped = 0} : f32[16, 16]\n  assign %p, %q\n}\n",
+         "in another order"},
+        {HEAD "update:\n  %q = add %p, %x : f32[16, 16]\n  assign %p, %q\n  output %p {name = "
+              "\"old\"}\n}\n",
+         "read after the new one"},
         {HEAD "update:\n  assign %p, %x\n}\n", "not made by a step"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -320,7 +355,8 @@ START_TEST(test_assign_needs_the_old_value_no_more) {
         if (!cases[i].why) {
             ok(st);
         } else {
-            const char *wrong = moe_test_error(st, MOE_E_INTERNAL, "memplan", "@train", cases[i].why, NULL);
+            const char *wrong =
+                moe_test_error(st, MOE_E_INTERNAL, "memplan", "@train", cases[i].why, NULL);
             ck_assert_msg(!wrong, "case %zu: %s", i, wrong);
         }
         moe_module_destroy(cx.module);
@@ -355,7 +391,8 @@ static int64_t declared(const MoePassModelOptions *o) {
 
 START_TEST(test_recompute_levels_save_memory) {
     for (int bits = 0; bits < 4; bits++) {
-        MoePassModelOptions o = {.dense = bits & 1, .bf16 = bits & 2, .layers = 6, .batch = 8, .seq = 64};
+        MoePassModelOptions o = {
+            .dense = bits & 1, .bf16 = bits & 2, .layers = 6, .batch = 8, .seq = 64};
         int64_t none = train_slab(&o, NULL);
         o.recompute = MOE_RECOMPUTE_CHEAP;
         int64_t cheap = train_slab(&o, NULL);
@@ -394,7 +431,8 @@ START_TEST(test_auto_keeps_the_limit_with_the_fewest_layers) {
     MoePassModel m;
     char bytes[32];
     snprintf(bytes, sizeof bytes, "%lld bytes", (long long)o.memory_limit);
-    const char *wrong = moe_test_error(moe_pass_model_make(&o, &m), MOE_E_INPUT, bytes, "cannot be met", "micro-batches", NULL);
+    const char *wrong = moe_test_error(moe_pass_model_make(&o, &m), MOE_E_INPUT, bytes,
+                                       "cannot be met", "micro-batches", NULL);
     ck_assert_msg(!wrong, "%s", wrong);
     moe_pass_model_free(&m);
 }
@@ -414,7 +452,8 @@ START_TEST(test_recompute_repeats_what_it_may) {
                 n[i][g[i]->ops[k]->opcode]++;
         ck_assert_int_eq(n[1][MOE_OP_TOPK], n[0][MOE_OP_TOPK]);
         ck_assert_int_eq(n[1][MOE_OP_ROUTE_PLAN], n[0][MOE_OP_ROUTE_PLAN]);
-        ck_assert_int_eq(n[1][MOE_OP_ATTENTION], n[0][MOE_OP_ATTENTION] * (level == MOE_RECOMPUTE_LAYER ? 2 : 1));
+        ck_assert_int_eq(n[1][MOE_OP_ATTENTION],
+                         n[0][MOE_OP_ATTENTION] * (level == MOE_RECOMPUTE_LAYER ? 2 : 1));
         if (level == MOE_RECOMPUTE_CHEAP)
             ck_assert_int_eq(n[1][MOE_OP_MATMUL], n[0][MOE_OP_MATMUL]);
         else

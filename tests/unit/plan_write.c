@@ -12,12 +12,21 @@
 #include "tests/support/files.h"
 #include "tests/support/pass_model.h"
 
-static void ok(MoeStatus st) { ck_assert_msg(!st, "%s", moe_status_message(st)); }
+static void ok(MoeStatus st) {
+    ck_assert_msg(!st, "%s", moe_status_message(st));
+}
 
 static const int layers[] = {0, 1, 2};
-static const MoePlanInfo info = {.tokenizer = "byte", .compile_line = "moec compile m", .logical_text = "moe 1\n", .vocab_size = 64,
-                                 .flops_per_token = 1234.5, .moe_layers = layers, .n_moe_layers = 3, .experts = 4,
-                                 .experts_per_token = 2, .want_text = true};
+static const MoePlanInfo info = {.tokenizer = "byte",
+                                 .compile_line = "moec compile m",
+                                 .logical_text = "moe 1\n",
+                                 .vocab_size = 64,
+                                 .flops_per_token = 1234.5,
+                                 .moe_layers = layers,
+                                 .n_moe_layers = 3,
+                                 .experts = 4,
+                                 .experts_per_token = 2,
+                                 .want_text = true};
 
 static char *build(MoePassModel *m, char **out_text) {
     char *json, *text;
@@ -50,7 +59,10 @@ static const MoePlanPort *find_port(const MoePlanPort *ports, size_t n, const ch
 START_TEST(test_runtime_reads_it) {
     for (int bits = 0; bits < 8; bits++) {
         bool dense = bits & 4;
-        MoePassModelOptions o = {.bf16 = bits & 1, .micro_batches = bits & 2 ? 4 : 1, .dense = dense, .recompute = MOE_RECOMPUTE_AUTO};
+        MoePassModelOptions o = {.bf16 = bits & 1,
+                                 .micro_batches = bits & 2 ? 4 : 1,
+                                 .dense = dense,
+                                 .recompute = MOE_RECOMPUTE_AUTO};
         MoePassModel m;
         ok(moe_pass_model_make(&o, &m));
         char *json = build(&m, NULL);
@@ -67,19 +79,22 @@ START_TEST(test_runtime_reads_it) {
         const MoePlanProgram *t = moe_plan_program(p, "train");
         ck_assert_ptr_nonnull(find_port(t->inputs, t->n_inputs, "bias1"));
         ck_assert_ptr_nonnull(find_port(t->outputs, t->n_outputs, "grad_norm"));
-        const MoePlanPort *loss = find_port(t->outputs, t->n_outputs, "loss"), *ids = find_port(t->inputs, t->n_inputs, "ids");
+        const MoePlanPort *loss = find_port(t->outputs, t->n_outputs, "loss"),
+                          *ids = find_port(t->inputs, t->n_inputs, "ids");
         ck_assert(loss && !loss->ragged && loss->elements == 1);
         ck_assert(ids && ids->ragged && ids->dtype == MOE_PLAN_I32);
         ck_assert_ptr_nonnull(find_step(t, "layers.1.self_attn.q_proj"));
         ck_assert_ptr_nonnull(find_step(t, "layers.1.self_attn.q_proj.dx"));
         ck_assert_ptr_nonnull(find_step(t, "layers.1.self_attn.q_proj.dw"));
         ck_assert_ptr_nonnull(find_step(t, "layers.1.self_attn.q_proj.update"));
-        const MoePlanStep *up = find_step(t, dense ? "layers.2.mlp.gate_proj+up_proj" : "layers.2.block_sparse_moe.experts.w1+w3");
+        const MoePlanStep *up = find_step(t, dense ? "layers.2.mlp.gate_proj+up_proj"
+                                                   : "layers.2.block_sparse_moe.experts.w1+w3");
         ck_assert_ptr_nonnull(up);
         ck_assert_int_eq(up->layer, 2);
         ck_assert_str_eq(up->kind, "gemm");
         /* (T or R) x 32 x 48, twice, and a little for the tail */
-        double rows = (double)p->batch * (double)p->seq / o.micro_batches * (dense ? 1 : 2), flops = 2 * 2 * rows * 32 * 48;
+        double rows = (double)p->batch * (double)p->seq / o.micro_batches * (dense ? 1 : 2),
+               flops = 2 * 2 * rows * 32 * 48;
         ck_assert_double_ge(up->flops, flops);
         ck_assert_double_le(up->flops, 1.5 * flops);
         ck_assert_double_gt(up->seconds, 0);
@@ -146,7 +161,8 @@ START_TEST(test_writes_and_replaces) {
     char dir[4096];
     snprintf(dir, sizeof dir, "%s", moe_test_path("one.plan"));
     ok(write_plan(dir, &info));
-    static const char *const files[] = {"plan.json", "kernels.o", "kernels.ll", "model.moe", "step.moe"};
+    static const char *const files[] = {"plan.json", "kernels.o", "kernels.ll", "model.moe",
+                                        "step.moe"};
     for (size_t i = 0; i < 5; i++)
         ck_assert_msg(moe_path_exists(path_of(dir, files[i])), "%s is missing", files[i]);
     MoePlanInfo other = info;
@@ -167,7 +183,8 @@ END_TEST
 
 START_TEST(test_refuses_what_is_no_plan) {
     const char *wrong;
-    wrong = moe_test_error(write_plan(moe_test_file("a_file", "x", 1), &info), MOE_E_INPUT, "a_file", "not a directory", NULL);
+    wrong = moe_test_error(write_plan(moe_test_file("a_file", "x", 1), &info), MOE_E_INPUT,
+                           "a_file", "not a directory", NULL);
     ck_assert_msg(!wrong, "%s", wrong);
     char dir[4096];
     snprintf(dir, sizeof dir, "%s", moe_test_path("thesis"));
@@ -201,7 +218,8 @@ START_TEST(test_failure_leaves_the_former_plan) {
             for (size_t k = 0; k < i; k++)
                 if (g->ops[k]->opcode == MOE_OP_CONST)
                     g->ops[i]->operands[0] = g->ops[k]->results[0];
-    const char *wrong = moe_test_error(moe_plan_write(&m.cx, &info, dir), MOE_E_INPUT, "constant", NULL);
+    const char *wrong =
+        moe_test_error(moe_plan_write(&m.cx, &info, dir), MOE_E_INPUT, "constant", NULL);
     ck_assert_msg(!wrong, "%s", wrong);
     moe_pass_model_free(&m);
     ck_assert(!moe_path_exists(tmp));
