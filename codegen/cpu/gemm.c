@@ -202,15 +202,15 @@ static void finish_vector(Gemm *x, int width, MoeVal row, MoeVal panel_col, MoeV
     moe_vstore(e, MOE_F32, products[0], moe_emit_buf(e, g->buf_out), at, mask);
 }
 
-/* The epilogue of a panel: rows from `from` on of the block in scratch. */
-static void finish_rows(Gemm *x, int width, MoeVal panel_col, MoeVal from) {
+/* The epilogue of a panel: rows from .. to of the block in scratch. */
+static void finish_rows(Gemm *x, int width, MoeVal panel_col, MoeVal from, MoeVal to) {
     MoeEmit *e = x->e;
     const MoeGemm *g = x->g;
     MoeVal live = moe_imin(e, moe_isub(e, moe_k64(e, g->n), panel_col),
                            moe_k64(e, (int64_t)width * e->lanes));
     MoeVal whole = moe_imul(e, moe_idiv(e, live, moe_k64(e, e->lanes)), moe_k64(e, e->lanes));
     MoeLoop lr, lc;
-    moe_loop_begin(e, &lr, from, x->n_rows, moe_k64(e, 1));
+    moe_loop_begin(e, &lr, from, to, moe_k64(e, 1));
     if (g->row)
         g->row(e, g->ctx, moe_iadd(e, x->row0, lr.index), panel_col);
     moe_loop_begin(e, &lc, moe_k64(e, 0), whole, moe_k64(e, e->lanes));
@@ -226,18 +226,38 @@ static void finish_rows(Gemm *x, int width, MoeVal panel_col, MoeVal from) {
     moe_loop_end(e, &lr);
 }
 
-/* Panels lo..hi, all of one width (cls 0: full, 1: tail). */
-static void run_panels(Gemm *x, int cls, MoeVal lo, MoeVal hi) {
+/* Panel `col` of product i. */
+static MoeVal panel_at(Gemm *x, int i, MoeVal col) {
+    MoeEmit *e = x->e;
+    MoeVal cols = moe_imul(e, x->group, moe_k64(e, moe_panels_cols(&x->panels)));
+    MoeVal at = moe_imul(e, moe_iadd(e, cols, col), moe_k64(e, x->steps));
+    return moe_at(e, moe_emit_buf(e, x->g->buf_b[i]), at, 4);
+}
+
+/* A panel whose steps fit the cache: each row tile's epilogue follows it, so that its stores drain
+ * while the next tile computes, and a second product finds the rows of A in the L1 cache. */
+static void run_panel_by_tiles(Gemm *x, int cls, int width, MoeVal col) {
+    MoeEmit *e = x->e;
+    MoeVal panels[2] = {NULL, NULL};
+    for (int i = 0; i < x->g->n_products; i++)
+        panels[i] = panel_at(x, i, col);
+    MoeLoop lr;
+    moe_loop_begin(e, &lr, moe_k64(e, 0), x->n_rows, moe_k64(e, x->tile_rows));
+    for (int i = 0; i < x->g->n_products; i++)
+        run_tile(x, i, cls, width, lr.index, col, panels[i], moe_k64(e, 0));
+    MoeVal end = moe_iadd(e, lr.index, moe_k64(e, x->tile_rows));
+    finish_rows(x, width, col, lr.index, moe_imin(e, end, x->n_rows));
+    moe_loop_end(e, &lr);
+}
+
+/* Any panel: all its row tiles over MAX_PANEL_STEPS steps, then over the next ones; the epilogue
+ * last. */
+static void run_panel(Gemm *x, int cls, int width, MoeVal col) {
     MoeEmit *e = x->e;
     const MoeGemm *g = x->g;
-    int width = cls == 0 ? x->panels.full : x->panels.tail;
-    MoeLoop lp, lk, lr;
-    moe_loop_begin(e, &lp, lo, hi, moe_k64(e, 1));
-    MoeVal col = moe_panels_first(e, &x->panels, lp.index);
+    MoeLoop lk, lr;
     for (int i = 0; i < g->n_products; i++) {
-        MoeVal cols = moe_imul(e, x->group, moe_k64(e, moe_panels_cols(&x->panels)));
-        MoeVal at = moe_imul(e, moe_iadd(e, cols, col), moe_k64(e, x->steps));
-        MoeVal panel = moe_at(e, moe_emit_buf(e, g->buf_b[i]), at, 4);
+        MoeVal panel = panel_at(x, i, col);
         /* k = 0: one pass over nothing, which leaves zeros */
         moe_loop_begin(e, &lk, moe_k64(e, 0), moe_k64(e, x->steps ? x->steps : 1),
                        moe_k64(e, MAX_PANEL_STEPS));
@@ -254,8 +274,21 @@ static void run_panels(Gemm *x, int cls, MoeVal lo, MoeVal hi) {
         from =
             LLVMBuildSelect(e->b, inside, moe_imul(e, tiles, moe_k64(e, x->tile_rows)), from, "");
     }
-    finish_rows(x, width, col, from);
-    moe_loop_end(e, &lp);
+    finish_rows(x, width, col, from, x->n_rows);
+}
+
+/* Panels lo..hi, all of one width (cls 0: full, 1: tail). */
+static void run_panels(Gemm *x, int cls, MoeVal lo, MoeVal hi) {
+    MoeEmit *e = x->e;
+    int width = cls == 0 ? x->panels.full : x->panels.tail;
+    MoeLoop l;
+    moe_loop_begin(e, &l, lo, hi, moe_k64(e, 1));
+    MoeVal col = moe_panels_first(e, &x->panels, l.index);
+    if (x->g->buf_out < 0 && x->steps <= MAX_PANEL_STEPS)
+        run_panel_by_tiles(x, cls, width, col);
+    else
+        run_panel(x, cls, width, col);
+    moe_loop_end(e, &l);
 }
 
 static void kernel_body(Gemm *x) {
