@@ -234,3 +234,4 @@ refuses "run: no such plan" 1 'nowhere' "$MOEC" run nowhere --data text.txt
 refuses "opt: no such file" 1 'nowhere' "$MOEC" opt nowhere.moe
 misuse "no command at all" 'COMMAND'
 expect "nothing was made" bash -c '[ ! -e made.plan ] && [ ! -e made-hf ] && [ ! -e made-run/checkpoints ]'
+done_testing

@@ -140,3 +140,4 @@ must "$MOEC" export run -o hf16 --dtype bf16 -q
 expect "export: bf16 is half as large" python3 -c 'import os; a, b = (os.path.getsize(d + "/model.safetensors") for d in ("hf", "hf16")); assert 0.45 < b / a < 0.56, (a, b)'
 expect "export: a checkpoint by name" "$MOEC" export run/checkpoints/step-5 -o hf5 -q
 expect "export: and it is another" bash -c '! cmp -s hf5/model.safetensors hf/model.safetensors'
+done_testing

@@ -71,3 +71,4 @@ expect "--eval-fraction 0.5 holds half of the text out ($(held_out half) tokens)
 # Other data in a run that goes on: said, since the position means something else then.
 must run text.txt moved
 if run accents.txt moved --steps 8 > said.txt 2>&1; then expect "data changed under a run: said" grep -qi 'data' said.txt; else ok "data changed under a run: refused"; fi
+done_testing

@@ -146,3 +146,4 @@ if [ "$(id -u)" != 0 ]; then
   refuses "a directory that cannot be written" 1 'ermission' compile "$WORK/closed/a.plan"
 fi
 refuses "a parent that is a file" 1 'text.txt' compile "$WORK/text.txt/a.plan"
+done_testing

@@ -104,3 +104,4 @@ else
 fi
 kill -KILL $pid 2>/dev/null
 wait $pid 2>/dev/null
+done_testing

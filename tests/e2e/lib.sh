@@ -8,17 +8,20 @@ WORK=$(mktemp -d "${TMPDIR:-/tmp}/moec-e2e.XXXXXX")
 export LC_ALL=C
 unset ${!MOEC_@} # settings of the environment would change what is tested
 failures=0
+finished= # set by done_testing, the last line of each script: one that breaks off on the way is a failure
 undo=() # commands run at the end, last first
 
 finish() {
   local code=$? i
   for ((i = ${#undo[@]} - 1; i >= 0; i--)); do ${undo[i]}; done
   rm -rf "$WORK"
-  if [ "$code" = 0 ] && [ "$failures" != 0 ]; then exit 1; fi
-  exit "$code"
+  if [ -z "$finished" ] && [ "$failures" = 0 ]; then echo "not ok $(basename "$0") ended early (status $code)"; failures=1; fi
+  [ "$failures" = 0 ] || exit 1
+  exit 0
 }
 trap finish EXIT
 
+done_testing() { finished=1; }
 ok() { echo "ok $1"; }
 skip() { echo "skip $1"; }
 not_ok() { # not_ok NAME [FILE]: the file is shown

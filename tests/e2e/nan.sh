@@ -91,3 +91,4 @@ refuses "a learning rate far too high ends the run" 1 'not finite.*step-4' run g
 expect "the last good checkpoint is untouched" test "$before" = "$(cd "$WORK/good/checkpoints/step-4" && cat *.safetensors manifest.json | cksum)"
 must run good --data "$WORK/text.txt" --steps 8
 expect "and the run goes on from it" test "$(newest "$WORK/good")/$(lines_of "$WORK/good/log.jsonl")" = "$WORK/good/checkpoints/step-8/8"
+done_testing

@@ -36,3 +36,4 @@ with open(sys.argv[1], "r+b") as f:
     f.write(struct.pack("<f", x + 0.01))
 PY
 expect "parity notices a changed weight" bash -c '! "$0" "$1" && "$0" "$2"' "$PARITY" "$WORK/wrong" tests/data/llama_odd
+done_testing

@@ -72,3 +72,4 @@ for doc in README.md docs/*.md tests/data/README.md; do
   done
 done >"$WORK/.out"
 if [ -s "$WORK/.out" ]; then not_ok "links of the documents lead somewhere" "$WORK/.out"; else ok "links of the documents lead somewhere"; fi
+done_testing

@@ -53,3 +53,4 @@ expect "compiled twice: plan.json" cmp <(plan_without_line "$WORK/base-f32.plan/
 must train again base-f32
 must train again2 again-f32
 expect "trained twice" same_run "$WORK/again" "$WORK/again2"
+done_testing
