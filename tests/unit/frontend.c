@@ -279,7 +279,7 @@ START_TEST(sizes_that_do_not_fit) {
     BAD("{\"model_type\": \"llama\", \"vocab_size\": 9, \"hidden_size\": 30, \"head_dim\": 4, "
         "\"intermediate_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 8}",
         "\"num_attention_heads\" 8 does not divide \"hidden_size\" 30");
-    BAD(MIXTRAL "\"head_dim\": 7}", "head dimension is 7; expected an even number up to 512");
+    BAD(MIXTRAL "\"head_dim\": 7}", "\"head_dim\" is 7; expected an even number up to 512");
     BAD("{\"model_type\": \"llama\", \"vocab_size\": 9, \"hidden_size\": 24, "
         "\"intermediate_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 8}",
         "head dimension is 3 (\"hidden_size\" / heads)", "even number up to 512");
