@@ -282,12 +282,12 @@ START_TEST(sizes_that_do_not_fit) {
     BAD(MIXTRAL "\"head_dim\": 7}", "\"head_dim\" is 7; expected an even number up to 512");
     BAD("{\"model_type\": \"llama\", \"vocab_size\": 9, \"hidden_size\": 24, "
         "\"intermediate_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 8}",
-        "head dimension is 3 (\"hidden_size\" / heads)", "even number up to 512");
+        "head dimension (\"hidden_size\" / heads) is 3", "even number up to 512");
     BAD(MIXTRAL "\"num_local_experts\": 4, \"num_experts_per_tok\": 5}",
         "\"num_experts_per_tok\" 5 is more than \"num_local_experts\" 4");
     BAD("{\"model_type\": \"llama\", \"vocab_size\": 9, \"hidden_size\": 4096, "
         "\"intermediate_size\": 8, \"num_hidden_layers\": 1, \"num_attention_heads\": 4}",
-        "head dimension is 1024 (\"hidden_size\" / heads)", "even number up to 512");
+        "head dimension (\"hidden_size\" / heads) is 1024", "even number up to 512");
     good(MIXTRAL "\"head_dim\": 512}");
     good(MIXTRAL "\"num_local_experts\": 4, \"num_experts_per_tok\": 4}");
     good(MIXTRAL "\"num_local_experts\": 1, \"num_experts_per_tok\": 1}");
