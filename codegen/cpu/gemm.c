@@ -315,6 +315,8 @@ static void kernel_body(Gemm *x) {
     if (x->panels.n_tail)
         run_panels(x, 1, moe_imax(e, p0, n_full),
                    moe_imin(e, p1, moe_k64(e, moe_panels_count(&x->panels))));
+    if (g->streams) /* such stores are not ordered by the pool's signals */
+        LLVMBuildFence(e->b, LLVMAtomicOrderingSequentiallyConsistent, 0, "");
 }
 
 static void make_key(const Gemm *x, MoeStr *key) {

@@ -44,6 +44,7 @@ typedef struct MoeGemm {
     void (*vector)(MoeEmit *e, void *ctx, MoeVal row, MoeVal col, const MoeVal *products,
                    MoeVal mask);
     void *ctx;
+    bool streams;           /* the callbacks store past the caches; the key says so */
     bool one_task_at_least; /* the callbacks have work without rows, too */
 } MoeGemm;
 

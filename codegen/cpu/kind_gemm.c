@@ -13,10 +13,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/assert.h"
+#include "base/kernel_abi.h"
 #include "codegen/cpu/gemm.h"
 
 #define MAX_OPS    64
 #define MAX_VALUES 128
+
+#define STREAM_FROM ((int64_t)16 << 20) /* bytes of an output that no cache keeps */
 
 typedef enum { LEVEL_UNIFORM, LEVEL_ROW, LEVEL_COLUMN, LEVEL_TILE, LEVEL_NONE } Level;
 
@@ -36,6 +39,7 @@ typedef struct {
     int64_t n;
     /* while emitting */
     MoeVal row, col, mask, panel_col;
+    bool streams; /* outputs go past the caches */
 } GemmGroup;
 
 static bool is_ew(const MoeOp *op) {
@@ -185,6 +189,26 @@ static const MoeOp *constant_of(const MoeValue *v) {
     return v->def && v->def->opcode == MOE_OP_CONST ? v->def : NULL;
 }
 
+/* Whether f32 tiles go past the caches, which saves reading the lines they replace: outputs that
+ * the caches cannot hold until they are read, in whole lines, none of them over an input. */
+static bool should_stream(const MoeCpuTarget *t, const GemmGroup *gg, const MoeGemm *g) {
+    int64_t line = MOE_BUFFER_ALIGN / 4;
+    if (t->isa.lanes != line || g->n % line || g->rows.capacity * g->n * 4 < STREAM_FROM)
+        return false;
+    for (int i = 0; i < gg->n_values; i++)
+        if (gg->values[i].level == LEVEL_TILE && gg->values[i].buf_in >= 0)
+            return false;
+    return true;
+}
+
+static void store_past_caches(MoeEmit *e, MoeVal v, MoeVal p, MoeVal index) {
+    MoeVal store = LLVMBuildStore(e->b, v, moe_at(e, p, index, 4));
+    LLVMSetAlignment(store, MOE_BUFFER_ALIGN);
+    LLVMMetadataRef yes = LLVMValueAsMetadata(moe_k32(e, 1));
+    LLVMSetMetadata(store, LLVMGetMDKindIDInContext(e->c, "nontemporal", 11),
+                    LLVMMetadataAsValue(e->c, LLVMMDNodeInContext2(e->c, &yes, 1)));
+}
+
 /* Loads what of this level comes from outside, computes the ops of this level, stores their
  * outputs. All loads of tiles come first: an output may lie in the memory of an input. */
 static void emit_level(MoeEmit *e, GemmGroup *gg, Level level) {
@@ -215,7 +239,10 @@ static void emit_level(MoeEmit *e, GemmGroup *gg, Level level) {
         MoeVal p = moe_emit_buf(e, x->buf_out);
         if (level == LEVEL_TILE) {
             MoeVal at = moe_iadd(e, moe_imul(e, gg->row, moe_k64(e, gg->n)), gg->col);
-            moe_vstore(e, d, x->now, p, at, gg->mask);
+            if (gg->streams && d == MOE_F32)
+                store_past_caches(e, x->now, p, at);
+            else
+                moe_vstore(e, d, x->now, p, at, gg->mask);
             continue;
         }
         /* Once: by the first task, or by the tasks that hold column 0 of the row. */
@@ -384,7 +411,9 @@ MoeStatus moe_cpu_gemm_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
         gemm.buf_out = add_ref(&refs, moe_ref(mm->results[0]));
     } else {
         collect_tail(&gg, g, &refs);
+        gg.streams = gemm.streams = should_stream(t, &gg, &gemm);
         tail_key(&gg, &key);
+        moe_str_printf(&key, "; streams=%d", gg.streams);
         gemm.key = moe_str_c(&key);
         gemm.task = tail_task;
         gemm.row = tail_row;

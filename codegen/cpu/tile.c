@@ -156,6 +156,55 @@ MoeVal moe_tile_gemm(MoeCpuTarget *target, MoeTileElem elem, int rows, int vecto
     return fn;
 }
 
+/* acc = tables[i][offset] + acc for i ascending; rows of the tables stride bytes apart. */
+static void add_left(Tile *t, MoeVal tables, MoeVal n, MoeVal offset, MoeVal stride) {
+    MoeEmit *e = t->e;
+    MoeCarryLoop l;
+    moe_carry_begin(e, &l, moe_k64(e, 0), n, moe_k64(e, 1), t->acc, t->rows * t->vectors);
+    MoeVal left = LLVMBuildLoad2(e->b, e->ptr, moe_at(e, tables, l.l.index, 8), "");
+    left = moe_at_bytes(e, left, offset);
+    for (int r = 0; r < t->rows; r++)
+        for (int j = 0; j < t->vectors; j++) {
+            MoeVal *acc = &t->acc[r * t->vectors + j];
+            *acc = LLVMBuildFAdd(e->b, load_c(t, left, stride, r, j), *acc, "");
+        }
+    moe_carry_end(e, &l, t->acc);
+}
+
+static void ask_for_c(Tile *t, MoeVal c, MoeVal stride) {
+    for (int r = 0; r < t->rows; r++)
+        for (int j = 0; j < t->vectors; j++) {
+            MoeVal line[] = {c_at(t, c, stride, r, j), moe_k32(t->e, 1), moe_k32(t->e, 3),
+                             moe_k32(t->e, 1)};
+            moe_intrinsic(t->e, "llvm.prefetch", t->e->ptr, line, 4);
+        }
+}
+
+/* acc += A^T B over steps lo .. hi. */
+static void wgrad_steps(Tile *t, MoeVal a, MoeVal a_at, MoeVal b_rows, MoeVal b_at, MoeVal lo,
+                        MoeVal hi) {
+    MoeEmit *e = t->e;
+    MoeCarryLoop l;
+    MoeVal b[MAX_VECTORS], at;
+    moe_carry_begin(e, &l, lo, hi, moe_k64(e, 1), t->acc, t->rows * t->vectors);
+    if (t->elem == MOE_TILE_DOT) {
+        at = moe_at_bytes(e, a, moe_imul(e, l.l.index, a_at));
+        for (int j = 0; j < t->vectors; j++)
+            b[j] = load_b(t, l.l.index, j);
+    } else {
+        MoeVal x = LLVMBuildLoad2(e->b, e->ptr, moe_at(e, b_rows, l.l.index, 8), "");
+        at = moe_at_bytes(e, LLVMBuildLoad2(e->b, e->ptr, moe_at(e, a, l.l.index, 8), ""), a_at);
+        x = moe_at_bytes(e, x, b_at);
+        for (int j = 0; j < t->vectors; j++)
+            b[j] = moe_vload(e, t->elem == MOE_TILE_WIDE ? MOE_BF16 : MOE_F32, x,
+                             moe_k64(e, (int64_t)j * e->lanes), NULL);
+    }
+    int bytes = t->elem == MOE_TILE_WIDE ? 2 : 4;
+    for (int r = 0; r < t->rows; r++)
+        rank1_update(t, b, r, broadcast_a(t, moe_at(e, at, moe_k64(e, r), bytes)));
+    moe_carry_end(e, &l, t->acc);
+}
+
 MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vectors) {
     MoeEmit emit, *e = &emit;
     char key[64];
@@ -163,56 +212,25 @@ MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vect
     MOE_ASSERT(rows <= MAX_ROWS && vectors <= MAX_VECTORS, "tile %dx%d", rows, vectors);
     LLVMTypeRef ptr = LLVMPointerTypeInContext(target->context, 0);
     LLVMTypeRef i64 = LLVMInt64TypeInContext(target->context);
-    LLVMTypeRef args[] = {ptr, i64, ptr, i64, i64, ptr, i64, i64, ptr, i64};
+    LLVMTypeRef args[] = {ptr, i64, ptr, i64, i64, ptr, i64, i64, i64, ptr, i64, ptr, i64, i64};
     MoeVal fn;
-    if (!moe_emit_helper(target, key, "tile", args, 10, e, &fn))
+    if (!moe_emit_helper(target, key, "tile", args, 14, e, &fn))
         return fn;
     MoeVal a = LLVMGetParam(fn, 0), a_at = LLVMGetParam(fn, 1), b_rows = LLVMGetParam(fn, 2),
            b_at = LLVMGetParam(fn, 3);
     MoeVal steps = LLVMGetParam(fn, 4), folds = LLVMGetParam(fn, 5), n_folds = LLVMGetParam(fn, 6);
-    MoeVal offset = LLVMGetParam(fn, 7), stride = LLVMGetParam(fn, 9);
-    MoeVal dest = moe_at_bytes(e, LLVMGetParam(fn, 8), offset), zero = moe_k64(e, 0),
-           one = moe_k64(e, 1);
+    MoeVal offset = LLVMGetParam(fn, 7), stride = LLVMGetParam(fn, 8);
+    MoeVal dest = LLVMGetParam(fn, 9), dest_stride = LLVMGetParam(fn, 10), zero = moe_k64(e, 0);
     Tile t = {
         .e = e, .elem = elem, .rows = rows, .vectors = vectors, .b = moe_at_bytes(e, b_rows, b_at)};
-    MoeCarryLoop l;
-    MoeVal b[MAX_VECTORS];
-    for (int r = 0; r < rows; r++) /* what is added and overwritten at the end, mostly the same
-                                      memory, comes in the meantime */
-        for (int j = 0; j < vectors; j++) {
-            MoeVal line[] = {c_at(&t, dest, stride, r, j), moe_k32(e, 1), moe_k32(e, 3),
-                             moe_k32(e, 1)};
-            moe_intrinsic(e, "llvm.prefetch", e->ptr, line, 4);
-        }
+    /* What is added and overwritten at the end, mostly the same memory, comes in the meantime. */
+    ask_for_c(&t, dest, dest_stride);
     zero_acc(&t);
-    moe_carry_begin(e, &l, zero, steps, one, t.acc, rows * vectors);
-    MoeVal at;
-    if (elem == MOE_TILE_DOT) {
-        at = moe_at_bytes(e, a, moe_imul(e, l.l.index, a_at));
-        for (int j = 0; j < vectors; j++)
-            b[j] = load_b(&t, l.l.index, j);
-    } else {
-        MoeVal x = LLVMBuildLoad2(e->b, e->ptr, moe_at(e, b_rows, l.l.index, 8), "");
-        at = moe_at_bytes(e, LLVMBuildLoad2(e->b, e->ptr, moe_at(e, a, l.l.index, 8), ""), a_at);
-        x = moe_at_bytes(e, x, b_at);
-        for (int j = 0; j < vectors; j++)
-            b[j] = moe_vload(e, elem == MOE_TILE_WIDE ? MOE_BF16 : MOE_F32, x,
-                             moe_k64(e, (int64_t)j * e->lanes), NULL);
-    }
-    for (int r = 0; r < rows; r++)
-        rank1_update(&t, b, r,
-                     broadcast_a(&t, moe_at(e, at, moe_k64(e, r), elem == MOE_TILE_WIDE ? 2 : 4)));
-    moe_carry_end(e, &l, t.acc);
-    /* Earlier subtrees are the left operands. */
-    moe_carry_begin(e, &l, zero, n_folds, one, t.acc, rows * vectors);
-    MoeVal left = LLVMBuildLoad2(e->b, e->ptr, moe_at(e, folds, l.l.index, 8), "");
-    left = moe_at_bytes(e, left, offset);
-    for (int r = 0; r < rows; r++)
-        for (int j = 0; j < vectors; j++)
-            t.acc[r * vectors + j] =
-                LLVMBuildFAdd(e->b, load_c(&t, left, stride, r, j), t.acc[r * vectors + j], "");
-    moe_carry_end(e, &l, t.acc);
-    store_c(&t, dest, stride);
+    wgrad_steps(&t, a, a_at, b_rows, b_at, zero, steps);
+    /* Earlier subtrees are the left operands: of the block, then of the whole result. */
+    add_left(&t, folds, n_folds, offset, stride);
+    add_left(&t, LLVMGetParam(fn, 11), LLVMGetParam(fn, 12), LLVMGetParam(fn, 13), dest_stride);
+    store_c(&t, dest, dest_stride);
     moe_emit_end(e);
     return fn;
 }

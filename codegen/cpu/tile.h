@@ -30,9 +30,11 @@ int64_t moe_tile_steps(MoeTileElem elem, int64_t k);
  * rows c_stride bytes apart. more = 0: C = A B, else C += A B, continuing each element's chain. */
 MoeVal moe_tile_gemm(MoeCpuTarget *t, MoeTileElem elem, int rows, int vectors);
 
-/* void tile(ptr a, i64 a_at, ptr b, i64 b_at, i64 steps, ptr folds, i64 n_folds, i64 offset, ptr
- * dest, i64 c_stride) acc = A^T B from zero, over `steps` rows of A and B; then acc =
- * folds[i][offset] + acc for i ascending; then dest[offset] = acc. F32, WIDE: a and b are tables of
+/* void tile(ptr a, i64 a_at, ptr b, i64 b_at, i64 steps, ptr folds, i64 n_folds, i64 offset, i64
+ * stride, ptr dest, i64 dest_stride, ptr more, i64 n_more, i64 more_offset)
+ * acc = A^T B from zero, over `steps` rows of A and B; then acc = folds[i][offset] + acc for i
+ * ascending (rows stride bytes apart), and the same for more[i][more_offset] (rows dest_stride
+ * bytes apart); then dest = acc. F32, WIDE: a and b are tables of
  * row pointers, the tile's first columns lie a_at and b_at bytes behind them; up to a tile's width
  * is read. DOT: pairs of rows are packed, A as runs of `rows` elements a_at bytes apart, B densely,
  * b_at bytes behind b. */

@@ -52,6 +52,7 @@ static void plan(MoeWgradPlan *x, const MoeCpuTarget *t, const MoeWgrad *w) {
     x->block_n = block_units * x->unit;
     x->n_blocks = ceil_div(w->n, x->block_n);
     x->k_blocks = ceil_div(n_panels, x->block_panels);
+    x->direct = w->n % x->tile_rows == 0 && moe_panels_cols(&x->panels) == w->k;
     x->steps = moe_tile_steps(w->elem, MOE_LEAF_ROWS);
     int64_t cols = x->block_panels * x->panels.full * x->panels.lanes;
     x->c_stride = cols * 4;
@@ -72,12 +73,63 @@ static MoeVal result_at(MoeWgradPlan *x) {
     return LLVMBuildIntToPtr(e->b, handle, e->ptr, "");
 }
 
+/* Slot `number` of the chunks' tree, [n][k]; -1: the result's own memory. */
+static MoeVal chunk_slot(MoeWgradPlan *x, MoeVal slots, MoeVal number) {
+    MoeEmit *e = x->e;
+    MoeVal is_out = LLVMBuildICmp(e->b, LLVMIntSLT, number, moe_k64(e, 0), "");
+    MoeVal at = moe_imul(e, number, moe_k64(e, x->w->n * x->w->k));
+    MoeVal in_slots = LLVMBuildGEP2(e->b, e->f32, slots, &at, 1, "");
+    return LLVMBuildSelect(e->b, is_out, moe_emit_buf(e, x->w->buf_out), in_slots, "");
+}
+
+/* Where the sum of this task's rows goes: the result, or a slot of the chunks' tree. */
+static MoeVal chunk_result(MoeWgradPlan *x) {
+    MoeEmit *e = x->e;
+    if (x->w->rows.mode != MOE_ROWS_RANGE)
+        return moe_emit_buf(e, x->w->buf_out);
+    MoeVal table = moe_emit_buf(e, x->w->rows.buf);
+    return chunk_slot(x, moe_emit_buf(e, x->w->buf_slots),
+                      moe_load_index(e, table, moe_k64(e, MOE_CHUNK_DEST)));
+}
+
+/* Row of the result, or of the chunks' slots, that is row `row` of the block. */
+static MoeVal result_row(MoeWgradPlan *x, MoeVal row) {
+    MoeEmit *e = x->e;
+    MoeVal group = moe_imul(e, x->group, moe_k64(e, x->w->n));
+    return moe_iadd(e, group, moe_iadd(e, x->n0, row));
+}
+
+/* The table of earlier chunks' slots. */
+static void list_chunk_folds(MoeWgradPlan *x) {
+    MoeEmit *e = x->e;
+    MoeVal table = moe_emit_buf(e, x->w->rows.buf);
+    x->chunk_folds = moe_alloca(e, e->ptr, MOE_CHUNK_FIELDS - MOE_CHUNK_FOLDS);
+    x->n_chunk_folds = moe_load_index(e, table, moe_k64(e, MOE_CHUNK_N_FOLDS));
+    MoeLoop l;
+    moe_loop_begin(e, &l, moe_k64(e, 0), x->n_chunk_folds, moe_k64(e, 1));
+    MoeVal number = moe_load_index(e, table, moe_iadd(e, l.index, moe_k64(e, MOE_CHUNK_FOLDS)));
+    LLVMBuildStore(e->b, chunk_slot(x, moe_emit_buf(e, x->w->buf_slots), number),
+                   moe_at(e, x->chunk_folds, l.index, 8));
+    moe_loop_end(e, &l);
+}
+
 /* ---- tiles ---- */
 
-/* All tiles of the block over the packed leaf: added to the listed slots, stored at dest. */
+/* All tiles of the block over the packed leaf: added to the listed slots, stored at dest; `last`
+ * (direct): stored in the result, with the slots of earlier chunks added. */
 static void run_tiles(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs, MoeVal steps,
-                      MoeVal dest) {
+                      MoeVal dest, MoeVal last) {
     MoeEmit *e = x->e;
+    MoeVal out = dest, out_stride = moe_k64(e, x->c_stride), more = x->tree_slots.items;
+    MoeVal n_more = moe_k64(e, 0);
+    if (x->direct) {
+        out = LLVMBuildSelect(e->b, last, chunk_result(x), dest, "");
+        out_stride = LLVMBuildSelect(e->b, last, moe_k64(e, x->w->k * 4), out_stride, "");
+        if (x->w->rows.mode == MOE_ROWS_RANGE) {
+            more = x->chunk_folds;
+            n_more = LLVMBuildSelect(e->b, last, x->n_chunk_folds, n_more, "");
+        }
+    }
     MoeVal n_full = moe_k64(e, x->panels.n_full), n_folds = moe_tree_way_count(e, &x->tree_slots);
     for (int cls = 0; cls < 2; cls++) {
         if (!(cls == 0 ? x->panels.n_full : x->panels.n_tail))
@@ -104,13 +156,28 @@ static void run_tiles(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSid
             a_at = moe_imul(e, moe_iadd(e, x->n0, lt.index), bytes);
             b_at = moe_imul(e, moe_iadd(e, x->col0, col), bytes);
         }
-        MoeVal args[] = {a,       a_at,
-                         b,       b_at,
-                         steps,   x->tree_slots.items,
-                         n_folds, offset,
-                         dest,    moe_k64(e, x->c_stride)};
+        MoeVal at = offset;
+        if (x->direct) {
+            MoeVal row = result_row(x, lt.index), in_row = moe_iadd(e, x->col0, col);
+            MoeVal there = moe_iadd(e, moe_imul(e, row, moe_k64(e, x->w->k)), in_row);
+            at = LLVMBuildSelect(e->b, last, moe_imul(e, there, moe_k64(e, 4)), offset, "");
+        }
+        MoeVal args[] = {a,
+                         a_at,
+                         b,
+                         b_at,
+                         steps,
+                         x->tree_slots.items,
+                         n_folds,
+                         offset,
+                         moe_k64(e, x->c_stride),
+                         moe_at_bytes(e, out, at),
+                         out_stride,
+                         more,
+                         n_more,
+                         at};
         moe_wgrad_prefetch(x, dy, xs);
-        moe_emit_call(e, x->fn[cls], args, 10);
+        moe_emit_call(e, x->fn[cls], args, 14);
         moe_loop_end(e, &lt);
         moe_loop_end(e, &lp);
     }
@@ -142,7 +209,10 @@ static void run_leaves(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSi
     moe_if_end(e, &root);
     MoeVal dest = moe_tree_take(e, &x->tree_slots, LLVMBuildLoad2(e->b, e->i64, slot_at, ""));
     LLVMBuildStore(e->b, moe_iadd(e, row0, rows), x->fetched);
-    run_tiles(x, dy, xs, steps, LLVMBuildIntToPtr(e->b, dest, e->ptr, ""));
+    MoeVal number = LLVMBuildLoad2(e->b, e->i64, slot_at, "");
+    MoeVal last =
+        LLVMBuildICmp(e->b, LLVMIntSGE, number, moe_k64(e, x->tree_slots.n - 1), ""); /* the root */
+    run_tiles(x, dy, xs, steps, LLVMBuildIntToPtr(e->b, dest, e->ptr, ""), last);
     moe_loop_end(e, &l);
 }
 
@@ -156,24 +226,14 @@ static void zero_result(MoeWgradPlan *x) {
     moe_loop_end(e, &l);
 }
 
-/* Slot `number` of the chunks' tree, [n][k]; -1: the result's own memory. */
-static MoeVal chunk_slot(MoeWgradPlan *x, MoeVal slots, MoeVal number) {
-    MoeEmit *e = x->e;
-    MoeVal is_out = LLVMBuildICmp(e->b, LLVMIntSLT, number, moe_k64(e, 0), "");
-    MoeVal at = moe_imul(e, number, moe_k64(e, x->w->n * x->w->k));
-    MoeVal in_slots = LLVMBuildGEP2(e->b, e->f32, slots, &at, 1, "");
-    return LLVMBuildSelect(e->b, is_out, moe_emit_buf(e, x->w->buf_out), in_slots, "");
-}
-
 /* One vector of the block: in a chunk with the slots of earlier chunks added. */
 static void write_vector(MoeWgradPlan *x, MoeVal row, MoeVal col, MoeVal mask, MoeVal n_folds) {
     MoeEmit *e = x->e;
     const MoeWgrad *w = x->w;
     MoeVal from = moe_iadd(e, moe_imul(e, row, moe_k64(e, x->c_stride / 4)), col);
     MoeVal v = moe_vload(e, MOE_F32, result_at(x), from, NULL);
-    MoeVal out_row = moe_iadd(e, moe_imul(e, x->group, moe_k64(e, w->n)), moe_iadd(e, x->n0, row));
-    MoeVal at = moe_iadd(e, moe_imul(e, out_row, moe_k64(e, w->k)), moe_iadd(e, x->col0, col));
-    MoeVal out = moe_emit_buf(e, w->buf_out);
+    MoeVal at = moe_iadd(e, moe_imul(e, result_row(x, row), moe_k64(e, w->k)),
+                         moe_iadd(e, x->col0, col));
     if (w->rows.mode == MOE_ROWS_RANGE) {
         MoeVal table = moe_emit_buf(e, w->rows.buf), slots = moe_emit_buf(e, w->buf_slots);
         MoeCarryLoop l;
@@ -183,10 +243,8 @@ static void write_vector(MoeWgradPlan *x, MoeVal row, MoeVal col, MoeVal mask, M
         MoeVal left = chunk_slot(x, slots, number);
         v = LLVMBuildFAdd(e->b, moe_vload(e, MOE_F32, left, at, mask), v, "");
         moe_carry_end(e, &l, &v);
-        MoeVal dest = moe_load_index(e, table, moe_k64(e, MOE_CHUNK_DEST));
-        out = chunk_slot(x, slots, dest);
     }
-    moe_vstore(e, MOE_F32, v, out, at, mask);
+    moe_vstore(e, MOE_F32, v, chunk_result(x), at, mask);
 }
 
 static void write_result(MoeWgradPlan *x) {
@@ -247,8 +305,11 @@ static void run_rows(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide
         moe_if_end(e, &here);
         moe_loop_end(e, &l);
     }
+    if (!x->direct)
+        write_result(x);
     moe_if_else(e, &some);
     zero_result(x);
+    write_result(x);
     moe_if_end(e, &some);
 }
 
@@ -283,8 +344,9 @@ static void kernel_body(MoeWgradPlan *x) {
         xs.src = moe_emit_buf(e, w->buf_src_x);
     if (w->dy_local)
         dy.local = moe_load_index(e, moe_emit_buf(e, w->rows.buf), moe_k64(e, MOE_CHUNK_LO));
+    if (x->direct && w->rows.mode == MOE_ROWS_RANGE)
+        list_chunk_folds(x);
     run_rows(x, &dy, &xs);
-    write_result(x);
 }
 
 static void make_key(const MoeWgrad *w, char *key, size_t cap) {

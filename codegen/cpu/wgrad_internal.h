@@ -21,6 +21,8 @@ typedef struct {
     MoeVal n0, n_live, p0, p1, col0, k_live, group; /* of the task */
     MoeVal group_end;                               /* row behind the group's last */
     MoeVal fetched;                                 /* slot: the next row to ask for */
+    bool direct; /* blocks are whole tiles: the last leaf's go straight to the result */
+    MoeVal chunk_folds, n_chunk_folds; /* RANGE and direct: slots of earlier chunks to add, ptr[] */
 } MoeWgradPlan;
 
 /* One operand's rows. */
