@@ -170,9 +170,13 @@ void moe_isa_free(MoeIsa *isa) {
     isa->features = NULL;
 }
 
+/* The x86-64 levels are sets of features. Any other name is a CPU whose code may hold instructions
+ * that a CPU of the same level lacks: it runs on its own kind. */
 bool moe_isa_runs_here(const char *cpu) {
     size_t row;
     if (strcmp(cpu, "native") == 0)
         return true;
-    return find_cpu(cpu, &row) && host_runs(cpus[row].level);
+    if (!find_cpu(cpu, &row) || !host_runs(cpus[row].level))
+        return false;
+    return strncmp(cpu, "x86-64", 6) == 0 || row == native_row();
 }

@@ -470,6 +470,8 @@ START_TEST(unknown_targets_name_the_nearest) {
     moe_status_free(st);
     ck_assert(moe_target_runs_here("cpu") &&
               moe_target_runs_here("cpu:x86-64") == moe_target_runs_here("cpu:x86-64"));
+    /* Of two CPUs neither of which is the other, at most one is this one. */
+    ck_assert(!moe_target_runs_here("cpu:znver4") || !moe_target_runs_here("cpu:sapphirerapids"));
     ck_assert(!moe_target_runs_here("cpu:no-such") && !moe_target_runs_here("gpu"));
     OK(moe_target_create("cpu", &t)); /* its name makes the same target again */
     MoeTarget *again;
