@@ -5,12 +5,8 @@
 
 #include "runtime/data.h"
 #include "tests/support/files.h"
+#include "tests/support/status_checks.h"
 
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus st_ = (expr);                                                                    \
-        ck_assert_msg(!st_, "%s", moe_status_message(st_));                                        \
-    } while (0)
 
 enum { SEQ = 7 };
 

@@ -7,12 +7,8 @@
 
 #include "runtime/exec.h"
 #include "tests/support/fake_plan.h"
+#include "tests/support/status_checks.h"
 
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus st_ = (expr);                                                                    \
-        ck_assert_msg(!st_, "%s", moe_status_message(st_));                                        \
-    } while (0)
 
 enum { SEQ = 5, BATCH = 19, V = 8, STEPS = 4, MAX_T = SEQ * BATCH };
 

@@ -19,17 +19,7 @@
 #include "runtime/weights.h"
 #include "tests/support/fake_plan.h"
 #include "tests/support/files.h"
-
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus st_ = (expr);                                                                    \
-        ck_assert_msg(!st_, "%s", moe_status_message(st_));                                        \
-    } while (0)
-#define FAILS(expr, code, ...)                                                                     \
-    do {                                                                                           \
-        const char *wrong_ = moe_test_error((expr), code, __VA_ARGS__, NULL);                      \
-        ck_assert_msg(!wrong_, "%s", wrong_);                                                      \
-    } while (0)
+#include "tests/support/status_checks.h"
 
 enum { V = 4 };
 static MoePlan *plan;

@@ -1,0 +1,21 @@
+/* Check assertions on statuses, for the unit tests. */
+#ifndef MOE_TESTS_SUPPORT_STATUS_CHECKS_H
+#define MOE_TESTS_SUPPORT_STATUS_CHECKS_H
+
+#include <check.h>
+#include "tests/support/files.h"
+
+/* The call succeeds. */
+#define OK(expr)                                                                                   \
+    do {                                                                                           \
+        MoeStatus st_ = (expr);                                                                    \
+        ck_assert_msg(!st_, "%s", moe_status_message(st_));                                        \
+    } while (0)
+/* It fails with this code and a message that holds every word. */
+#define FAILS(expr, code, ...)                                                                     \
+    do {                                                                                           \
+        const char *wrong_ = moe_test_error((expr), code, __VA_ARGS__, NULL);                      \
+        ck_assert_msg(!wrong_, "%s", wrong_);                                                      \
+    } while (0)
+
+#endif
