@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/assert.h"
 
@@ -41,6 +42,8 @@ struct MoePool {
     int n_threads;
     bool spin; /* no use where threads outnumber cores */
     bool running;
+    bool count_cpu; /* set before the first launch */
+    int64_t caller_ns;
     Worker *workers; /* n_threads - 1 */
     pthread_t *handles;
     pthread_mutex_t lock;
@@ -55,9 +58,20 @@ struct MoePool {
     alignas(64) _Atomic uint64_t state; /* epoch << 32 | next task */
     alignas(64) _Atomic uint32_t done;
     _Atomic bool caller_waits;
+    _Atomic int64_t tasks_ns; /* with count_cpu: written before `done` says so */
     alignas(64) _Atomic int sleepers;
     _Atomic bool stop;
 };
+
+static int64_t cpu_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+double moe_thread_cpu(void) {
+    return 1e-9 * (double)cpu_ns();
+}
 
 /* Takes and runs tasks of the current launch until none is left. */
 static void run_tasks(MoePool *p, int thread) {
@@ -65,6 +79,7 @@ static void run_tasks(MoePool *p, int thread) {
     MoePoolFn fn = NULL;
     void *ctx = NULL;
     uint32_t n = 0, count = 0;
+    int64_t began = 0;
     for (;;) {
         if (!count) { /* once a task is taken the launch stays until we count it as done */
             fn = atomic_load_explicit(&p->fn, memory_order_acquire);
@@ -77,12 +92,16 @@ static void run_tasks(MoePool *p, int thread) {
         if (!atomic_compare_exchange_weak_explicit(&p->state, &s, s + 1, memory_order_acq_rel,
                                                    memory_order_acquire))
             continue;
+        if (!count && p->count_cpu)
+            began = cpu_ns();
         fn(ctx, task, thread);
         count++;
         s = atomic_load_explicit(&p->state, memory_order_acquire);
     }
     if (!count)
         return;
+    if (p->count_cpu)
+        atomic_fetch_add(&p->tasks_ns, cpu_ns() - began);
     if (atomic_fetch_add(&p->done, count) + count == n && atomic_load(&p->caller_waits)) {
         pthread_mutex_lock(&p->lock);
         pthread_cond_signal(&p->finished);
@@ -148,6 +167,7 @@ static void wait_for_tasks(MoePool *p, uint32_t n) {
 }
 
 static void launch(MoePool *p, uint32_t n, MoePoolFn fn, void *ctx) {
+    int64_t began = p->count_cpu ? cpu_ns() : 0;
     uint32_t epoch = epoch_of(p);
     atomic_store(&p->state, (uint64_t)epoch << 32 | CLOSED);
     atomic_store_explicit(&p->fn, fn, memory_order_release);
@@ -167,6 +187,8 @@ static void launch(MoePool *p, uint32_t n, MoePoolFn fn, void *ctx) {
     }
     run_tasks(p, 0);
     wait_for_tasks(p, n);
+    if (p->count_cpu)
+        p->caller_ns += cpu_ns() - began;
 }
 
 /* Ranges of more than 2^31 tasks go in several launches; the shift is undone here. */
@@ -203,6 +225,14 @@ void moe_pool_run(MoePool *p, int64_t n_tasks, MoePoolFn fn, void *ctx) {
 
 int moe_pool_threads(const MoePool *p) {
     return p->n_threads;
+}
+
+void moe_pool_count_cpu(MoePool *p) {
+    p->count_cpu = true;
+}
+
+MoePoolCpu moe_pool_cpu(const MoePool *p) {
+    return (MoePoolCpu){1e-9 * (double)p->caller_ns, 1e-9 * (double)atomic_load(&p->tasks_ns)};
 }
 
 MoeStatus moe_pool_create(int n_threads, MoePool **out) {

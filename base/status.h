@@ -16,7 +16,8 @@ typedef enum {
     MOE_E_IO,        /* the system failed us: disk, permissions: exit 1 */
     MOE_E_NOMEM,     /* not enough memory: exit 1 */
     MOE_E_CORRUPT,   /* a file of our own is damaged: exit 1 */
-    MOE_E_INTERNAL   /* an invariant of moec broke: exit 1 */
+    MOE_E_INTERNAL,  /* an invariant of moec broke: exit 1 */
+    MOE_E_PEER       /* another rank died, hangs or gave up: exit 1 */
 } MoeCode;
 
 #if defined(__GNUC__)

@@ -7,6 +7,7 @@
 #include "base/pool.h"
 #include "base/str.h"
 #include "cli/driver.h"
+#include "passes/memplan.h"
 
 static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
     moe_driver_defaults(d);
@@ -30,6 +31,7 @@ static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
                                        : MOE_AUX_FROM_CONFIG;
     d->pass.recompute = moe_recompute_from_name(moe_opt(o, OPT_RECOMPUTE));
     d->pass.memory_limit = moe_opt_i(o, OPT_MEMORY_LIMIT);
+    MOE_TRY(moe_strategy_from_options(o, &d->strategy));
     MoePipelineOptions *p = &d->pipeline;
     p->print_after = *moe_opt(o, OPT_PRINT_AFTER) ? moe_opt(o, OPT_PRINT_AFTER) : NULL;
     p->stop_after = *moe_opt(o, OPT_STOP_AFTER) ? moe_opt(o, OPT_STOP_AFTER) : NULL;
@@ -39,45 +41,57 @@ static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
     return NULL;
 }
 
-static double n_params(const MoeCompiled *c, double *out_active) {
-    double n = 0, active = 0;
+/* Parameters of the whole model; those active for a token; those that a rank holds. */
+static double n_params(const MoeCompiled *c, double *out_active, double *out_local) {
+    double n = 0, active = 0, local = 0;
     const MoeGraph *g = moe_module_find(c->module, "train");
     for (size_t i = 0; g && i < g->n_ops; i++)
         if (g->ops[i]->opcode == MOE_OP_PARAM) {
-            const MoeType *t = &g->ops[i]->results[0]->type;
-            double k = (double)moe_type_elements(t);
+            MoeType t = g->ops[i]->results[0]->type;
+            local += (double)moe_type_elements(&t);
+            if (moe_attr(g->ops[i], "whole"))
+                moe_dims_from_text(moe_attr_s(g->ops[i], "whole"), &t);
+            double k = (double)moe_type_elements(&t);
             n += k;
             active += moe_attr_i_or(g->ops[i], "stacked", 0)
-                          ? k / (double)t->dims[0].size * c->info.experts_per_token
+                          ? k / (double)t.dims[0].size * c->info.experts_per_token
                           : k;
         }
     *out_active = active;
+    *out_local = local;
     return n;
 }
 
 static void summary(const MoeCompiled *c, const char *path, double took) {
     char params[32], slab[32], bound[32];
-    double active, n = n_params(c, &active);
+    double active, local, n = n_params(c, &active, &local);
     const MoePassOptions *o = &c->cx.options;
+    const char *each = moe_mesh_size(&o->mesh) > 1 ? " a rank" : "";
     printf("%s: %.2f M parameters (%.2f M active a token), batch %lld x %lld tokens, %s\n", path,
            n / 1e6, active / 1e6, (long long)o->batch, (long long)o->seq,
            o->mixed_bf16 ? "bf16 mixed precision" : "f32");
-    moe_format_bytes(n * 12, params);
+    if (*each) {
+        MoeStr text = {0};
+        moe_strategy_text(&o->mesh, &text);
+        printf("  %s\n", moe_str_c(&text));
+        moe_str_free(&text);
+    }
+    moe_format_bytes(local * 12, params);
     for (size_t i = 0; i < c->module->n_graphs; i++) {
         const MoeProgram *p = &c->cx.programs[i];
         if (strcmp(p->graph->name, "train") != 0)
             continue;
-        moe_format_bytes((double)p->memory.slab_bytes, slab);
+        double expected = (double)moe_memplan_expected_bytes(&p->memory);
+        moe_format_bytes(expected, slab);
         moe_format_bytes((double)p->memory.lower_bound, bound);
         double seconds = 0;
         for (size_t s = 0; s < p->n_steps; s++)
             seconds += p->steps[s].seconds *
                        (p->steps[s].phase <= MOE_PHASE_BACKWARD ? o->micro_batches : 1);
-        printf("  memory: %s of parameters and optimiser state + %s of activations and gradients "
+        printf("  memory%s: %s of parameters and optimiser state + %s of activations and gradients "
                "(lower bound %s, ratio %.3f)\n",
-               params, slab, bound,
-               p->memory.lower_bound ? (double)p->memory.slab_bytes / (double)p->memory.lower_bound
-                                     : 1.0);
+               each, params, slab, bound,
+               p->memory.lower_bound ? expected / (double)p->memory.lower_bound : 1.0);
         printf("  predicted: %.3g s a step, %.0f tokens/s\n", seconds,
                (double)(o->batch * o->seq) / seconds);
     }

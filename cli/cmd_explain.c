@@ -11,8 +11,10 @@
 #include "base/pool.h"
 #include "base/rng.h"
 #include "cli/driver.h"
+#include "cli/explain_ranks.h"
 #include "runtime/exec.h"
 #include "runtime/init.h"
+#include "runtime/ranks.h"
 
 /* Steps of one name and phase, added up over layers (name without its layer number). */
 typedef struct {
@@ -29,6 +31,7 @@ typedef struct {
     size_t n_lines;
     double predicted, measured; /* seconds of a whole step (all micro-batches) */
     bool has_measured;
+    MoeExplainMemory memory;
     double log_seconds, log_memory; /* from the run's log: median step, last memory; NAN = none */
     double *profile;
 } Report;
@@ -64,7 +67,7 @@ static void collect(Report *r) {
             snprintf(line->kind, sizeof line->kind, "%s", s->kind);
             line->phase = s->phase;
         }
-        double times = s->phase <= MOE_PHASE_BWD ? r->plan->micro_batches : 1;
+        double times = moe_explain_times(r->plan, p, s);
         line->n++;
         line->flops += times * s->flops;
         line->bytes += times * s->bytes;
@@ -75,49 +78,60 @@ static void collect(Report *r) {
     }
 }
 
-/* The steps of the program on random tokens, profiled: the best of three for each launch. */
-static MoeStatus measure(Report *r, int threads, const char *program) {
+typedef struct {
+    Report *report;
+    const char *program;
+    const int32_t *ids; /* [seqs, seq] and one more */
+    int64_t seqs;
+    int threads; /* of each rank */
+} Measure;
+
+static MoeStatus run_once(MoeExec *x, const Measure *m, int turn) {
+    MoeBatch b = {m->ids, m->ids + 1, m->seqs};
+    MoeHyper h = {1e-4, 0.9, 0.95, 1e-8, 0.1, 1.0, turn + 1};
+    MoeStepResult result;
+    double nll;
+    int64_t tokens;
+    const float *logits;
+    if (strcmp(m->program, "train") == 0)
+        return moe_exec_train_step(x, &b, &h, &result);
+    return strcmp(m->program, "eval") == 0 ? moe_exec_eval(x, &b, &nll, &tokens)
+                                           : moe_exec_logits(x, &b, &logits);
+}
+
+/* The steps of the program, profiled: the best of three for each, on rank 0. */
+static MoeStatus measure_rank(void *ctx, MoeComm *comm) {
+    const Measure *m = ctx;
+    Report *r = m->report;
     MoeExec *x = NULL;
-    const MoePlan *plan = r->plan;
-    int64_t seqs = strcmp(program, "logits") == 0 ? 1 : plan->batch, n = seqs * plan->seq;
-    int32_t *ids = malloc(sizeof *ids * (size_t)(n + 1));
-    MoeStatus st = NULL;
-    MOE_TRY_GOTO(st, moe_exec_create(plan, threads, &x), done);
-    MOE_TRY_GOTO(st, moe_init_params(plan, x, 1), done);
-    for (int64_t i = 0; i <= n; i++)
-        ids[i] = (int32_t)moe_rng_below(1, 2, (uint64_t)i, (uint64_t)plan->vocab_size);
+    MOE_TRY(moe_exec_create(r->plan, comm, m->threads, &x));
+    MoeStatus st = moe_init_params(r->plan, x, 1);
     moe_exec_profile(x, true);
-    MoeBatch b = {ids, ids + 1, seqs};
-    MoeHyper h = {1e-4, 0.9, 0.95, 1e-8, 0.1, 1.0, 1};
-    for (int turn = 0; turn < 3; turn++) {
-        MoeStepResult result;
-        double nll;
-        int64_t tokens;
-        const float *logits;
-        h.step = turn + 1;
-        if (strcmp(program, "train") == 0)
-            st = moe_exec_train_step(x, &b, &h, &result);
-        else
-            st = strcmp(program, "eval") == 0 ? moe_exec_eval(x, &b, &nll, &tokens)
-                                              : moe_exec_logits(x, &b, &logits);
-        if (st)
-            goto done;
-        const double *seconds = moe_exec_profile_seconds(x, program);
-        if (!seconds)
-            continue;
-        if (!r->profile) {
-            r->profile = malloc(sizeof(double) * (r->program->n_steps + 1));
-            for (size_t i = 0; i < r->program->n_steps; i++)
-                r->profile[i] = INFINITY;
-        }
-        for (size_t i = 0; i < r->program->n_steps; i++)
+    for (int turn = 0; turn < 3 && !st; turn++) {
+        st = run_once(x, m, turn);
+        const double *seconds = moe_exec_profile_seconds(x, m->program);
+        for (size_t i = 0; i < r->program->n_steps && !st && comm->rank == 0; i++)
             r->profile[i] = fmin(r->profile[i], seconds[i]);
     }
-    r->has_measured = r->profile != NULL;
-done:
+    moe_exec_destroy(x);
+    return st;
+}
+
+/* On random tokens, with as many ranks as the plan has, of so many threads each. */
+static MoeStatus measure(Report *r, int threads, const char *program) {
+    const MoePlan *plan = r->plan;
+    Measure m = {r, program, NULL, strcmp(program, "logits") == 0 ? 1 : plan->batch, threads};
+    int64_t n = m.seqs * plan->seq;
+    int32_t *ids = malloc(sizeof *ids * (size_t)(n + 1));
+    r->profile = malloc(sizeof(double) * (r->program->n_steps + 1));
+    for (int64_t i = 0; i <= n; i++)
+        ids[i] = (int32_t)moe_rng_below(1, 2, (uint64_t)i, (uint64_t)plan->vocab_size);
+    for (size_t i = 0; i < r->program->n_steps; i++)
+        r->profile[i] = INFINITY;
+    m.ids = ids;
+    MoeStatus st = moe_ranks_run(plan->ranks, 0, measure_rank, &m);
+    r->has_measured = !st;
     free(ids);
-    if (x)
-        moe_exec_destroy(x);
     return st;
 }
 
@@ -158,41 +172,41 @@ static MoeStatus read_log(Report *r, const char *run) {
     return st;
 }
 
-static double shared_bytes(const MoePlan *p, bool states) {
-    double n = 0;
-    for (size_t i = 0; i < p->n_params; i++) {
-        if (!states)
-            n += (double)p->buffers[p->params[i].buffer].bytes;
-        for (size_t s = 0; states && s < p->params[i].n_states; s++)
-            n += (double)p->buffers[p->params[i].states[s].buffer].bytes;
-    }
-    return n;
-}
-
 static void print_memory_md(const Report *r) {
     const MoePlanProgram *p = r->program;
+    const MoeExplainMemory *m = &r->memory;
     struct {
         const char *what;
         double bytes;
-    } rows[] = {{"parameters (f32 masters)", shared_bytes(r->plan, false)},
-                {"optimiser state", shared_bytes(r->plan, true)},
-                {"gradients", (double)p->mem_gradients},
-                {"activations", (double)p->mem_activations},
-                {"workspace", (double)p->mem_workspace},
-                {"other", (double)p->mem_other}};
+    } rows[] = {{"parameters (f32 masters)", m->parameters},
+                {"optimiser state", m->states},
+                {"gradients", m->gradients},
+                {"activations", m->activations},
+                {"workspace", m->workspace},
+                {"other", m->other},
+                {"communication buffers", m->communication},
+                {"inputs", m->inputs},
+                {"scratch of the threads", m->scratch},
+                {"gaps in the slab", m->gaps}};
     char text[32];
-    printf("\n| memory at the peak | bytes |\n|---|---:|\n");
-    double total = 0;
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+    printf("\n| memory at the peak%s | bytes |\n|---|---:|\n",
+           r->plan->ranks > 1 ? ", each rank" : "");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         printf("| %s | %s |\n", rows[i].what, moe_format_bytes(rows[i].bytes, text));
-        total += rows[i].bytes;
-    }
+    double total = moe_explain_memory_total(m);
     printf("| **total** | %s |\n", moe_format_bytes(total, text));
-    printf("\nslab %s, ", moe_format_bytes((double)p->slab_bytes, text));
+    double slab = (double)(p->slab_bytes - p->elastic_bytes + p->elastic_expect);
+    printf("\nslab %s, ", moe_format_bytes(slab, text));
     printf("lower bound %s, ratio %.3f", moe_format_bytes((double)p->slab_lower_bound, text),
-           p->slab_lower_bound ? (double)p->slab_bytes / (double)p->slab_lower_bound : 1.0);
+           p->slab_lower_bound ? slab / (double)p->slab_lower_bound : 1.0);
+    if (p->elastic_bytes) {
+        printf("; %s of it for rows between ranks when routing is balanced, ",
+               moe_format_bytes((double)p->elastic_expect, text));
+        printf("%s at worst", moe_format_bytes((double)p->elastic_bytes, text));
+    }
     if (!isnan(r->log_memory))
-        printf("; the run reports %s in all", moe_format_bytes(r->log_memory, text));
+        printf("; the run reports %s in all, %.3f of the prediction",
+               moe_format_bytes(r->log_memory, text), r->log_memory / total);
     printf("\n");
 }
 
@@ -227,6 +241,7 @@ static void print_md(const Report *r) {
         printf("; the run's median step %.3f ms (%.0f tokens/s)", r->log_seconds * 1e3,
                (double)(p->batch * p->seq) / r->log_seconds);
     printf("\n");
+    moe_explain_ranks_md(p, r->program);
     print_memory_md(r);
 }
 
@@ -262,14 +277,18 @@ static void print_json(const Report *r) {
         json_object_set_new(root, "run_step_seconds", json_real(r->log_seconds));
     if (!isnan(r->log_memory))
         json_object_set_new(root, "run_memory_bytes", json_real(r->log_memory));
+    const MoeExplainMemory *m = &r->memory;
     json_object_set_new(
         root, "memory",
-        json_pack("{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I}", "parameters",
-                  shared_bytes(r->plan, false), "states", shared_bytes(r->plan, true), "gradients",
-                  (json_int_t)p->mem_gradients, "activations", (json_int_t)p->mem_activations,
-                  "workspace", (json_int_t)p->mem_workspace, "other", (json_int_t)p->mem_other,
-                  "slab", (json_int_t)p->slab_bytes, "slab_lower_bound",
+        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I}",
+                  "parameters", m->parameters, "states", m->states, "gradients", m->gradients,
+                  "activations", m->activations, "workspace", m->workspace, "other", m->other,
+                  "communication", m->communication, "inputs", m->inputs, "scratch", m->scratch,
+                  "gaps", m->gaps, "total", moe_explain_memory_total(m), "slab",
+                  (json_int_t)p->slab_bytes, "elastic", (json_int_t)p->elastic_bytes,
+                  "elastic_expect", (json_int_t)p->elastic_expect, "slab_lower_bound",
                   (json_int_t)p->slab_lower_bound));
+    moe_explain_ranks_json(r->plan, p, root);
     MoeStr text = {0};
     moe_json_dump(root, &text);
     fputs(moe_str_c(&text), stdout);
@@ -306,10 +325,12 @@ MoeStatus moe_cmd_explain(const MoeOptions *o) {
         st = moe_error(MOE_E_MISUSE, "--program %s: the plan has train, eval and logits", program);
         goto done;
     }
+    int threads = moe_opt_i(o, OPT_THREADS) > 0 ? (int)moe_opt_i(o, OPT_THREADS) : moe_cpu_count();
+    int of_rank = threads / plan->ranks > 1 ? threads / plan->ranks : 1;
+    r.memory = moe_explain_memory(plan, r.program, of_rank);
     if (*run) {
-        int64_t threads = moe_opt_i(o, OPT_THREADS);
         MOE_TRY_GOTO(st, read_log(&r, run), done);
-        MOE_TRY_GOTO(st, measure(&r, threads > 0 ? (int)threads : moe_cpu_count(), program), done);
+        MOE_TRY_GOTO(st, measure(&r, of_rank, program), done);
     }
     collect(&r);
     if (strcmp(format, "csv") == 0)

@@ -8,7 +8,10 @@
 
 #include "base/assert.h"
 #include "base/io.h"
+#include "base/pool.h"
 #include "cli/driver.h"
+#include "runtime/launch.h"
+#include "runtime/ranks.h"
 #include "runtime/train.h"
 
 /* runs/NAME for NAME.plan. */
@@ -46,6 +49,7 @@ static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *o
     t->eval_batches = moe_opt_i(o, OPT_EVAL_BATCHES);
     t->checkpoint_every = moe_opt_i(o, OPT_CHECKPOINT_EVERY);
     t->max_seconds = moe_opt_f(o, OPT_MAX_SECONDS);
+    t->stop_after_step = moe_opt_i(o, OPT_STOP_AFTER_STEP);
     t->out_dir = out_dir;
     t->init_from = *moe_opt(o, OPT_INIT_FROM) ? moe_opt(o, OPT_INIT_FROM) : NULL;
     t->quiet = moe_opt_b(o, OPT_QUIET);
@@ -97,12 +101,18 @@ static void print_report(const MoePlan *plan, const MoeTrainOptions *t, const Mo
     moe_format_bytes((double)r->memory_bytes, memory);
     const char *why = r->reason == MOE_STOP_SIGNAL ? "stopped by a signal"
                       : r->reason == MOE_STOP_TIME ? "stopped by --max-seconds"
+                      : r->reason == MOE_STOP_STEP ? "stopped by --stop-after-step"
                                                    : "finished";
     printf("%s after step %lld of %lld (%s here, %.0f tokens/s", why, (long long)r->state.step,
            (long long)t->steps, took, r->tokens_per_second);
     if (!isnan(r->mfu))
         printf(", MFU %.1f%%", 100 * r->mfu);
-    printf(", %s)\n", memory);
+    if (plan->ranks > 1) {
+        char most[32];
+        moe_format_bytes((double)r->memory_bytes_max, most);
+        printf(", %d ranks of %s, at most %s)\n", plan->ranks, memory, most);
+    } else
+        printf(", %s)\n", memory);
     if (r->state.step >= r->first_step)
         printf("  last training loss %.4f\n", r->loss);
     if (r->state.skipped)
@@ -122,6 +132,62 @@ static void print_report(const MoePlan *plan, const MoeTrainOptions *t, const Mo
         printf("  checkpoint  %s\n", r->checkpoint);
 }
 
+/* ---- ranks ---- */
+
+typedef struct {
+    const MoePlan *plan;
+    const MoeTrainOptions *options;
+} Run;
+
+/* One rank; rank 0 says what came out. */
+static MoeStatus run_rank(void *ctx, MoeComm *comm) {
+    const Run *run = ctx;
+    MoeTrainReport r = {0};
+    MOE_TRY(moe_train_run(run->plan, comm, run->options, &r));
+    MoeStatus st = NULL;
+    if (comm->rank == 0)
+        print_report(run->plan, run->options, &r);
+    if (comm->rank == 0 && r.checkpoint_failed)
+        st = moe_error(
+            MOE_E_IO,
+            "the last checkpoint could not be written (see above); the newest good one is %s",
+            r.checkpoint ? r.checkpoint : "none");
+    moe_train_report_free(&r);
+    return st;
+}
+
+/* --threads is for the process: each of its ranks gets a part. */
+static int threads_a_rank(int threads, int ranks) {
+    int all = threads > 0 ? threads : moe_cpu_count();
+    return ranks > 1 ? (all / ranks > 1 ? all / ranks : 1) : threads;
+}
+
+static MoeStatus run_ranks(const MoeOptions *o, const MoePlan *plan, MoeTrainOptions *t) {
+    int64_t asked = moe_opt_i(o, OPT_RUN_RANKS);
+    double limit = moe_opt_f(o, OPT_SILENCE_LIMIT);
+    MoeLaunchInfo launch = moe_launch_detect();
+    MoeCommKind kind;
+    MoeComm *comm = NULL;
+    Run run = {plan, t};
+    if (asked < 0 || !(limit > 0 && limit <= 1e6))
+        return moe_error(MOE_E_MISUSE, asked < 0 ? "--ranks must be at least 1"
+                                                 : "--silence-limit must be a number above 0");
+    if (asked && asked != plan->ranks)
+        return moe_error(MOE_E_MISUSE,
+                         "--ranks %lld: the plan is for %d; compile it with --ranks %lld, or leave "
+                         "--ranks out",
+                         (long long)asked, plan->ranks, (long long)asked);
+    MOE_TRY(moe_comm_choose(moe_opt(o, OPT_COMM), plan->ranks, &launch, &kind));
+    if (kind == MOE_COMM_SELF || kind == MOE_COMM_THREADS) {
+        t->threads = threads_a_rank(t->threads, plan->ranks);
+        return moe_ranks_run(plan->ranks, limit, run_rank, &run);
+    }
+    MOE_TRY(moe_comm_open(kind, &launch, limit, &comm));
+    MoeStatus st = run_rank(&run, comm);
+    moe_comm_destroy(comm);
+    return st;
+}
+
 MoeStatus moe_cmd_run(const MoeOptions *o) {
     MOE_TRY(moe_options_expect(o, 1));
     if (!*moe_opt(o, OPT_DATA))
@@ -135,21 +201,11 @@ MoeStatus moe_cmd_run(const MoeOptions *o) {
     json_t *resolved = moe_options_json(o);
     MoeTrainOptions t;
     MoePlan *plan = NULL;
-    MoeTrainReport r = {0};
     MoeStatus st = options_of(o, plan_dir, out_dir, resolved, &t);
     if (!st)
         st = moe_driver_open_plan(plan_dir, &plan);
     if (!st)
-        st = moe_train_run(plan, &t, &r);
-    if (!st) {
-        print_report(plan, &t, &r);
-        if (r.checkpoint_failed)
-            st = moe_error(
-                MOE_E_IO,
-                "the last checkpoint could not be written (see above); the newest good one is %s",
-                r.checkpoint ? r.checkpoint : "none");
-    }
-    moe_train_report_free(&r);
+        st = run_ranks(o, plan, &t);
     if (plan)
         moe_plan_free(plan);
     json_decref(resolved);

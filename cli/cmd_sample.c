@@ -7,12 +7,39 @@
 #include "base/pool.h"
 #include "cli/driver.h"
 #include "runtime/checkpoint.h"
+#include "runtime/ranks.h"
 #include "runtime/run_config.h"
 #include "runtime/sample.h"
 
 static bool print_piece(void *ctx, const unsigned char *bytes, size_t n) {
     (void)ctx;
     return fwrite(bytes, 1, n, stdout) == n && fflush(stdout) == 0;
+}
+
+typedef struct {
+    const MoePlan *plan;
+    const MoeSampleOptions *options;
+    const char *run;
+    int threads; /* of each rank */
+} Sample;
+
+/* One rank of the plan, from the run's newest checkpoint; rank 0 prints. */
+static MoeStatus sample_rank(void *ctx, MoeComm *comm) {
+    const Sample *s = ctx;
+    MoeExec *x = NULL;
+    bool found = false;
+    MOE_TRY(moe_exec_create(s->plan, comm, s->threads, &x));
+    MoeStatus st = moe_checkpoint_load_newest(s->plan, x, s->run, false, NULL, &found);
+    if (!st && !found)
+        st = moe_error(MOE_E_INPUT, "%s has no checkpoint yet", s->run);
+    if (!st && comm->rank == 0)
+        fputs(s->options->prompt, stdout);
+    if (!st)
+        st = moe_sample_run(s->plan, x, s->options, print_piece, NULL);
+    if (comm->rank == 0)
+        putchar('\n');
+    moe_exec_destroy(x);
+    return st;
 }
 
 MoeStatus moe_cmd_sample(const MoeOptions *o) {
@@ -32,27 +59,16 @@ MoeStatus moe_cmd_sample(const MoeOptions *o) {
     int64_t threads = moe_opt_i(o, OPT_THREADS);
     MoeRunConfig config = {0};
     MoePlan *plan = NULL;
-    MoeExec *x = NULL;
-    bool found = false;
-    MoeStatus st = NULL;
-    MOE_TRY_GOTO(st, moe_run_config_read(run, &config), done);
-    if (!config.plan_dir) {
+    MoeStatus st = moe_run_config_read(run, &config);
+    if (!st && !config.plan_dir)
         st = moe_error(MOE_E_INPUT, "%s/config.json does not name the plan", run);
-        goto done;
+    if (!st)
+        st = moe_driver_open_plan(config.plan_dir, &plan);
+    if (!st) {
+        int all = threads > 0 ? (int)threads : moe_cpu_count();
+        Sample ctx = {plan, &s, run, all / plan->ranks > 1 ? all / plan->ranks : 1};
+        st = moe_ranks_run(plan->ranks, 0, sample_rank, &ctx);
     }
-    MOE_TRY_GOTO(st, moe_driver_open_plan(config.plan_dir, &plan), done);
-    MOE_TRY_GOTO(st, moe_exec_create(plan, threads > 0 ? (int)threads : moe_cpu_count(), &x), done);
-    MOE_TRY_GOTO(st, moe_checkpoint_load_newest(plan, x, run, false, NULL, &found), done);
-    if (!found) {
-        st = moe_error(MOE_E_INPUT, "%s has no checkpoint yet", run);
-        goto done;
-    }
-    fputs(s.prompt, stdout);
-    st = moe_sample_run(plan, x, &s, print_piece, NULL);
-    putchar('\n');
-done:
-    if (x)
-        moe_exec_destroy(x);
     if (plan)
         moe_plan_free(plan);
     moe_run_config_free(&config);

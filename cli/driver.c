@@ -175,6 +175,8 @@ MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     c->cx.options.virtual_shards = f.virtual_shards;
     c->cx.options.micro_batches = f.micro_batches;
     c->cx.options.mixed_bf16 = f.mixed_bf16;
+    MOE_TRY(moe_strategy_resolve(&o->strategy, c->info.experts, &c->cx.options.mesh));
+    MOE_TRY(moe_mesh_check(&c->cx.options.mesh, f.virtual_shards, f.micro_batches));
     MOE_TRY(moe_pipeline_run(&c->cx, &o->pipeline));
     return NULL;
 }
@@ -205,6 +207,22 @@ void moe_driver_free(MoeCompiled *c) {
 
 /* ---- a plan made for another CPU ---- */
 
+/* The plan's mesh, as a strategy that resolves to it. */
+static MoeStatus read_mesh(const json_t *mesh, const char *dir, MoeStrategy *out) {
+    static const char *const keys[] = {"dp", "shard", "ep", "tp", "dense_shard"};
+    int64_t n[5] = {1, 1, 1, 1, 1};
+    for (int i = 0; mesh && i < 5; i++) {
+        MOE_TRY(moe_json_i64(mesh, dir, keys[i], true, &n[i]));
+        if (n[i] < 1 || n[i] > MOE_MAX_RANKS)
+            return moe_error(MOE_E_CORRUPT, "%s: the mesh has %s = %lld; expected 1 to %d", dir, keys[i],
+                             (long long)n[i], MOE_MAX_RANKS);
+    }
+    MoeMesh m = {(int)n[0], (int)n[1], (int)n[2], (int)n[3], (int)n[4]};
+    MOE_TRY(moe_mesh_check(&m, MOE_MAX_SHARDS, 1));
+    *out = moe_strategy_of_mesh(&m);
+    return NULL;
+}
+
 static MoeStatus recompile(const char *dir, const json_t *json, MoePlan **out) {
     char *path = moe_path_join(dir, "model.moe");
     MoeDriverOptions o;
@@ -213,7 +231,7 @@ static MoeStatus recompile(const char *dir, const json_t *json, MoePlan **out) {
     o.quiet = true;
     int64_t batch = 0, seq = 0, micro = 1, layers = 0;
     const char *line = "", *dtype = "f32", *recompute = "auto";
-    json_t *model = NULL;
+    json_t *model = NULL, *mesh = NULL;
     MoeCompiled c = {0};
     MoeStatus st = NULL;
     MOE_TRY_GOTO(st, moe_json_i64(json, dir, "batch", true, &batch), done);
@@ -232,6 +250,8 @@ static MoeStatus recompile(const char *dir, const json_t *json, MoePlan **out) {
     o.frontend.micro_batches = (int)micro;
     o.frontend.mixed_from_config = false;
     o.frontend.mixed_bf16 = strcmp(dtype, "bf16") == 0;
+    MOE_TRY_GOTO(st, moe_json_object(json, dir, "mesh", false, &mesh), done);
+    MOE_TRY_GOTO(st, read_mesh(mesh, dir, &o.strategy), done);
     MOE_TRY_GOTO(st, moe_driver_compile(&o, &c), done);
     c.info.model = model;
     moe_json_f64(json, dir, "flops_per_token", false, &c.info.flops_per_token);

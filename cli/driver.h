@@ -3,6 +3,7 @@
 #ifndef MOE_CLI_DRIVER_H
 #define MOE_CLI_DRIVER_H
 
+#include "cli/strategy.h"
 #include "frontends/frontend.h"
 #include "passes/pipeline.h"
 #include "passes/plan_write.h"
@@ -13,6 +14,7 @@ typedef struct {
     const char *target; /* "cpu", ... */
     MoeFrontendOptions frontend;
     MoePassOptions pass; /* batch, seq, shards, micro-batches and dtype are taken from `frontend` */
+    MoeStrategy strategy;  /* pass.mesh is taken from it, once the model is known */
     MoePipelineOptions pipeline;
     const char *tokenizer;
     const char *compile_line;

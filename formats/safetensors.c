@@ -51,10 +51,15 @@ static MoeStatus add_shard(MoeSafetensors *s, const char *path) {
     return NULL;
 }
 
-static MoeStatus open_single(MoeSafetensors *s, const char *path) {
-    MOE_TRY(add_shard(s, path));
+/* All tensors of the first shard. */
+static void take_all(MoeSafetensors *s) {
     for (size_t i = 0; i < s->shards[0].n; i++)
         MOE_PUSH(s->arena, s->tensors, s->n, s->cap, &s->shards[0].tensors[i]);
+}
+
+static MoeStatus open_single(MoeSafetensors *s, const char *path) {
+    MOE_TRY(add_shard(s, path));
+    take_all(s);
     return NULL;
 }
 
@@ -180,6 +185,23 @@ MoeStatus moe_st_open(const char *path, MoeSafetensors **out) {
         moe_st_close(s);
         return st;
     }
+    build_table(s);
+    *out = s;
+    return NULL;
+}
+
+MoeStatus moe_st_open_file(MoeBlockFile *f, MoeSafetensors **out) {
+    MoeArena *arena = moe_arena_create();
+    MoeSafetensors *s = MOE_NEW(arena, MoeSafetensors);
+    MoeStShard shard;
+    s->arena = arena;
+    MoeStatus st = moe_st_shard_read(arena, f, &shard);
+    if (st) {
+        moe_st_close(s);
+        return st;
+    }
+    MOE_PUSH(arena, s->shards, s->n_shards, s->cap_shards, shard);
+    take_all(s);
     build_table(s);
     *out = s;
     return NULL;

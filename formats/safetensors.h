@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include "base/io.h"
 #include "base/status.h"
+#include "formats/blocks.h"
 
 #define MOE_ST_MAX_RANK 8
 typedef enum {
@@ -34,8 +35,9 @@ typedef struct {
     int64_t dims[MOE_ST_MAX_RANK];
     int64_t elements;
     size_t n_bytes;
-    const void *data; /* in the mapping; may be unaligned */
-    const char *file; /* for errors */
+    const void *data; /* in the mapping; may be unaligned; NULL: not mapped (moe_st_open_file) */
+    int64_t at;       /* of the data in the file */
+    const char *file; /* path */
 } MoeStTensor;
 
 typedef struct MoeSafetensors MoeSafetensors;
@@ -43,6 +45,8 @@ typedef struct MoeSafetensors MoeSafetensors;
  * path: a .safetensors file, an index .json, or a directory with model.safetensors or model.safetensors.index.json
  * (file names in the index: [A-Za-z0-9._-]+ only). */
 MoeStatus moe_st_open(const char *path, MoeSafetensors **out);
+/* One file's header, read through f (borrowed during the call), nothing mapped: moe_st_pread_f32 reads. */
+MoeStatus moe_st_open_file(MoeBlockFile *f, MoeSafetensors **out);
 void moe_st_close(MoeSafetensors *s);
 size_t moe_st_count(const MoeSafetensors *s);
 const MoeStTensor *moe_st_at(const MoeSafetensors *s, size_t i);
@@ -54,6 +58,9 @@ const char *moe_st_dtype_name(MoeStDtype d);
 size_t moe_st_dtype_bytes(MoeStDtype d);
 /* elements from `first` on, as f32 (from f64, f32, f16, bf16). */
 MoeStatus moe_st_read_f32(const MoeStTensor *t, int64_t first, int64_t n, float *out);
+/* The same by reading from f, the tensor's file, so that none of it stays in this process's memory but `out`. */
+MoeStatus moe_st_pread_f32(MoeBlockFile *f, const MoeStTensor *t, int64_t first, int64_t n,
+                           float *out);
 /* As int64 (from any integer type). */
 MoeStatus moe_st_read_i64(const MoeStTensor *t, int64_t first, int64_t n, int64_t *out);
 
@@ -70,5 +77,9 @@ typedef MoeStatus (*MoeStFill)(void *ctx, size_t tensor, int64_t first, int64_t 
 MoeStatus moe_st_write(const char *path, const MoeStOut *tensors, size_t n,
                        const char *const *metadata_kv, size_t n_metadata, MoeStFill fill, void *ctx,
                        uint64_t *out_bytes, char out_xxh3_hex[33]);
+/* The same, with the hashes of the file's blocks (MOE_BLOCK_BYTES each) instead of one of all; the caller frees them. */
+MoeStatus moe_st_write_blocks(const char *path, const MoeStOut *tensors, size_t n,
+                              const char *const *metadata_kv, size_t n_metadata, MoeStFill fill,
+                              void *ctx, uint64_t *out_bytes, MoeBlockHashes *out_hashes);
 
 #endif

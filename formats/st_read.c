@@ -91,6 +91,7 @@ static MoeStatus wrong_dtype(const MoeStTensor *t, const char *expected) {
 
 MoeStatus moe_st_read_f32(const MoeStTensor *t, int64_t first, int64_t n, float *out) {
     check_range(t, first, n);
+    MOE_ASSERT(t->data || !n, "tensor %s is not mapped", t->name);
     if (t->dtype == MOE_ST_F32) {
         if (n)
             memcpy(out, (const unsigned char *)t->data + (size_t)first * 4, (size_t)n * 4);
@@ -102,6 +103,27 @@ MoeStatus moe_st_read_f32(const MoeStTensor *t, int64_t first, int64_t n, float 
         READ_LOOP(uint16_t, moe_bf16_to_f32(x));
     } else {
         return wrong_dtype(t, "F64, F32, F16 or BF16");
+    }
+    return NULL;
+}
+
+#define CHUNK_BYTES ((int64_t)64 << 10)
+
+MoeStatus moe_st_pread_f32(MoeBlockFile *f, const MoeStTensor *t, int64_t first, int64_t n,
+                           float *out) {
+    char chunk[CHUNK_BYTES];
+    int64_t width = (int64_t)moe_st_dtype_bytes(t->dtype);
+    check_range(t, first, n);
+    if (t->dtype == MOE_ST_F32)
+        return moe_block_read(f, t->at + first * width, n * width, out);
+    int64_t step = width ? CHUNK_BYTES / width : 1;
+    for (int64_t i = 0; i < n; i += step) {
+        MoeStTensor part = *t;
+        part.elements = n - i < step ? n - i : step;
+        part.data = chunk;
+        if (width)
+            MOE_TRY(moe_block_read(f, t->at + (first + i) * width, part.elements * width, chunk));
+        MOE_TRY(moe_st_read_f32(&part, 0, part.elements, out + i));
     }
     return NULL;
 }

@@ -11,40 +11,48 @@
 #include "base/mem.h"
 #include "formats/st_dtype.h"
 
-/* The header's text without its padding, and where the data begins after it. */
-static MoeStatus find_header(const MoeStShard *s, const char **out_text, size_t *out_n,
-                             size_t *out_data_at) {
-    const unsigned char *p = s->map.data;
-    if (s->map.n < 8)
+/* Where the header of a file of file_n bytes ends; p: its first 8. */
+static MoeStatus header_length(const char *file, const unsigned char *p, size_t file_n,
+                               size_t *out_n) {
+    if (file_n < 8)
         return moe_error(MOE_E_INPUT,
-                         "%s: not a safetensors file: %zu bytes, too short for a header", s->file,
-                         s->map.n);
+                         "%s: not a safetensors file: %zu bytes, too short for a header", file,
+                         file_n);
     uint64_t n = 0;
     for (int i = 7; i >= 0; i--)
         n = n << 8 | p[i];
     if (n > MOE_ST_MAX_HEADER)
         return moe_error(MOE_E_INPUT,
                          "%s: not a safetensors file: header length %llu, at most %zu is accepted",
-                         s->file, (unsigned long long)n, MOE_ST_MAX_HEADER);
-    if (n > s->map.n - 8)
+                         file, (unsigned long long)n, MOE_ST_MAX_HEADER);
+    if (n > file_n - 8)
         return moe_error(
             MOE_E_INPUT,
             "%s: truncated: the header should have %llu bytes, the file has %zu after its length",
-            s->file, (unsigned long long)n, s->map.n - 8);
-    const char *text = (const char *)p + 8;
-    if (n == 0 || text[0] != '{')
-        return moe_error(MOE_E_INPUT,
-                         "%s: not a safetensors file: the header does not begin with '{'", s->file);
-    size_t end = (size_t)n;
-    while (text[end - 1] == ' ')
-        end--;
-    if (text[end - 1] != '}')
-        return moe_error(MOE_E_INPUT, "%s: the header does not end with '}' and spaces", s->file);
-    *out_text = text;
-    *out_n = end;
-    *out_data_at = 8 + (size_t)n;
+            file, (unsigned long long)n, file_n - 8);
+    *out_n = (size_t)n;
     return NULL;
 }
+
+/* The length of the header's text without its padding. */
+static MoeStatus trim_header(const char *file, const char *text, size_t n, size_t *out_n) {
+    if (n == 0 || text[0] != '{')
+        return moe_error(MOE_E_INPUT,
+                         "%s: not a safetensors file: the header does not begin with '{'", file);
+    while (text[n - 1] == ' ')
+        n--;
+    if (text[n - 1] != '}')
+        return moe_error(MOE_E_INPUT, "%s: the header does not end with '}' and spaces", file);
+    *out_n = n;
+    return NULL;
+}
+
+/* Where a file's tensors lie: `n` bytes from byte `at` on; data is NULL when they are not mapped. */
+typedef struct {
+    const unsigned char *data;
+    size_t n;
+    int64_t at;
+} Data;
 
 static MoeStatus bad_tensor(const MoeStTensor *t, const char *what) {
     return moe_error(MOE_E_INPUT, "%s: tensor \"%.200s\": %s", t->file, t->name, what);
@@ -74,19 +82,18 @@ static MoeStatus read_shape(const json_t *info, MoeStTensor *t) {
     return NULL;
 }
 
-/* data_offsets -> data, n_bytes; `data_n` bytes follow the header. */
-static MoeStatus read_offsets(const json_t *info, const unsigned char *data, size_t data_n,
-                              int bits, MoeStTensor *t) {
+/* data_offsets -> at, data, n_bytes */
+static MoeStatus read_offsets(const json_t *info, const Data *data, int bits, MoeStTensor *t) {
     const json_t *offsets = json_object_get(info, "data_offsets");
     const json_t *first = json_array_get(offsets, 0), *last = json_array_get(offsets, 1);
     if (json_array_size(offsets) != 2 || !json_is_integer(first) || !json_is_integer(last))
         return bad_tensor(t, "\"data_offsets\" must be an array of two integers");
     int64_t begin = json_integer_value(first), end = json_integer_value(last), n_bits;
-    if (begin < 0 || end < begin || (uint64_t)end > data_n)
+    if (begin < 0 || end < begin || (uint64_t)end > data->n)
         return moe_error(
             MOE_E_INPUT,
             "%s: tensor \"%.200s\": data_offsets [%lld, %lld] do not lie in the %zu bytes of data",
-            t->file, t->name, (long long)begin, (long long)end, data_n);
+            t->file, t->name, (long long)begin, (long long)end, data->n);
     if (!moe_mul_i64(t->elements, bits, &n_bits))
         return bad_tensor(t, "\"shape\": the number of bytes overflows 64 bits");
     if (n_bits % 8)
@@ -97,12 +104,12 @@ static MoeStatus read_offsets(const json_t *info, const unsigned char *data, siz
             "%s: tensor \"%.200s\": dtype and shape need %lld bytes, data_offsets give %lld",
             t->file, t->name, (long long)(n_bits / 8), (long long)(end - begin));
     t->n_bytes = (size_t)(end - begin);
-    t->data = data + begin;
+    t->at = data->at + begin;
+    t->data = data->data ? data->data + begin : NULL;
     return NULL;
 }
 
-static MoeStatus read_tensor(const json_t *info, const unsigned char *data, size_t data_n,
-                             MoeStTensor *t) {
+static MoeStatus read_tensor(const json_t *info, const Data *data, MoeStTensor *t) {
     int bits = 0;
     if (!json_is_object(info))
         return bad_tensor(t, "expected an object with dtype, shape and data_offsets");
@@ -113,25 +120,24 @@ static MoeStatus read_tensor(const json_t *info, const unsigned char *data, size
         return moe_error(MOE_E_INPUT, "%s: tensor \"%.200s\": unknown dtype \"%.40s\"", t->file,
                          t->name, dtype);
     MOE_TRY(read_shape(info, t));
-    return read_offsets(info, data, data_n, bits, t);
+    return read_offsets(info, data, bits, t);
 }
 
 static int compare_place(const void *a, const void *b) {
     const MoeStTensor *x = a, *y = b;
-    const char *px = x->data, *py = y->data;
-    if (px != py)
-        return px < py ? -1 : 1;
+    if (x->at != y->at)
+        return x->at < y->at ? -1 : 1;
     if (x->n_bytes != y->n_bytes) /* empty ones before the one that starts at the same place */
         return x->n_bytes < y->n_bytes ? -1 : 1;
     return strcmp(x->name, y->name);
 }
 
 /* The tensors tile the data: no hole, no overlap, nothing after the last. */
-static MoeStatus check_tiling(const MoeStShard *s, const unsigned char *data, size_t data_n) {
+static MoeStatus check_tiling(const MoeStShard *s, const Data *data) {
     size_t at = 0;
     for (size_t i = 0; i < s->n; i++) {
         const MoeStTensor *t = &s->tensors[i];
-        size_t begin = (size_t)((const unsigned char *)t->data - data);
+        size_t begin = (size_t)(t->at - data->at);
         if (begin != at)
             return moe_error(MOE_E_INPUT,
                              "%s: tensor \"%.200s\" begins at data byte %zu, %s byte %zu", s->file,
@@ -141,9 +147,9 @@ static MoeStatus check_tiling(const MoeStShard *s, const unsigned char *data, si
                              at);
         at += t->n_bytes;
     }
-    if (at != data_n)
+    if (at != data->n)
         return moe_error(MOE_E_INPUT, "%s: %zu bytes of data, but the tensors cover only %zu",
-                         s->file, data_n, at);
+                         s->file, data->n, at);
     return NULL;
 }
 
@@ -161,8 +167,8 @@ static MoeStatus read_metadata(MoeStShard *s, json_t *metadata) {
     return NULL;
 }
 
-static MoeStatus read_header(MoeArena *arena, const json_t *header, const unsigned char *data,
-                             size_t data_n, MoeStShard *s) {
+static MoeStatus read_header(MoeArena *arena, const json_t *header, const Data *data,
+                             MoeStShard *s) {
     size_t n = json_object_size(header);
     if (n > MOE_ST_MAX_TENSORS)
         return moe_error(MOE_E_INPUT, "%s: %zu tensors, at most %zu are accepted", s->file, n,
@@ -178,28 +184,59 @@ static MoeStatus read_header(MoeArena *arena, const json_t *header, const unsign
         MoeStTensor *t = &s->tensors[s->n];
         t->name = moe_arena_strdup(arena, key);
         t->file = s->file;
-        MOE_TRY(read_tensor(value, data, data_n, t));
+        MOE_TRY(read_tensor(value, data, t));
         s->n++;
     }
     if (s->n > 1)
         qsort(s->tensors, s->n, sizeof *s->tensors, compare_place);
-    return check_tiling(s, data, data_n);
+    return check_tiling(s, data);
+}
+
+/* text: the header, n bytes with padding. */
+static MoeStatus read_text(MoeArena *arena, const char *text, size_t n, const Data *data,
+                           MoeStShard *s) {
+    json_t *header = NULL;
+    MOE_TRY(trim_header(s->file, text, n, &n));
+    MOE_TRY(
+        moe_json_load_text(text, n, moe_arena_printf(arena, "%s: header", s->file), &header));
+    MoeStatus st = read_header(arena, header, data, s);
+    json_decref(header);
+    return st;
 }
 
 MoeStatus moe_st_shard_open(MoeArena *arena, const char *path, MoeStShard *out) {
     MoeStShard s = {.file = moe_arena_strdup(arena, path)};
-    json_t *header = NULL;
-    const char *text = NULL;
-    size_t text_n = 0, data_at = 0;
+    size_t n = 0;
     MoeStatus st;
     MOE_TRY(moe_map_open(path, &s.map));
-    MOE_TRY_GOTO(st, find_header(&s, &text, &text_n, &data_at), done);
-    MOE_TRY_GOTO(
-        st, moe_json_load_text(text, text_n, moe_arena_printf(arena, "%s: header", path), &header),
-        done);
-    st = read_header(arena, header, s.map.data + data_at, s.map.n - data_at, &s);
+    MOE_TRY_GOTO(st, header_length(s.file, s.map.data, s.map.n, &n), done);
+    Data data = {s.map.data + 8 + n, s.map.n - 8 - n, 8 + (int64_t)n};
+    st = read_text(arena, (const char *)s.map.data + 8, n, &data, &s);
 done:
-    json_decref(header);
+    if (st)
+        moe_st_shard_close(&s);
+    *out = s;
+    return st;
+}
+
+MoeStatus moe_st_shard_read(MoeArena *arena, MoeBlockFile *f, MoeStShard *out) {
+    MoeStShard s = {.file = moe_arena_strdup(arena, moe_block_path(f))};
+    unsigned char length[8] = {0};
+    size_t n = 0, file_n = (size_t)moe_block_file_bytes(f);
+    MoeStatus st;
+    char *text = NULL;
+    MOE_TRY_GOTO(st, moe_block_read(f, 0, file_n < 8 ? 0 : 8, length), done);
+    MOE_TRY_GOTO(st, header_length(s.file, length, file_n, &n), done);
+    text = malloc(n + 1);
+    if (!text) {
+        st = moe_error(MOE_E_NOMEM, "no memory for the header of %s", s.file);
+        goto done;
+    }
+    MOE_TRY_GOTO(st, moe_block_read(f, 8, (int64_t)n, text), done);
+    Data data = {NULL, file_n - 8 - n, 8 + (int64_t)n};
+    st = read_text(arena, text, n, &data, &s);
+done:
+    free(text);
     if (st)
         moe_st_shard_close(&s);
     *out = s;

@@ -100,29 +100,42 @@ static MoeStatus make_header(MoeStr *h, const char *path, const MoeStOut *tensor
     return st;
 }
 
-static MoeStatus write_tensor(MoeFileOut *f, const MoeStOut *tensors, size_t i, MoeStFill fill,
-                              void *ctx, void *chunk) {
+/* Where the bytes go: the file, and the hashes of its blocks (NULL: none are kept). */
+typedef struct {
+    MoeFileOut *f;
+    MoeBlockHasher *blocks;
+} Out;
+
+static MoeStatus put(Out *o, const void *data, size_t n) {
+    if (o->blocks)
+        MOE_TRY(moe_block_hasher_add(o->blocks, data, n));
+    return moe_out_write(o->f, data, n);
+}
+
+static MoeStatus write_tensor(Out *o, const MoeStOut *tensors, size_t i, MoeStFill fill, void *ctx,
+                              void *chunk) {
     const MoeStOut *t = &tensors[i];
     int64_t width = (int64_t)moe_st_dtype_bytes(t->dtype), elements = 1;
     for (int d = 0; d < t->rank; d++)
         elements *= t->dims[d]; /* checked with the header */
     if (t->data)
-        return moe_out_write(f, t->data, (size_t)(elements * width));
+        return put(o, t->data, (size_t)(elements * width));
     MOE_ASSERT(fill || elements == 0, "tensor %s has neither data nor a source", t->name);
     int64_t step = CHUNK_BYTES / width;
     for (int64_t first = 0; first < elements; first += step) {
         int64_t n = elements - first < step ? elements - first : step;
         MOE_TRY(fill(ctx, i, first, n, chunk));
-        MOE_TRY(moe_out_write(f, chunk, (size_t)(n * width)));
+        MOE_TRY(put(o, chunk, (size_t)(n * width)));
     }
     return NULL;
 }
 
-MoeStatus moe_st_write(const char *path, const MoeStOut *tensors, size_t n,
-                       const char *const *metadata_kv, size_t n_metadata, MoeStFill fill, void *ctx,
-                       uint64_t *out_bytes, char out_xxh3_hex[33]) {
+static MoeStatus write_file(const char *path, const MoeStOut *tensors, size_t n,
+                            const char *const *metadata_kv, size_t n_metadata, MoeStFill fill,
+                            void *ctx, MoeBlockHasher *blocks, uint64_t *out_bytes,
+                            char out_xxh3_hex[33]) {
     MoeStr h = {0};
-    MoeFileOut *f = NULL;
+    Out o = {NULL, blocks};
     unsigned char length[8];
     MoeStatus st;
     void *chunk = malloc((size_t)CHUNK_BYTES);
@@ -131,16 +144,34 @@ MoeStatus moe_st_write(const char *path, const MoeStOut *tensors, size_t n,
     MOE_TRY_GOTO(st, make_header(&h, path, tensors, n, metadata_kv, n_metadata), done);
     for (int i = 0; i < 8; i++)
         length[i] = (unsigned char)((uint64_t)h.len >> (8 * i));
-    MOE_TRY_GOTO(st, moe_out_create(path, &f), done);
-    MOE_TRY_GOTO(st, moe_out_write(f, length, sizeof length), done);
-    MOE_TRY_GOTO(st, moe_out_write(f, h.data, h.len), done);
+    MOE_TRY_GOTO(st, moe_out_create(path, &o.f), done);
+    MOE_TRY_GOTO(st, put(&o, length, sizeof length), done);
+    MOE_TRY_GOTO(st, put(&o, h.data, h.len), done);
     for (size_t i = 0; i < n; i++)
-        MOE_TRY_GOTO(st, write_tensor(f, tensors, i, fill, ctx, chunk), done);
-    st = moe_out_finish(f, out_bytes, out_xxh3_hex);
-    f = NULL;
+        MOE_TRY_GOTO(st, write_tensor(&o, tensors, i, fill, ctx, chunk), done);
+    st = moe_out_finish(o.f, out_bytes, out_xxh3_hex);
+    o.f = NULL;
 done:
-    moe_out_abandon(f);
+    moe_out_abandon(o.f);
     moe_str_free(&h);
     free(chunk);
+    return st;
+}
+
+MoeStatus moe_st_write(const char *path, const MoeStOut *tensors, size_t n,
+                       const char *const *metadata_kv, size_t n_metadata, MoeStFill fill, void *ctx,
+                       uint64_t *out_bytes, char out_xxh3_hex[33]) {
+    return write_file(path, tensors, n, metadata_kv, n_metadata, fill, ctx, NULL, out_bytes,
+                      out_xxh3_hex);
+}
+
+MoeStatus moe_st_write_blocks(const char *path, const MoeStOut *tensors, size_t n,
+                              const char *const *metadata_kv, size_t n_metadata, MoeStFill fill,
+                              void *ctx, uint64_t *out_bytes, MoeBlockHashes *out_hashes) {
+    MoeBlockHasher *blocks;
+    MOE_TRY(moe_block_hasher_create(MOE_BLOCK_BYTES, &blocks));
+    MoeStatus st = write_file(path, tensors, n, metadata_kv, n_metadata, fill, ctx, blocks,
+                              out_bytes, NULL);
+    moe_block_hasher_end(blocks, st ? NULL : out_hashes);
     return st;
 }

@@ -276,3 +276,25 @@ MoeOp *moe_op_clone(MoeGraph *g, const MoeOp *op, MoeValue *const *operands) {
         return finish_op(g, copy, NULL, NULL);
     return finish_op(g, copy, &op->results[0]->type, NULL); /* declarations carry their type */
 }
+
+int64_t moe_segs_expected_rows(const MoeValue *segs, int64_t capacity) {
+    const char *key = NULL;
+    if (segs->def->opcode == MOE_OP_SEND_PLAN)
+        key = "expect";
+    else if (segs->def->opcode == MOE_OP_EXPERT_PLAN)
+        key = segs->result == 0 ? "expect_recv" : "expect_rows";
+    int64_t n = key ? moe_attr_i(segs->def, key) : capacity;
+    return n < capacity ? n : capacity;
+}
+
+int64_t moe_value_expected_elements(const MoeValue *v) {
+    int64_t n = moe_type_elements(&v->type);
+    const MoeDim *rows = &v->type.dims[0];
+    if (v->type.kind != MOE_TYPE_TENSOR || !rows->seg || rows->size < 1)
+        return n;
+    return n / rows->size * moe_segs_expected_rows(rows->seg, rows->size);
+}
+
+int64_t moe_value_expected_bytes(const MoeValue *v) {
+    return moe_value_expected_elements(v) * moe_dtype_bytes(v->type.dtype);
+}

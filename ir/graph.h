@@ -123,6 +123,12 @@ size_t moe_graph_dce(MoeGraph *g);
 void moe_graph_renumber(MoeGraph *g);
 /* Uses per value id (an array of n_values), counting operand positions; segs named by types do not count. */
 int *moe_graph_count_uses(const MoeGraph *g, MoeArena *scratch);
+/* Rows over a segs value that are live when routing is balanced: what the attributes `expect*` of its plan (send_plan,
+ * expert_plan) say, for other segs the capacity. At most the capacity. For costs and the memory plan. */
+int64_t moe_segs_expected_rows(const MoeValue *segs, int64_t capacity);
+/* Elements and bytes of a value with that many rows. */
+int64_t moe_value_expected_elements(const MoeValue *v);
+int64_t moe_value_expected_bytes(const MoeValue *v);
 /* The named input/param/output of the graph, NULL if absent. */
 MoeValue *moe_graph_find_input(const MoeGraph *g, const char *name);
 MoeValue *moe_graph_find_output(const MoeGraph *g, const char *name);

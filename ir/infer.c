@@ -11,7 +11,7 @@
 #include "ir/infer_util.h"
 
 static const MoeInferFn rules[MOE_N_OPS] = {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     [MOE_OP_##id] = moe_infer_##infer,
 #include "ir/ops.def"
 #undef OP
@@ -180,6 +180,11 @@ const char *moe_need_same_type(MoeGraph *g, const MoeOp *op, int i, int j) {
     return moe_infer_fail(g, "operands %d and %d of %s must have the same type, found %s and %s", i,
                           j, moe_op_info(op->opcode)->name, moe_type_text(g, a),
                           moe_type_text(g, b));
+}
+
+const char *moe_need_part(MoeGraph *g, const MoeOp *op, int i) {
+    CHECK(moe_need_tensor(g, op, i, "part", IS_I32, 1));
+    return moe_need_dim(g, op, i, 0, 1, "the number of a part");
 }
 
 const char *moe_need_dim(MoeGraph *g, const MoeOp *op, int i, int d, int64_t n, const char *why) {

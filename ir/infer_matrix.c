@@ -1,4 +1,5 @@
 /* Shape rules: reductions over rows, contractions, head and loss. T: token rows, R: expert rows. */
+#include "base/mesh.h"
 #include "ir/infer_util.h"
 
 /* f32[T,C] -> f32[C] */
@@ -93,4 +94,43 @@ const char *moe_infer_xent_grad(MoeGraph *g, MoeOp *op) {
     set_result(op, 0, moe_type_2d(MOE_F32, dh.dims[0], 1));
     set_result(op, 1, dh);
     return set_result(op, 2, dw);
+}
+
+/* h [T,C], w [N,C], labels i32[T], part i32[1] -> f32[T,3*parts] */
+const char *moe_infer_xent_part(MoeGraph *g, MoeOp *op) {
+    CHECK(check_head(g, op));
+    CHECK(moe_need_part(g, op, 3));
+    CHECK(moe_need_attr(g, op, "parts", 1, MOE_MAX_RANKS));
+    return set_result(
+        op, 0, moe_type_2d(MOE_F32, operand_type(op, 0)->dims[0], 3 * moe_attr_i(op, "parts")));
+}
+
+/* s f32[T,3*parts], labels i32[T] -> nll f32[T,1], lse f32[T,1] */
+const char *moe_infer_xent_join(MoeGraph *g, MoeOp *op) {
+    CHECK(moe_need_tensor(g, op, 0, "s", IS_F32, 2));
+    CHECK(moe_need_tensor(g, op, 1, "labels", IS_I32, 1));
+    CHECK(moe_need_same_rows(g, op, 0, 1));
+    const MoeType *s = operand_type(op, 0);
+    if (moe_type_cols(s) < 3 || moe_type_cols(s) % 3)
+        return moe_infer_fail(g, "cross_entropy_join needs three columns a part, found %s",
+                              moe_type_text(g, s));
+    set_result(op, 0, moe_type_2d(MOE_F32, s->dims[0], 1));
+    return set_result(op, 1, moe_type_2d(MOE_F32, s->dims[0], 1));
+}
+
+/* with lse f32[T,1], dnll f32[T,1] -> dh f32[T,C], dw f32[N,C] */
+const char *moe_infer_xent_part_grad(MoeGraph *g, MoeOp *op) {
+    static const char *const what[] = {[4] = "lse", [5] = "dnll"};
+    CHECK(check_head(g, op));
+    CHECK(moe_need_ragged(g, op, 0, "h", 1));
+    CHECK(moe_need_part(g, op, 3));
+    for (int i = 4; i < 6; i++) {
+        CHECK(moe_need_tensor(g, op, i, what[i], IS_F32, 2));
+        CHECK(moe_need_same_rows(g, op, 0, i));
+        CHECK(moe_need_dim(g, op, i, 1, 1, "one number a row"));
+    }
+    MoeType dh = *operand_type(op, 0), dw = *operand_type(op, 1);
+    dh.dtype = dw.dtype = MOE_F32;
+    set_result(op, 0, dh);
+    return set_result(op, 1, dw);
 }

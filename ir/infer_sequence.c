@@ -6,23 +6,30 @@
 #include "base/mem.h"
 #include "ir/infer_util.h"
 
-/* table f32[N,C], ids i32[T] -> f32[T,C] */
+/* Operand 2, if there: part i32[1]. */
+static const char *check_part(MoeGraph *g, const MoeOp *op) {
+    return op->n_operands > 2 ? moe_need_part(g, op, 2) : NULL;
+}
+
+/* table f32[N,C], ids i32[T] (, part i32[1]) -> f32[T,C] */
 const char *moe_infer_embedding(MoeGraph *g, MoeOp *op) {
     CHECK(moe_need_tensor(g, op, 0, "table", IS_F32, 2));
     CHECK(moe_need_static(g, op, 0, "table"));
     CHECK(moe_need_tensor(g, op, 1, "ids", IS_I32, 1));
+    CHECK(check_part(g, op));
     return set_result(
         op, 0,
         moe_type_2d(MOE_F32, operand_type(op, 1)->dims[0], moe_type_cols(operand_type(op, 0))));
 }
 
-/* dy f32[T,C], ids i32[T] -> f32[vocab,C] */
+/* dy f32[T,C], ids i32[T] (, part i32[1]) -> f32[vocab,C] */
 const char *moe_infer_embedding_grad(MoeGraph *g, MoeOp *op) {
     CHECK(moe_need_tensor(g, op, 0, "dy", IS_F32, 2));
     CHECK(moe_need_tensor(g, op, 1, "ids", IS_I32, 1));
     CHECK(moe_need_same_rows(g, op, 0, 1));
     CHECK(moe_need_ragged(g, op, 0, "dy", 1));
     CHECK(moe_need_attr(g, op, "vocab", 1, INT32_MAX));
+    CHECK(check_part(g, op));
     return set_result(
         op, 0,
         moe_type_2d(MOE_F32, moe_dim(moe_attr_i(op, "vocab")), moe_type_cols(operand_type(op, 0))));

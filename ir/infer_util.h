@@ -5,7 +5,7 @@
 
 #include "ir/infer.h"
 
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     const char *moe_infer_##infer(MoeGraph *g, MoeOp *op);
 #include "ir/ops.def"
 #undef OP
@@ -36,6 +36,8 @@ const char *moe_need_static(MoeGraph *g, const MoeOp *op, int i, const char *wha
 const char *moe_need_same_rows(MoeGraph *g, const MoeOp *op, int i, int j);
 const char *moe_need_same_dtype(MoeGraph *g, const MoeOp *op, int i, int j);
 const char *moe_need_same_type(MoeGraph *g, const MoeOp *op, int i, int j);
+/* Operand i is the number of a part: i32[1]. */
+const char *moe_need_part(MoeGraph *g, const MoeOp *op, int i);
 /* Dim d of operand i is n; `why` says where n comes from. */
 const char *moe_need_dim(MoeGraph *g, const MoeOp *op, int i, int d, int64_t n, const char *why);
 /* Attribute key lies in lo..hi. */

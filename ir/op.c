@@ -6,7 +6,7 @@
 #include "base/assert.h"
 
 static const MoeOpInfo infos[MOE_N_OPS] = {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     [MOE_OP_##id] = {#id, #name, min_in, max_in, n_out, MOE_KIND_##kind, attrs, doc},
 #include "ir/ops.def"
 #undef OP

@@ -22,6 +22,7 @@
     X(ATTN, attn)                                                                                  \
     X(ATTN_GRAD, attn_grad)                                                                        \
     X(XENT, xent)                                                                                  \
+    X(COMM, comm)                                                                                  \
     X(COMPOSITE, composite)
 
 typedef enum {
@@ -32,7 +33,7 @@ typedef enum {
 } MoeKind;
 
 typedef enum {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     MOE_OP_##id,
 #include "ir/ops.def"
 #undef OP

@@ -62,6 +62,9 @@ struct MoeTarget {
     bool (*can_join)(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op);
     /* Bytes of workspace that the group's launches share; known before memory planning. */
     int64_t (*workspace_bytes)(MoeTarget *t, const MoeGroup *group);
+    /* Bytes of that workspace that are touched when routing between ranks is balanced (moe_segs_expected_rows), the
+     * touched part first; NULL: all. */
+    int64_t (*workspace_expected)(MoeTarget *t, const MoeGroup *group);
     /* Whether output may share the buffer of the dying input (same bytes): elementwise in place. */
     bool (*can_alias)(const MoeTarget *t, const MoeGroup *group, const MoeValue *input,
                       const MoeValue *output);

@@ -137,6 +137,35 @@ int64_t moe_type_cols(const MoeType *t) {
     return t->kind == MOE_TYPE_SEGS ? moe_type_elements(t) : t->dims[t->rank - 1].size;
 }
 
+static const char *const want_dims =
+    "expected dims such as \"8,1024,512\": decimal numbers with a comma between";
+
+const char *moe_dims_from_text(const char *text, MoeType *t) {
+    t->rank = 0;
+    for (const char *p = text;; p++) {
+        if (t->rank == MOE_MAX_RANK)
+            return "a tensor has 1 to 4 dims";
+        if (*p < '0' || *p > '9')
+            return want_dims;
+        int64_t n = 0;
+        for (; *p >= '0' && *p <= '9'; p++) {
+            n = n * 10 + (*p - '0');
+            if (n > MOE_MAX_ELEMENTS)
+                return "a dim is larger than 2^48";
+        }
+        t->dims[t->rank++] = moe_dim(n);
+        if (*p == 0)
+            return moe_type_check(t);
+        if (*p != ',')
+            return want_dims;
+    }
+}
+
+void moe_dims_to_text(const MoeType *t, MoeStr *out) {
+    for (int i = 0; i < t->rank; i++)
+        moe_str_printf(out, "%s%" PRId64, i ? "," : "", t->dims[i].size);
+}
+
 void moe_type_print(const MoeType *t, MoeStr *out) {
     moe_type_print_numbered(t, NULL, 0, out);
 }

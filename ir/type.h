@@ -73,4 +73,9 @@ int64_t moe_type_bytes(const MoeType *t);                     /* at capacity */
 int64_t moe_type_cols(const MoeType *t); /* last dim (rank 1: the whole extent) */
 void moe_type_print(const MoeType *t, MoeStr *out);
 
+/* Static dims as an attribute's text, "8,1024,512". From text: sets rank and dims of *t; NULL, or what is wrong (static
+ * text). To text: appended to *out. */
+const char *moe_dims_from_text(const char *text, MoeType *t);
+void moe_dims_to_text(const MoeType *t, MoeStr *out);
+
 #endif

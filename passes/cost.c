@@ -5,7 +5,7 @@
 typedef double (*CostFn)(const MoeOp *op);
 
 static double elements(const MoeValue *v) {
-    return (double)moe_type_elements(&v->type);
+    return (double)moe_value_expected_elements(v);
 }
 
 static double moe_cost_zero(const MoeOp *op) {
@@ -78,7 +78,7 @@ static double moe_cost_adamw(const MoeOp *op) {
 }
 
 static const CostFn cost_fns[MOE_N_OPS] = {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     moe_cost_##cost,
 #include "ir/ops.def"
 #undef OP
@@ -90,11 +90,11 @@ double moe_op_flops(const MoeOp *op) {
 
 /* Bytes read of an input: a gather reads the rows it needs, not the table. */
 static double bytes_read(const MoeGroup *g, const MoeValue *v) {
-    double n = (double)moe_type_bytes(&v->type);
+    double n = (double)moe_value_expected_bytes(v);
     for (size_t i = 0; i < g->n_ops; i++) {
         const MoeOp *op = g->ops[i];
         if (op->opcode == MOE_OP_EMBEDDING && op->operands[0] == v) {
-            double rows = (double)moe_type_bytes(&op->results[0]->type);
+            double rows = (double)moe_value_expected_bytes(op->results[0]);
             return rows < n ? rows : n;
         }
     }
@@ -119,7 +119,7 @@ MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads) {
         if (g->inputs[i]->def->opcode != MOE_OP_CONST)
             c.bytes += bytes_read(g, g->inputs[i]);
     for (size_t i = 0; i < g->n_outputs; i++)
-        c.bytes += (double)moe_type_bytes(&g->outputs[i]->type);
+        c.bytes += (double)moe_value_expected_bytes(g->outputs[i]);
     double move = t->memory_bandwidth > 0 ? c.bytes / t->memory_bandwidth : 0;
     c.seconds = compute > move ? compute : move;
     return c;

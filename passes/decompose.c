@@ -15,7 +15,7 @@
 enum { MOST_RESULTS = 3 };
 
 static const MoeDecomposeFn rules[MOE_N_OPS] = {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     [MOE_OP_##id] = moe_decompose_##decomp,
 #include "ir/ops.def"
 #undef OP

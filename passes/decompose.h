@@ -7,7 +7,7 @@
 
 /* Builds the primitives for op at the end of g and returns their values for op's results in out. */
 typedef void (*MoeDecomposeFn)(MoeGraph *g, const MoeOp *op, MoeValue **out);
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     void moe_decompose_##decomp(MoeGraph *g, const MoeOp *op, MoeValue **out);
 #include "ir/ops.def"
 #undef OP

@@ -1,10 +1,11 @@
 /* Compares what a module computes before and after a pass. In: a module. Out: values by name, the
  * largest difference. The random inputs are made in eval_fill.c. */
-#include "passes/eval_each.h"
+#include "passes/eval_each_internal.h"
 
 #include <math.h>
 #include <string.h>
 #include "base/assert.h"
+#include "passes/shard.h"
 
 /* The interpreter does some 1e8 simple operations a second. */
 #define MOST_WORK 2e9
@@ -18,20 +19,6 @@
  * itself; what is summed from many entries sees few such flips, so 2^-6 of the largest leaves room
  * for several in a row. */
 #define TOLERANCE_BF16 (1.0 / 64)
-
-typedef struct {
-    const char *graph, *name; /* output NAME, or assigned NAME of PARAM */
-    bool rounds;              /* the graph has bf16 values */
-    int64_t n;
-    double *f;
-    int32_t *i;
-} Entry;
-
-struct MoeSnapshot {
-    MoeArena *arena;
-    Entry *entries;
-    size_t n, cap;
-};
 
 /* A rough count of the interpreter's inner loops for one op. */
 static double op_work(const MoeOp *op) {
@@ -55,6 +42,7 @@ static double op_work(const MoeOp *op) {
     case MOE_KIND_ROW:
     case MOE_KIND_REDUCE:
     case MOE_KIND_SYNC:
+    case MOE_KIND_COMM:
     case MOE_KIND_ROUTE:
     case MOE_KIND_MOVE:
     case MOE_KIND_EMBED:
@@ -67,11 +55,11 @@ static double op_work(const MoeOp *op) {
     return work;
 }
 
-static bool too_large(const MoeGraph *g) {
+bool moe_snapshot_too_large(const MoeGraph *g, int n) {
     double work = 0;
     for (size_t i = 0; i < g->n_ops; i++)
         work += op_work(g->ops[i]);
-    return work > MOST_WORK;
+    return work * n > MOST_WORK;
 }
 
 static bool has_bf16(const MoeGraph *g) {
@@ -82,48 +70,65 @@ static bool has_bf16(const MoeGraph *g) {
     return false;
 }
 
-static void keep(MoeSnapshot *s, const MoeGraph *g, const MoeEval *ev, const char *name,
-                 const MoeValue *v) {
-    const MoeTensor *t = moe_eval_get(ev, v);
-    MOE_ASSERT(t, "eval-each: %s of graph @%s has no value after the run", name, g->name);
-    Entry e = {.graph = moe_arena_strdup(s->arena, g->name),
-               .name = name,
-               .rounds = has_bf16(g),
-               .n = t->n};
-    if (t->f)
-        e.f = moe_arena_copy(s->arena, t->f, (size_t)t->n * sizeof *t->f);
+MoeSnapshot *moe_snapshot_new(void) {
+    MoeArena *arena = moe_arena_create();
+    MoeSnapshot *s = MOE_NEW(arena, MoeSnapshot);
+    s->arena = arena;
+    return s;
+}
+
+void moe_snapshot_keep(MoeSnapshot *s, const MoeGraph *g, const char *name, const double *f,
+                       const int32_t *i, int64_t n) {
+    MoeSnapshotEntry e = {.graph = moe_arena_strdup(s->arena, g->name),
+                          .name = name,
+                          .given = strncmp(name, "given ", 6) == 0,
+                          .rounds = has_bf16(g),
+                          .n = n};
+    if (f)
+        e.f = moe_arena_copy(s->arena, f, (size_t)n * sizeof *f);
     else
-        e.i = moe_arena_copy(s->arena, t->i, (size_t)t->n * sizeof *t->i);
+        e.i = moe_arena_copy(s->arena, i, (size_t)n * sizeof *i);
     MOE_PUSH(s->arena, s->entries, s->n, s->cap, e);
 }
 
-static void keep_results(MoeSnapshot *s, const MoeGraph *g, const MoeEval *ev) {
+const char *moe_snapshot_name(const MoeSnapshot *s, const MoeOp *op) {
+    if (op->opcode == MOE_OP_OUTPUT)
+        return moe_arena_printf(s->arena, "output %s", moe_attr_s(op, "name"));
+    const char *what = op->opcode == MOE_OP_ASSIGN ? "new" : "given";
+    const MoeOp *to = op->opcode == MOE_OP_ASSIGN ? op->operands[0]->def : op;
+    const char *of = to->opcode == MOE_OP_STATE ? moe_attr_s(to, "of") : "";
+    return moe_arena_printf(s->arena, "%s %s%s%s", what, moe_attr_s(to, "name"), *of ? " of " : "", of);
+}
+
+const MoeSnapshotEntry *moe_snapshot_find(const MoeSnapshot *s, const char *graph, const char *name) {
+    for (size_t i = 0; i < s->n; i++)
+        if (strcmp(s->entries[i].graph, graph) == 0 && strcmp(s->entries[i].name, name) == 0)
+            return &s->entries[i];
+    return NULL;
+}
+
+static void keep_values(MoeSnapshot *s, const MoeGraph *g, const MoeEval *ev) {
     for (size_t i = 0; i < g->n_ops; i++) {
         const MoeOp *op = g->ops[i];
-        if (op->opcode == MOE_OP_OUTPUT)
-            keep(s, g, ev, moe_arena_printf(s->arena, "output %s", moe_attr_s(op, "name")),
-                 op->operands[0]);
-        if (op->opcode == MOE_OP_ASSIGN) {
-            const MoeOp *to = op->operands[0]->def;
-            const char *of = to->opcode == MOE_OP_STATE ? moe_attr_s(to, "of") : "";
-            keep(s, g, ev,
-                 moe_arena_printf(s->arena, "new %s%s%s", moe_attr_s(to, "name"), *of ? " of " : "",
-                                  of),
-                 op->operands[1]);
-        }
+        bool given = op->opcode == MOE_OP_INPUT || op->opcode == MOE_OP_PARAM || op->opcode == MOE_OP_STATE;
+        if (!given && op->opcode != MOE_OP_OUTPUT && op->opcode != MOE_OP_ASSIGN)
+            continue;
+        const MoeValue *v = given ? op->results[0] : op->operands[op->opcode == MOE_OP_ASSIGN];
+        const MoeTensor *t = moe_eval_get(ev, v);
+        const char *name = moe_snapshot_name(s, op);
+        MOE_ASSERT(t, "eval-each: %s of graph @%s has no value after the run", name, g->name);
+        moe_snapshot_keep(s, g, name, t->f, t->i, t->n);
     }
 }
 
 MoeStatus moe_snapshot_take(const MoeModule *m, uint64_t seed, MoeSnapshot **out,
                             int *out_skipped) {
-    MoeArena *arena = moe_arena_create();
-    MoeSnapshot *s = MOE_NEW(arena, MoeSnapshot);
+    MoeSnapshot *s = moe_snapshot_new();
     MoeStatus st = NULL;
-    s->arena = arena;
     *out_skipped = 0;
     for (size_t i = 0; i < m->n_graphs && !st; i++) {
         const MoeGraph *g = m->graphs[i];
-        if (too_large(g)) {
+        if (moe_snapshot_too_large(g, 1) || moe_shard_is_sharded(g)) {
             ++*out_skipped;
             continue;
         }
@@ -132,7 +137,7 @@ MoeStatus moe_snapshot_take(const MoeModule *m, uint64_t seed, MoeSnapshot **out
         if (!st)
             st = moe_eval_run(ev);
         if (!st)
-            keep_results(s, g, ev);
+            keep_values(s, g, ev);
         st = moe_status_prefix(st, "eval-each: graph @%s", g->name);
         moe_eval_destroy(ev);
     }
@@ -149,7 +154,7 @@ void moe_snapshot_free(MoeSnapshot *s) {
         moe_arena_destroy(s->arena); /* s itself lives there */
 }
 
-static MoeStatus compare_entry(const Entry *a, const Entry *b, const char *pass, double *largest) {
+static MoeStatus compare_entry(const MoeSnapshotEntry *a, const MoeSnapshotEntry *b, const char *pass, double *largest) {
     if (a->n != b->n || !a->f != !b->f)
         return moe_error(MOE_E_INTERNAL,
                          "pass %s changed %s of graph @%s: %lld elements before, %lld after", pass,
@@ -178,7 +183,9 @@ MoeStatus moe_snapshot_compare(const MoeSnapshot *before, const MoeSnapshot *aft
     *out_largest = 0;
     *out_n = 0;
     for (size_t i = 0; i < before->n; i++) {
-        const Entry *a = &before->entries[i], *b = NULL;
+        const MoeSnapshotEntry *a = &before->entries[i], *b = NULL;
+        if (a->given)
+            continue;
         bool ran = false; /* a graph that grew too large to run has no entry at all */
         for (size_t k = 0; k < after->n && !b; k++) {
             bool same_graph = strcmp(after->entries[k].graph, a->graph) == 0;

@@ -1,6 +1,6 @@
 /* fuse: groups ops that run as one kernel, and moves ops to where their group is.
  *
- * In: primitives and what the target runs whole. Out: op->group for every op with a kernel; groups are consecutive and of
+ * In: primitives and what the target runs whole. Out: op->group for every op with a step; groups are consecutive and of
  * one phase. Declarations, accumulate and batch_sum keep group -1. The target is asked about every joining.
  *
  *   %h = mul %x, %r                    %h = mul %x, %r      #0
@@ -14,6 +14,7 @@
  * (b) dispatch waits for its readers: each matmul and weight_grad gets a copy of its own and gathers rows as it reads them.
  * (c) The elementwise tail of a matmul joins it. Two matmuls of the same rows whose results meet in one tail (gate and
  *     up) are placed together first.
+ * (d) Collectives that follow each other and do not depend on each other are one exchange (fuse_comm.c).
  * [1]-valued ops and broadcasts wait too: with a single reader they join its group; the rest of a phase's scalars run together.
  * Last, a group that reads a value it could as well compute from its other inputs computes it (sigmoid(gate) in the
  * tail of a matmul that reads gate anyway): one tensor less in memory. Same op, same operands: same bits. */
@@ -144,20 +145,37 @@ static bool meet(const Fuse *f, const MoeValue *x, const MoeValue *y, int depth)
     return false;
 }
 
-/* Whether op can be placed right now, with converts of declarations (a weight's bf16 copy) placed before it. */
+/* What depends on nothing but declarations and may be placed at any time: a weight's bf16 copy, or its gathering from the ranks. */
+static bool is_movable(const Fuse *f, const MoeOp *op) {
+    if (op->phase != f->phase || (op->opcode != MOE_OP_CONVERT && op->opcode != MOE_OP_ALL_GATHER))
+        return false;
+    const MoeOp *d = op->operands[0]->def;
+    return kind_of(d) == MOE_KIND_DECL || (op->opcode == MOE_OP_ALL_GATHER && is_movable(f, d));
+}
+
+static void place_movable(Fuse *f, MoeOp *op) {
+    size_t at = (size_t)f->index_of[op->results[0]->id];
+    if (kind_of(op) == MOE_KIND_DECL || f->placed[at])
+        return;
+    f->placed[at] = true;
+    place_movable(f, op->operands[0]->def);
+    if (op->opcode == MOE_OP_ALL_GATHER)
+        moe_fuse_place_collective(f, op);
+    else
+        place_row_op(f, op);
+}
+
+/* Whether op can be placed right now, with its operands that may be placed at any time before it. */
 static bool hoist_operands(Fuse *f, const MoeOp *op, int first, bool really) {
     for (int i = first; i < op->n_operands; i++) {
         MoeOp *d = op->operands[i]->def;
         int at = f->index_of[op->operands[i]->id];
         if (kind_of(d) == MOE_KIND_DECL || f->placed[at])
             continue;
-        if (d->opcode != MOE_OP_CONVERT || kind_of(d->operands[0]->def) != MOE_KIND_DECL ||
-            d->phase != f->phase)
+        if (!is_movable(f, d))
             return false;
-        if (really) {
-            f->placed[at] = true;
-            place_row_op(f, d);
-        }
+        if (really)
+            place_movable(f, d);
     }
     return true;
 }
@@ -331,10 +349,12 @@ static void fuse_graph(MoeGraph *g, const MoeTarget *t, MoeArena *a) {
     Fuse f = {.g = g, .t = t, .a = a};
     if (t->fuse.gather_matmul)
         moe_fuse_sink_dispatches(g);
+    moe_fuse_sink_exchanges(g);
     moe_graph_renumber(g);
     size_t n_operands = 0;
     f.ops = moe_graph_take_ops(g, &f.n_ops);
     moe_fuse_hoist_weights(&f);
+    moe_fuse_order_comm(&f);
     for (size_t i = 0; i < f.n_ops; i++)
         n_operands += (size_t)f.ops[i]->n_operands;
     f.cap_values = g->n_values + (int)n_operands + (int)f.n_ops * COPIES_PER_ITEM;
@@ -355,7 +375,10 @@ static void fuse_graph(MoeGraph *g, const MoeTarget *t, MoeArena *a) {
             if (kind_of(f.ops[next]) == MOE_KIND_DECL || f.placed[next])
                 continue;
             f.placed[next] = true;
-            place(&f, f.ops[next]);
+            if (moe_op_is_comm(f.ops[next]))
+                moe_fuse_place_comm(&f, next);
+            else
+                place(&f, f.ops[next]);
         }
         end_phase(&f);
     }

@@ -1,5 +1,6 @@
 /* Inside fuse: groups in the making, shared by fuse.c (which op goes where),
- * fuse_items.c (what may join what), fuse_wait.c (ops that wait for their reader) and fuse_prepare.c. */
+ * fuse_items.c (what may join what), fuse_wait.c (ops that wait for their reader), fuse_comm.c (what passes between ranks)
+ * and fuse_prepare.c. */
 #ifndef MOE_PASSES_FUSE_H
 #define MOE_PASSES_FUSE_H
 
@@ -10,6 +11,8 @@ typedef enum {
     ITEM_SCALAR, /* elementwise ops on [1] */
     ITEM_GEMM,   /* matmul, with its gather, its pair, its elementwise tail */
     ITEM_OTHER,  /* one op, or a weight_grad with its gather */
+    ITEM_COMM,   /* collectives: one exchange between ranks */
+    ITEM_WAIT,   /* the end of an exchange */
     ITEM_LOOSE   /* accumulate, batch_sum: no kernel */
 } ItemKind;
 
@@ -77,6 +80,14 @@ MoeOp *moe_fuse_copy(Fuse *f, const MoeOp *op);
 /* The waiting operands that may run inside op's own group, added to a growing list: scalars only it needs, and
  * broadcasts, of which every reader gets a copy. All others are placed now. */
 void moe_fuse_absorb(Fuse *f, MoeOp *op, MoeOp ***extra, size_t *n, size_t *cap);
+
+/* fuse_comm.c */
+void moe_fuse_sink_exchanges(MoeGraph *g);
+/* Brings collectives together in the list of ops, before any is placed. */
+void moe_fuse_order_comm(Fuse *f);
+/* Places ops[first], a collective or a wait, and the collectives that follow it at once. */
+void moe_fuse_place_comm(Fuse *f, size_t first);
+void moe_fuse_place_collective(Fuse *f, MoeOp *op);
 
 /* fuse_prepare.c */
 void moe_fuse_sink_dispatches(MoeGraph *g);

@@ -9,7 +9,7 @@
 #include "passes/phases.h"
 
 static const MoeGradFn rules[MOE_N_OPS] = {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     [MOE_OP_##id] = moe_grad_##grad,
 #include "ir/ops.def"
 #undef OP

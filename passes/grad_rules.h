@@ -23,7 +23,7 @@ typedef struct {
 } MoeGrad;
 
 typedef MoeStatus (*MoeGradFn)(MoeGrad *gr, MoeOp *op, MoeValue *const *d);
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     MoeStatus moe_grad_##grad(MoeGrad *gr, MoeOp *op, MoeValue *const *d);
 #include "ir/ops.def"
 #undef OP

@@ -50,11 +50,13 @@ MoeStatus moe_grad_collect_weight(MoeGrad *gr, MoeOp *op, MoeValue *const *d) {
 }
 
 MoeStatus moe_grad_embedding(MoeGrad *gr, MoeOp *op, MoeValue *const *d) {
-    MoeValue *table = op->operands[0], *operands[] = {d[0], op->operands[1]}; /* (N, C) */
+    MoeValue *table = op->operands[0], *operands[3] = {d[0], op->operands[1]}; /* (N, C) */
     if (!moe_grad_wants(gr, table))
         return NULL;
+    if (op->n_operands > 2)
+        operands[2] = op->operands[2];
     return moe_grad_give(gr, table,
-                         moe_build(gr->g, MOE_OP_EMBEDDING_GRAD, operands, 2,
+                         moe_build(gr->g, MOE_OP_EMBEDDING_GRAD, operands, op->n_operands,
                                    moe_ai("vocab", table->type.dims[0].size), MOE_END));
 }
 

@@ -7,7 +7,19 @@
 
 bool moe_op_has_kernel(const MoeOp *op) {
     MoeKind k = moe_op_info(op->opcode)->kind;
-    return k != MOE_KIND_DECL && k != MOE_KIND_SYNC;
+    return k != MOE_KIND_DECL && k != MOE_KIND_SYNC && k != MOE_KIND_COMM;
+}
+
+bool moe_op_is_comm(const MoeOp *op) {
+    return moe_op_info(op->opcode)->kind == MOE_KIND_COMM || op->opcode == MOE_OP_WAIT;
+}
+
+bool moe_op_has_step(const MoeOp *op) {
+    return moe_op_has_kernel(op) || moe_op_is_comm(op);
+}
+
+bool moe_group_is_comm(const MoeGroup *g) {
+    return moe_op_is_comm(g->ops[0]);
 }
 
 static bool holds(MoeValue *const *vs, size_t n, const MoeValue *v) {
@@ -106,7 +118,7 @@ MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a) {
     int largest = -1;
     for (size_t i = 0; i < g->n_ops; i++) {
         MoeOp *op = g->ops[i];
-        if (!moe_op_has_kernel(op))
+        if (!moe_op_has_step(op))
             continue;
         const char *name = moe_op_info(op->opcode)->name;
         MOE_ASSERT(op->group >= 0, "@%s: op %s has no group: run the fuse pass first", g->name,
@@ -132,6 +144,17 @@ MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a) {
     return gs;
 }
 
+/* v and what it was made from by summing up over micro-batches and ranks: of param. */
+static void mark_gradient(const MoeOp **of, const MoeValue *v, const MoeOp *param) {
+    for (;;) {
+        of[v->id] = param;
+        MoeOpcode c = v->def->opcode;
+        if (c != MOE_OP_ACCUMULATE && c != MOE_OP_WAIT && c != MOE_OP_REDUCE_SCATTER)
+            return;
+        v = v->def->operands[0];
+    }
+}
+
 const MoeOp **moe_groups_gradients(const MoeGraph *g, const MoeGroups *gs, MoeArena *a) {
     const MoeOp **of = MOE_NEW_N(a, const MoeOp *, g->n_values);
     for (size_t i = 0; i < g->n_ops; i++) {
@@ -146,9 +169,7 @@ const MoeOp **moe_groups_gradients(const MoeGraph *g, const MoeGroups *gs, MoeAr
                 moe_type_elements(&v->type) < 2 || !moe_type_same_shape(&v->type, &param->type) ||
                 of[v->id])
                 continue;
-            of[v->id] = param->def;
-            if (v->def->opcode == MOE_OP_ACCUMULATE)
-                of[v->def->operands[0]->id] = param->def;
+            mark_gradient(of, v, param->def);
         }
     }
     return of;

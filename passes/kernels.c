@@ -1,12 +1,12 @@
 /* kernels: asks the target for the launches of every group, and predicts what each costs.
  *
- * In: grouped graphs with memory plans. Out: cx->programs[i].steps, one a group in program order.
+ * In: grouped graphs with memory plans. Out: cx->programs[i].steps, one a group in program order. Exchanges between ranks, and
+ * the waits for them, have no launches.
  * count_pass marks the steps that the counting pass of several micro-batches repeats: the backward slice, among forward
  * steps, of the operands of batch_sum. */
 #include <string.h>
 #include "base/assert.h"
-#include "base/pool.h"
-#include "passes/cost.h"
+#include "passes/comm_cost.h"
 #include "passes/group.h"
 #include "passes/pass.h"
 
@@ -58,7 +58,13 @@ static void check_launches(const MoeGroup *g, const MoeLowered *low, int64_t wor
     }
 }
 
-static MoeStatus lower_graph(MoePassContext *cx, size_t index, int n_threads) {
+static void set_cost(MoeStep *st, MoeCost c) {
+    st->flops = c.flops;
+    st->bytes = c.bytes;
+    st->seconds = c.seconds;
+}
+
+static MoeStatus lower_graph(MoePassContext *cx, size_t index, const MoeCommModel *model) {
     const MoeGraph *g = cx->module->graphs[index];
     MoeProgram *p = &cx->programs[index];
     MoeGroups gs = moe_groups_of(g, cx->arena);
@@ -73,6 +79,10 @@ static MoeStatus lower_graph(MoePassContext *cx, size_t index, int n_threads) {
         st->phase = st->group.ops[0]->phase;
         st->count_pass = count[s];
         st->lowered.arena = cx->arena;
+        if (moe_group_is_comm(&st->group)) { /* the runtime does it */
+            set_cost(st, moe_step_cost(cx->target, &st->group, model));
+            continue;
+        }
         MoeStatus e = cx->target->lower(cx->target, &st->group, &st->lowered);
         if (e)
             return moe_status_prefix(e, "@%s: %s", g->name,
@@ -80,10 +90,7 @@ static MoeStatus lower_graph(MoePassContext *cx, size_t index, int n_threads) {
         check_launches(&st->group, &st->lowered, p->memory.workspace_bytes[s]);
         if (st->lowered.scratch_bytes > p->scratch_bytes)
             p->scratch_bytes = st->lowered.scratch_bytes;
-        MoeCost c = moe_group_cost(cx->target, &st->group, n_threads);
-        st->flops = c.flops;
-        st->bytes = c.bytes;
-        st->seconds = c.seconds;
+        set_cost(st, moe_step_cost(cx->target, &st->group, model));
     }
     return NULL;
 }
@@ -92,8 +99,9 @@ MoeStatus moe_pass_kernels(MoePassContext *cx) {
     if (!cx->target)
         return moe_error(MOE_E_INTERNAL, "the kernels pass needs a target");
     MOE_ASSERT(cx->programs, "kernels: memplan must run first");
-    int n_threads = moe_cpu_count();
+    MoeCommModel model;
+    moe_comm_model(&cx->options, &model);
     for (size_t i = 0; i < cx->module->n_graphs; i++)
-        MOE_TRY(lower_graph(cx, i, n_threads));
+        MOE_TRY(lower_graph(cx, i, &model));
     return NULL;
 }

@@ -10,6 +10,9 @@
  *   counting pass is over.
  * - An output of the program lives to its end.
  * - A result takes over the buffer of an operand that dies in its step where the target allows it (in place).
+ * - wait: the result is the memory of its operand, which its collective writes; what that collective reads lives until then.
+ * - Rows between ranks, whose number routing decides at run time (elastic), lie in lanes at the slab's end (memplan_lanes.c).
+ *   They count with the size that balanced routing gives them.
  * No other value crosses from one micro-batch to the next, so all others share memory by their lifetime within one.
  * Sizes are rounded up to MOE_BUFFER_ALIGN. Kernels may read MOE_BUFFER_SLACK bytes past an end: reading a neighbour is
  * harmless, so only the slab's own end gets slack. */
@@ -18,12 +21,14 @@
 #include <string.h>
 #include "base/assert.h"
 #include "base/kernel_abi.h"
+#include "passes/comm_cost.h"
 #include "passes/group.h"
 
 typedef enum { CAT_ACTIVATION, CAT_GRADIENT, CAT_WORKSPACE, CAT_OTHER } Category;
 
 typedef struct {
     MoeInterval at;
+    int64_t expect;       /* elastic: bytes used when routing is balanced; else -1 */
     const MoeValue *root; /* the value that owns it; NULL: a slot or a workspace */
     Category category;
     bool dead; /* merged into another buffer, or moved to a parameter's */
@@ -33,6 +38,7 @@ typedef struct {
 typedef struct {
     MoeTarget *target;
     const MoeGraph *g;
+    MoeMesh mesh;
     int micro_batches;
     MoeArena *a;
     MoeGroups gs;
@@ -55,10 +61,23 @@ static int64_t round_up(int64_t n) {
 static int add_buffer(Plan *p, const MoeValue *root, int64_t n_bytes, int start, int end,
                       Category c) {
     Buffer b = {.at = {.bytes = round_up(n_bytes), .start = start, .end = end},
+                .expect = -1,
                 .root = root,
                 .category = c};
     MOE_PUSH(p->a, p->bufs, p->n_bufs, p->cap_bufs, b);
     return (int)p->n_bufs - 1;
+}
+
+/* Marks buffer b as elastic if fewer bytes are expected to be used. */
+static void set_expected(Plan *p, int b, int64_t n_bytes) {
+    int64_t n = round_up(n_bytes);
+    if (n < p->bufs[b].at.bytes)
+        p->bufs[b].expect = n;
+}
+
+/* What buffer b is counted with. */
+static int64_t counted(const Buffer *b) {
+    return b->expect >= 0 ? b->expect : b->at.bytes;
 }
 
 static void live_until(Plan *p, const MoeValue *v, int step) {
@@ -72,12 +91,14 @@ static void make_buffers(Plan *p) {
     for (int s = 0; s < p->n_steps; s++) {
         const MoeGroup *grp = &p->gs.groups[s];
         MoePhase ph = grp->ops[0]->phase;
-        for (size_t i = 0; i < grp->n_outputs; i++) {
+        for (size_t i = 0; i < grp->n_outputs && grp->ops[0]->opcode != MOE_OP_WAIT; i++) {
             const MoeValue *v = grp->outputs[i];
-            p->buf_of[v->id] = add_buffer(p, v, moe_type_bytes(&v->type), s, s,
-                                          p->gradients[v->id]       ? CAT_GRADIENT
-                                          : ph == MOE_PHASE_FORWARD ? CAT_ACTIVATION
-                                                                    : CAT_OTHER);
+            int b = add_buffer(p, v, moe_type_bytes(&v->type), s, s,
+                               p->gradients[v->id]       ? CAT_GRADIENT
+                               : ph == MOE_PHASE_FORWARD ? CAT_ACTIVATION
+                                                         : CAT_OTHER);
+            set_expected(p, b, moe_value_expected_bytes(v));
+            p->buf_of[v->id] = b;
         }
         if (ph == MOE_PHASE_FORWARD)
             p->last_forward = s;
@@ -136,9 +157,19 @@ static void plan_batch_sum(Plan *p, const MoeOp *op) {
     p->buf_of[res->id] = b;
 }
 
+static void plan_wait(Plan *p, const MoeOp *op) {
+    const MoeValue *src = op->operands[0];
+    p->buf_of[op->results[0]->id] = p->buf_of[src->id];
+    MOE_ASSERT(moe_op_info(src->def->opcode)->kind == MOE_KIND_COMM,
+               "@%s: wait for the result of %s, which is no collective", p->g->name,
+               moe_op_info(src->def->opcode)->name);
+}
+
 static void plan_sync(Plan *p) {
     for (size_t i = 0; i < p->g->n_ops; i++) {
         const MoeOp *op = p->g->ops[i];
+        if (op->opcode == MOE_OP_WAIT)
+            plan_wait(p, op);
         if (op->opcode == MOE_OP_ACCUMULATE)
             plan_accumulate(p, op);
         if (op->opcode == MOE_OP_BATCH_SUM)
@@ -151,6 +182,11 @@ static void plan_uses(Plan *p) {
         const MoeGroup *grp = &p->gs.groups[s];
         for (size_t i = 0; i < grp->n_inputs; i++)
             live_until(p, grp->inputs[i], s);
+        for (size_t i = 0; i < grp->n_ops && grp->ops[0]->opcode == MOE_OP_WAIT; i++) {
+            const MoeGroup *exchange = &p->gs.groups[p->gs.step_of[grp->ops[i]->operands[0]->id]];
+            for (size_t k = 0; k < exchange->n_inputs; k++)
+                live_until(p, exchange->inputs[k], s);
+        }
     }
     for (size_t i = 0; i < p->g->n_ops; i++)
         if (p->g->ops[i]->opcode == MOE_OP_OUTPUT)
@@ -213,7 +249,7 @@ static MoeStatus plan_assign(Plan *p, const MoeOp *op) {
 static void plan_in_place(Plan *p) {
     for (int s = 0; s < p->n_steps; s++) {
         const MoeGroup *grp = &p->gs.groups[s];
-        for (size_t i = 0; i < grp->n_outputs; i++) {
+        for (size_t i = 0; i < grp->n_outputs && !moe_group_is_comm(grp); i++) {
             const MoeValue *v = grp->outputs[i];
             int b = p->buf_of[v->id];
             if (b < 0 || p->bufs[b].at.start != s || p->bufs[b].at.end == s || p->bufs[b].root != v)
@@ -223,6 +259,7 @@ static void plan_in_place(Plan *p) {
                 int c = p->buf_of[u->id];
                 if (c < 0 || p->bufs[c].at.end != s || p->bufs[c].at.start == s ||
                     moe_type_bytes(&u->type) != moe_type_bytes(&v->type) ||
+                    p->bufs[c].expect != p->bufs[b].expect ||
                     !p->target->can_alias(p->target, grp, u, v))
                     continue;
                 p->bufs[c].at.end = p->bufs[b].at.end;
@@ -242,43 +279,132 @@ static void plan_in_place(Plan *p) {
 static void plan_workspaces(Plan *p) {
     p->out->workspace_offset = MOE_NEW_N(p->a, int64_t, p->n_steps);
     p->out->workspace_bytes = MOE_NEW_N(p->a, int64_t, p->n_steps);
+    p->out->workspace_expect = MOE_NEW_N(p->a, int64_t, p->n_steps);
     for (int s = 0; s < p->n_steps; s++) {
-        int64_t n = p->target->workspace_bytes(p->target, &p->gs.groups[s]);
+        const MoeGroup *grp = &p->gs.groups[s];
+        bool comm = moe_group_is_comm(grp);
+        int64_t n = comm ? 0 : p->target->workspace_bytes(p->target, grp);
         MOE_ASSERT(n >= 0, "target %s: negative workspace", p->target->name);
         p->out->workspace_bytes[s] = n;
+        p->out->workspace_expect[s] = -1;
         p->out->workspace_offset[s] = n ? add_buffer(p, NULL, n, s, s, CAT_WORKSPACE) : -1;
+        if (n && p->target->workspace_expected) {
+            Buffer *b = &p->bufs[p->out->workspace_offset[s]];
+            set_expected(p, (int)p->out->workspace_offset[s],
+                         p->target->workspace_expected(p->target, grp));
+            p->out->workspace_expect[s] = b->expect;
+        }
     }
 }
 
-static void place(Plan *p) {
+/* ---- places ---- */
+
+static int64_t *sum_of(Plan *p, Category c) {
+    int64_t *sums[] = {&p->out->activations, &p->out->gradients, &p->out->workspace,
+                       &p->out->other};
+    return sums[c];
+}
+
+/* The step that ends the exchange of step s: a later `wait`, or s itself. */
+static int end_of_exchange(const Plan *p, int s) {
+    for (int k = s + 1; k < p->n_steps; k++) {
+        const MoeOp *op = p->gs.groups[k].ops[0];
+        if (op->opcode == MOE_OP_WAIT && p->gs.step_of[op->operands[0]->id] == s)
+            return k;
+    }
+    return s;
+}
+
+/* Staging memory of exchanges. An exchange takes the first place that none under way has; a place is as large as its largest. */
+static void plan_staging(Plan *p) {
+    int *until = MOE_NEW_N(p->a, int, p->n_steps), n_places = 0; /* by place: the step that ends it */
+    int64_t *bytes = MOE_NEW_N(p->a, int64_t, p->n_steps);
+    for (int s = 0; s < p->n_steps; s++) {
+        const MoeGroup *grp = &p->gs.groups[s];
+        if (!moe_group_is_comm(grp) || grp->ops[0]->opcode == MOE_OP_WAIT)
+            continue;
+        int64_t n = moe_comm_staging(grp, &p->mesh);
+        int i = 0;
+        while (i < n_places && until[i] > s)
+            i++;
+        n_places += i == n_places;
+        until[i] = end_of_exchange(p, s);
+        bytes[i] = n > bytes[i] ? n : bytes[i];
+    }
+    for (int i = 0; i < n_places; i++)
+        p->out->comm_bytes += bytes[i];
+}
+
+/* The largest sum of bytes at any step, of all buffers as they are counted. */
+static int64_t lower_bound(const Plan *p) {
     MoeInterval *live = MOE_NEW_N(p->a, MoeInterval, p->n_bufs);
     size_t n = 0;
     for (size_t i = 0; i < p->n_bufs; i++)
-        if (!p->bufs[i].dead)
+        if (!p->bufs[i].dead) {
+            live[n] = p->bufs[i].at;
+            live[n++].bytes = counted(&p->bufs[i]);
+        }
+    return moe_place_lower_bound(live, n, p->n_steps, NULL);
+}
+
+/* Buffers of known size: in [0, slab_bytes), summed up by category where they are largest. */
+static void place_fixed(Plan *p) {
+    MoeInterval *live = MOE_NEW_N(p->a, MoeInterval, p->n_bufs);
+    size_t n = 0;
+    for (size_t i = 0; i < p->n_bufs; i++)
+        if (!p->bufs[i].dead && p->bufs[i].expect < 0)
             live[n++] = p->bufs[i].at;
     int step = 0;
-    p->out->lower_bound = moe_place_lower_bound(live, n, p->n_steps, &step);
-    int64_t peak = moe_place(live, n, p->out->lower_bound, p->a);
-    p->out->slab_bytes = peak + MOE_BUFFER_SLACK;
+    int64_t bound = moe_place_lower_bound(live, n, p->n_steps, &step);
+    p->out->slab_bytes = moe_place(live, n, bound, p->a) + MOE_BUFFER_SLACK;
     n = 0;
     for (size_t i = 0; i < p->n_bufs; i++) {
         Buffer *b = &p->bufs[i];
-        if (b->dead)
+        if (b->dead || b->expect >= 0)
             continue;
         b->at.offset = live[n++].offset;
-        if (b->at.start > step || b->at.end < step)
-            continue;
-        int64_t *sum[] = {&p->out->activations, &p->out->gradients, &p->out->workspace,
-                          &p->out->other};
-        *sum[b->category] += b->at.bytes;
+        if (b->at.start <= step && step <= b->at.end)
+            *sum_of(p, b->category) += b->at.bytes;
     }
+}
+
+/* Elastic buffers: in lanes behind the others; a lane counts as its largest. */
+static void place_elastic(Plan *p) {
+    MoeElastic *v = MOE_NEW_N(p->a, MoeElastic, p->n_bufs);
+    size_t n = 0;
+    for (size_t i = 0; i < p->n_bufs; i++) {
+        const Buffer *b = &p->bufs[i];
+        if (!b->dead && b->expect >= 0)
+            v[n++] = (MoeElastic){b->at.bytes, b->expect, b->at.start, b->at.end, 0};
+    }
+    if (n == 0)
+        return;
+    MoeLane *lanes;
+    size_t n_lanes = moe_place_lanes(v, n, &lanes, p->a);
+    Category *of = MOE_NEW_N(p->a, Category, n_lanes);
+    n = 0;
+    for (size_t i = 0; i < p->n_bufs; i++) {
+        Buffer *b = &p->bufs[i];
+        if (b->dead || b->expect < 0)
+            continue;
+        size_t l = v[n++].lane;
+        b->at.offset = p->out->slab_bytes + lanes[l].offset;
+        if (b->expect == lanes[l].expect)
+            of[l] = b->category;
+    }
+    for (size_t l = 0; l < n_lanes; l++) {
+        *sum_of(p, of[l]) += lanes[l].expect;
+        p->out->elastic_expect += lanes[l].expect;
+    }
+    p->out->elastic_bytes = lanes[n_lanes - 1].offset + lanes[n_lanes - 1].bytes + MOE_BUFFER_SLACK;
+    p->out->slab_bytes += p->out->elastic_bytes;
 }
 
 static void write_plan(Plan *p) {
     MoeMemoryPlan *m = p->out;
     m->values = MOE_NEW_N(p->a, MoeValueMemory, p->g->n_values);
     for (int i = 0; i < p->g->n_values; i++)
-        m->values[i].offset = -1;
+        m->values[i].offset = m->values[i].expect = -1;
     for (size_t i = 0; i < p->g->n_ops; i++) {
         const MoeOp *op = p->g->ops[i];
         for (int k = 0; k < op->n_results; k++) {
@@ -290,6 +416,8 @@ static void write_plan(Plan *p) {
             if (b < 0)
                 continue;
             o->persistent = p->bufs[b].persistent;
+            if (p->bufs[b].expect >= 0)
+                o->expect = moe_value_expected_bytes(v);
             if (p->bufs[b].root == v)
                 o->offset = p->bufs[b].at.offset;
             else
@@ -304,12 +432,13 @@ static void write_plan(Plan *p) {
             m->accumulates[i].slot_offset[k] = p->bufs[m->accumulates[i].slot_offset[k]].at.offset;
 }
 
-MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, int micro_batches, MoeArena *a,
+MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, const MoePassOptions *o, MoeArena *a,
                             MoeMemoryPlan *out) {
     memset(out, 0, sizeof *out);
     Plan p = {.target = t,
               .g = g,
-              .micro_batches = micro_batches < 1 ? 1 : micro_batches,
+              .mesh = moe_pass_mesh(o),
+              .micro_batches = o->micro_batches < 1 ? 1 : o->micro_batches,
               .a = a,
               .out = out,
               .last_forward = -1,
@@ -329,9 +458,16 @@ MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, int micro_batches, 
             MOE_TRY(plan_assign(&p, g->ops[i]));
     plan_in_place(&p);
     plan_workspaces(&p);
-    place(&p);
+    plan_staging(&p);
+    out->lower_bound = lower_bound(&p);
+    place_fixed(&p);
+    place_elastic(&p);
     write_plan(&p);
     return NULL;
+}
+
+int64_t moe_memplan_expected_bytes(const MoeMemoryPlan *m) {
+    return m->slab_bytes - m->elastic_bytes + m->elastic_expect + m->comm_bytes;
 }
 
 MoeStatus moe_pass_memplan(MoePassContext *cx) {
@@ -340,7 +476,7 @@ MoeStatus moe_pass_memplan(MoePassContext *cx) {
     cx->programs = MOE_NEW_N(cx->arena, MoeProgram, cx->module->n_graphs);
     for (size_t i = 0; i < cx->module->n_graphs; i++) {
         cx->programs[i].graph = cx->module->graphs[i];
-        MOE_TRY(moe_memplan_graph(cx->target, cx->module->graphs[i], cx->options.micro_batches,
+        MOE_TRY(moe_memplan_graph(cx->target, cx->module->graphs[i], &cx->options,
                                   cx->arena, &cx->programs[i].memory));
     }
     return NULL;

@@ -3,8 +3,10 @@
 #ifndef MOE_PASSES_PASS_H
 #define MOE_PASSES_PASS_H
 
+#include "base/mesh.h"
 #include "ir/graph.h"
 #include "ir/target.h"
+#include "placement/cluster.h"
 
 typedef enum {
     MOE_RECOMPUTE_NONE,
@@ -22,8 +24,18 @@ typedef struct {
     int64_t memory_limit;   /* bytes for the training slab, parameters and states; 0 = none */
     int recompute_layers; /* LAYER: only the first so many layers; 0 = all. recompute writes here, and to
                                     `recompute`, what AUTO came to */
+    MoeMesh mesh;         /* the ranks (docs/RANKS.md); all zero: one rank */
+    MoeCluster cluster;   /* what the ranks run on; all zero: one host */
+    bool overlap;         /* order steps so that communication runs beside compute (pass overlap) */
+    int overlap_chunks;   /* parts that expert rows travel in; 0: what is predicted to be fastest */
+    int64_t gather_bytes; /* parameters gathered ahead of their use, at most; 0: two layers' */
     bool emit_grads;      /* grad: every gradient is an output "grad.PARAM" too (tests) */
 } MoePassOptions;
+
+/* The mesh of the options; one rank if they name none. */
+MoeMesh moe_pass_mesh(const MoePassOptions *o);
+/* The cluster of the options; if they name none, one host with all ranks. */
+MoeCluster moe_pass_cluster(const MoePassOptions *o);
 
 /* Memory of one program, filled by memplan. */
 typedef struct {
@@ -32,6 +44,7 @@ typedef struct {
     int64_t bytes;
     const MoeValue *
         alias; /* shares this value's buffer (assigned params and states, in-place results), or NULL */
+    int64_t expect; /* elastic (docs/PLAN.md): bytes used when routing is balanced; else -1 */
     bool
         persistent; /* lives across micro-batches: accumulate and batch_sum results, gradients kept for update */
 } MoeValueMemory;
@@ -46,11 +59,14 @@ typedef struct {
 typedef struct {
     MoeValueMemory *values;                      /* by value id */
     int64_t *workspace_offset, *workspace_bytes; /* by step (group) index; -1/0 = none */
-    int64_t slab_bytes;                          /* peak of the planned slab */
-    int64_t lower_bound;                         /* the largest sum of live bytes at any step */
-    MoeAccumulateMemory *accumulates;            /* empty with one micro-batch */
+    int64_t *workspace_expect;                   /* elastic workspaces; -1: not elastic */
+    int64_t slab_bytes;                          /* of the planned slab, its elastic part included */
+    int64_t elastic_bytes, elastic_expect;       /* the slab's end: address space, bytes counted on */
+    int64_t comm_bytes;                          /* staging memory of exchanges, beside the slab */
+    int64_t lower_bound;              /* the largest sum of live (expected) bytes at any step */
+    MoeAccumulateMemory *accumulates; /* empty with one micro-batch */
     size_t n_accumulates;
-    int64_t activations, gradients, workspace, other; /* lower_bound by category (docs/PLAN.md) */
+    int64_t activations, gradients, workspace, other; /* what the slab holds (docs/PLAN.md) */
 } MoeMemoryPlan;
 
 /* One kernel group in program order, filled by kernels. */
@@ -73,6 +89,7 @@ typedef struct {
 typedef struct MoePassContext {
     MoeModule *module;
     MoePassOptions options;
+    bool sharded; /* the graphs are what one rank of options.mesh runs; set by shard */
     MoeTarget *target;
     MoeProgram *programs; /* one a graph, by graph index; made by memplan and kernels */
     MoeArena *arena;

@@ -10,6 +10,7 @@
 #include "ir/verify.h"
 #include "passes/eval_each.h"
 #include "passes/pass_order.h"
+#include "passes/shard.h"
 
 enum { EVAL_SEED = 20240229 };
 
@@ -73,8 +74,12 @@ static MoeStatus eval_again(Run *r, const char *pass) {
     MoeSnapshot *after;
     int n_skipped, n_values;
     double largest;
-    MOE_TRY(moe_status_prefix(moe_snapshot_take(r->cx->module, EVAL_SEED, &after, &n_skipped),
-                              "after pass %s", pass));
+    MoeMesh mesh = moe_pass_mesh(&r->cx->options);
+    MoeStatus taken =
+        r->cx->sharded
+            ? moe_snapshot_take_ranks(r->cx->module, &mesh, r->values, &after, &n_skipped)
+            : moe_snapshot_take(r->cx->module, EVAL_SEED, &after, &n_skipped);
+    MOE_TRY(moe_status_prefix(taken, "after pass %s", pass));
     MoeStatus st = moe_snapshot_compare(r->values, after, pass, &largest, &n_values);
     moe_snapshot_free(r->values);
     r->values = after;
@@ -86,6 +91,13 @@ static MoeStatus eval_again(Run *r, const char *pass) {
         fprintf(r->o->err, " (%d graphs are too large to evaluate)", n_skipped);
     fputc('\n', r->o->err);
     return NULL;
+}
+
+/* The IR's invariants, and, once graphs are programs of a rank, what every value is there. */
+static MoeStatus verify(const MoePassContext *cx, const char *pass) {
+    MOE_TRY(moe_verify_after(cx->module, pass));
+    MoeMesh mesh = moe_pass_mesh(&cx->options);
+    return cx->sharded ? moe_shard_verify(cx->module, &mesh, pass) : NULL;
 }
 
 static MoeStatus run_pass(Run *r, const MoePassInfo *pass) {
@@ -100,7 +112,7 @@ static MoeStatus run_pass(Run *r, const MoePassInfo *pass) {
         fprintf(o->err, "%-12s %10.2f ms %8zu ops -> %zu\n", pass->name, 1e3 * seconds, n_before,
                 count_ops(m));
     if (o->verify_each)
-        MOE_TRY(moe_verify_after(m, pass->name));
+        MOE_TRY(verify(r->cx, pass->name));
     if (!o->print_after && !o->eval_each)
         return NULL;
     MoeStr text = {0};

@@ -8,19 +8,12 @@
 #include "base/assert.h"
 #include "base/kernel_abi.h"
 #include "passes/group.h"
+#include "passes/plan_json_internal.h"
 
 #define PLAN_FORMAT_VERSION 1
 
-typedef struct {
-    const char *name; /* of the buffer */
-    const MoeOp *op;  /* PARAM or STATE, as first declared */
-} Shared;
-
-typedef struct {
-    MoePassContext *cx;
-    Shared *shared;
-    size_t n_shared, cap_shared;
-} Plan;
+typedef MoePlanJson Plan;
+typedef MoePlanWriter Writer;
 
 static void set(json_t *o, const char *key, json_t *v) {
     json_object_set_new(o, key, v);
@@ -66,7 +59,7 @@ static MoeStatus collect_shared(Plan *p) {
             const char *name = shared_name(op, p->cx->arena);
             int at = find_shared(p, name);
             if (at < 0) {
-                Shared s = {name, op};
+                MoePlanShared s = {name, op};
                 MOE_PUSH(p->cx->arena, p->shared, p->n_shared, p->cap_shared, s);
             } else if (!moe_type_equal(&p->shared[at].op->results[0]->type,
                                        &op->results[0]->type)) {
@@ -93,6 +86,15 @@ static json_t *json_buffers(const Plan *p) {
     return a;
 }
 
+/* Of the whole tensor, of which op declares this rank's part. */
+static json_t *json_whole_dims(const MoeOp *op) {
+    MoeType t = op->results[0]->type;
+    const char *problem =
+        moe_attr(op, "whole") ? moe_dims_from_text(moe_attr_s(op, "whole"), &t) : NULL;
+    MOE_ASSERT(!problem, "plan: %s: whole: %s", moe_attr_s(op, "name"), problem);
+    return json_dims(&t);
+}
+
 static json_t *json_params(const Plan *p) {
     json_t *a = json_array();
     for (size_t i = 0; i < p->n_shared; i++) {
@@ -101,8 +103,10 @@ static json_t *json_params(const Plan *p) {
             continue;
         json_t *o = json_object(), *states = json_array();
         set_s(o, "name", p->shared[i].name);
-        set(o, "dims", json_dims(&op->results[0]->type));
+        set(o, "dims", json_whole_dims(op));
         set(o, "stacked", json_boolean(moe_attr_i_or(op, "stacked", 0)));
+        set(o, "expert", json_boolean(moe_attr_i_or(op, "expert", 0)));
+        set_i(o, "tp_dim", moe_attr_i_or(op, "tp_dim", -1));
         set_s(o, "init", moe_attr_s(op, "init"));
         set(o, "std", json_real(moe_attr(op, "std") ? moe_attr_f(op, "std") : 0.0));
         set(o, "decay", json_boolean(moe_attr_i(op, "decay")));
@@ -124,13 +128,6 @@ static json_t *json_params(const Plan *p) {
 
 /* ---- programs ---- */
 
-typedef struct {
-    const Plan *plan;
-    const MoeProgram *p;
-    json_t *values;
-    int *index; /* by value id: entry of its memory; -1 = not mentioned yet */
-} Writer;
-
 static int add_slab(Writer *w, int64_t offset, int64_t bytes) {
     json_t *o = json_object();
     set_i(o, "slab", offset);
@@ -139,8 +136,18 @@ static int add_slab(Writer *w, int64_t offset, int64_t bytes) {
     return (int)json_array_size(w->values) - 1;
 }
 
-/* The entry of the memory that v lives in. */
-static int value_index(Writer *w, const MoeValue *v) {
+/* The same, elastic: rows over the table `seg`, of row_bytes each. */
+static int add_elastic(Writer *w, int64_t offset, int64_t bytes, int64_t expect,
+                       const MoeValue *seg, int64_t row_bytes) {
+    int rows = moe_plan_value_entry(w, seg), at = add_slab(w, offset, bytes);
+    json_t *o = json_array_get(w->values, (size_t)at);
+    set_i(o, "expect", expect);
+    set_i(o, "rows", rows);
+    set_i(o, "row_bytes", row_bytes);
+    return at;
+}
+
+int moe_plan_value_entry(Writer *w, const MoeValue *v) {
     while (w->p->memory.values[v->id].alias)
         v = w->p->memory.values[v->id].alias;
     if (w->index[v->id] >= 0)
@@ -162,13 +169,40 @@ static int value_index(Writer *w, const MoeValue *v) {
     const MoeValueMemory *m = &w->p->memory.values[v->id];
     MOE_ASSERT(m->offset >= 0, "plan: @%s: the result of %s has no memory", w->p->graph->name,
                moe_op_info(d->opcode)->name);
-    return w->index[v->id] = add_slab(w, m->offset, m->bytes);
+    if (m->expect < 0)
+        return w->index[v->id] = add_slab(w, m->offset, m->bytes);
+    const MoeDim *rows = &v->type.dims[0];
+    int at = add_elastic(w, m->offset, m->bytes, m->expect, rows->seg, m->bytes / rows->size);
+    return w->index[v->id] = at;
+}
+
+/* -1: the step has no workspace. Elastic ones grow with the rows that the group works on. */
+static int workspace_entry(Writer *w, size_t step) {
+    const MoeMemoryPlan *m = &w->p->memory;
+    int64_t bytes = m->workspace_bytes[step], expect = m->workspace_expect[step];
+    if (!bytes)
+        return -1;
+    if (expect < 0)
+        return add_slab(w, m->workspace_offset[step], bytes);
+    const MoeGroup *g = &w->p->steps[step].group;
+    for (size_t i = 0; i < g->n_inputs; i++) {
+        const MoeDim *rows = &g->inputs[i]->type.dims[0];
+        if (g->inputs[i]->type.kind != MOE_TYPE_TENSOR || !rows->seg)
+            continue;
+        int64_t n = moe_segs_expected_rows(rows->seg, rows->size);
+        if (n < rows->size)
+            return add_elastic(w, m->workspace_offset[step], bytes, expect, rows->seg,
+                               n ? (expect + n - 1) / n : bytes / rows->size);
+    }
+    MOE_ASSERT(false, "plan: @%s: step %zu has an elastic workspace, but no elastic rows",
+               w->p->graph->name, step);
+    return -1;
 }
 
 static json_t *json_port(Writer *w, const char *name, const MoeValue *v) {
     json_t *o = json_object();
     set_s(o, "name", name);
-    set_i(o, "value", value_index(w, v));
+    set_i(o, "value", moe_plan_value_entry(w, v));
     set_s(o, "dtype", moe_dtype_name(v->type.dtype));
     set(o, "dims", json_dims(&v->type));
     set(o, "ragged", json_boolean(v->type.kind == MOE_TYPE_TENSOR && v->type.dims[0].seg != NULL));
@@ -192,27 +226,32 @@ static MoeStatus add_ports(Writer *w, json_t *inputs, json_t *outputs) {
     return NULL;
 }
 
-static json_t *json_launch(Writer *w, const MoeStep *s, const MoeLaunch *l, bool first,
-                           const char *name, int workspace) {
-    json_t *o = json_object(), *bufs = json_array();
+/* What every step says. l: NULL for what passes between ranks. */
+static json_t *json_step(const MoeStep *s, const MoeLaunch *l, bool first, const char *name) {
+    json_t *o = json_object();
     set_s(o, "name", name);
-    set_s(o, "kernel", l->kernel);
+    if (l)
+        set_s(o, "kernel", l->kernel);
     set_s(o, "phase", moe_phase_name(s->phase));
     set(o, "count", json_boolean(s->count_pass));
     set_s(o, "kind", moe_plan_step_kind(&s->group));
     set_i(o, "layer", moe_plan_step_layer(&s->group));
-    for (size_t i = 0; i < l->n_bufs; i++) {
-        const MoeBufRef *b = &l->bufs[i];
-        int v = b->value ? value_index(w, b->value) : workspace;
-        MOE_ASSERT(v >= 0, "plan: kernel %s uses a workspace that its group did not ask for",
-                   l->kernel);
-        json_array_append_new(bufs, json_pack("[i, I]", v, (json_int_t)(b->value ? 0 : b->offset)));
-    }
-    set(o, "bufs", bufs);
     set(o, "flops", json_real(first ? s->flops : 0));
     set(o, "bytes", json_real(first ? s->bytes : 0));
     set(o, "seconds", json_real(first ? s->seconds : 0));
     return o;
+}
+
+static json_t *json_bufs(Writer *w, const MoeLaunch *l, int workspace) {
+    json_t *bufs = json_array();
+    for (size_t i = 0; i < l->n_bufs; i++) {
+        const MoeBufRef *b = &l->bufs[i];
+        int v = b->value ? moe_plan_value_entry(w, b->value) : workspace;
+        MOE_ASSERT(v >= 0, "plan: kernel %s uses a workspace that its group did not ask for",
+                   l->kernel);
+        json_array_append_new(bufs, json_pack("[i, I]", v, (json_int_t)(b->value ? 0 : b->offset)));
+    }
+    return bufs;
 }
 
 static json_t *json_steps(Writer *w) {
@@ -220,15 +259,22 @@ static json_t *json_steps(Writer *w) {
     MoeArena *arena = w->plan->cx->arena;
     MoeGroups gs = moe_groups_of(w->p->graph, arena);
     const MoeOp **gradients = moe_groups_gradients(w->p->graph, &gs, arena);
+    int *at = MOE_NEW_N(arena, int, w->p->n_steps); /* by group: its first step in plan.json */
     for (size_t i = 0; i < w->p->n_steps; i++) {
         const MoeStep *s = &w->p->steps[i];
-        const MoeMemoryPlan *m = &w->p->memory;
-        int workspace =
-            m->workspace_bytes[i] ? add_slab(w, m->workspace_offset[i], m->workspace_bytes[i]) : -1;
+        int workspace = workspace_entry(w, i);
         const char *name = moe_plan_step_name(&s->group, gradients, arena);
-        for (size_t k = 0; k < s->lowered.n_launches; k++)
-            json_array_append_new(
-                a, json_launch(w, s, &s->lowered.launches[k], k == 0, name, workspace));
+        at[i] = (int)json_array_size(a);
+        for (size_t k = 0; k < s->lowered.n_launches; k++) {
+            json_t *o = json_step(s, &s->lowered.launches[k], k == 0, name);
+            set(o, "bufs", json_bufs(w, &s->lowered.launches[k], workspace));
+            json_array_append_new(a, o);
+        }
+        if (moe_group_is_comm(&s->group)) {
+            json_t *o = json_step(s, NULL, true, name);
+            moe_plan_json_comm(w, i, at, o);
+            json_array_append_new(a, o);
+        }
     }
     return a;
 }
@@ -242,8 +288,8 @@ static MoeStatus add_sums(Writer *w, json_t *batch_sums, json_t *accumulates) {
         if (op->opcode != MOE_OP_BATCH_SUM)
             continue;
         json_array_append_new(
-            batch_sums, json_pack("{s:i, s:i, s:I}", "source", value_index(w, op->operands[0]),
-                                  "value", value_index(w, op->results[0]), "elements",
+            batch_sums, json_pack("{s:i, s:i, s:I}", "source", moe_plan_value_entry(w, op->operands[0]),
+                                  "value", moe_plan_value_entry(w, op->results[0]), "elements",
                                   (json_int_t)moe_type_elements(&op->results[0]->type)));
     }
     for (size_t i = 0; i < w->p->memory.n_accumulates; i++) {
@@ -259,8 +305,8 @@ static MoeStatus add_sums(Writer *w, json_t *batch_sums, json_t *accumulates) {
                                   json_integer(add_slab(w, m->slot_offset[k], m->slot_bytes)));
         json_array_append_new(accumulates,
                               json_pack("{s:i, s:i, s:I, s:o}", "source",
-                                        value_index(w, m->op->operands[0]), "value",
-                                        value_index(w, m->op->results[0]), "elements",
+                                        moe_plan_value_entry(w, m->op->operands[0]), "value",
+                                        moe_plan_value_entry(w, m->op->results[0]), "elements",
                                         (json_int_t)moe_type_elements(t), "slots", slots));
     }
     return NULL;
@@ -276,11 +322,14 @@ static MoeStatus add_program(const Plan *plan, const MoeProgram *p, json_t *prog
            *accs = json_array();
     set_i(o, "slab_bytes", p->memory.slab_bytes);
     set_i(o, "slab_lower_bound", p->memory.lower_bound);
+    set_i(o, "elastic_bytes", p->memory.elastic_bytes);
+    set_i(o, "elastic_expect", p->memory.elastic_expect);
     set_i(o, "scratch_bytes", p->scratch_bytes);
     set_i(memory, "activations", p->memory.activations);
     set_i(memory, "gradients", p->memory.gradients);
     set_i(memory, "workspace", p->memory.workspace);
     set_i(memory, "other", p->memory.other);
+    set_i(memory, "communication", p->memory.comm_bytes);
     set(o, "memory", memory);
     set(o, "values", w.values);
     set(o, "inputs", inputs);
@@ -324,6 +373,12 @@ static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo
     set_i(root, "virtual_shards", o->virtual_shards);
     set_i(root, "micro_batches", o->micro_batches < 1 ? 1 : o->micro_batches);
     set_s(root, "dtype", o->mixed_bf16 ? "bf16" : "f32");
+    MoeMesh mesh = moe_pass_mesh(o);
+    set_i(root, "ranks", moe_mesh_size(&mesh));
+    set(root, "mesh",
+        json_pack("{s:i, s:i, s:i, s:i, s:i}", "dp", mesh.dp, "shard", mesh.shard, "ep", mesh.ep, "tp",
+                  mesh.tp, "dense_shard", mesh.dense_shard));
+    set_i(root, "slots", moe_mesh_slots(&mesh, info->experts));
     set_s(root, "recompute", recompute_name(o->recompute));
     set_i(root, "recompute_layers", o->recompute_layers);
     set_i(root, "memory_limit", o->memory_limit);

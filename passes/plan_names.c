@@ -2,21 +2,22 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/str.h"
+#include "passes/group.h"
 #include "passes/plan_json.h"
 
 static MoeKind kind_of(const MoeOp *op) {
     return moe_op_info(op->opcode)->kind;
 }
 
-/* The parameter that v is, or is a converted copy of. */
+/* The parameter that v is, or is a converted copy or gathered from the ranks of. */
 static const MoeOp *param_of(const MoeValue *v) {
-    while (v->def->opcode == MOE_OP_CONVERT)
+    while (v->def->opcode == MOE_OP_CONVERT || v->def->opcode == MOE_OP_ALL_GATHER ||
+           v->def->opcode == MOE_OP_WAIT)
         v = v->def->operands[0];
     return v->def->opcode == MOE_OP_PARAM ? v->def : NULL;
 }
 
-/* "model.layers.0.mlp.experts.*.w1.weight" -> "layers.0.mlp.experts.w1" */
-static void short_name(const MoeOp *param, MoeStr *out) {
+void moe_plan_short_name(const MoeOp *param, MoeStr *out) {
     const char *s = moe_attr_s(param, "name");
     if (strncmp(s, "model.", 6) == 0)
         s += 6;
@@ -54,6 +55,8 @@ static const MoeOp *anchor(const MoeGroup *g) {
 }
 
 const char *moe_plan_step_kind(const MoeGroup *g) {
+    if (g->ops[0]->opcode == MOE_OP_WAIT)
+        return "wait";
     return moe_kind_name(kind_of(anchor(g)));
 }
 
@@ -119,6 +122,8 @@ static void name_by_ops(const MoeGroup *g, MoeStr *out) {
 }
 
 const char *moe_plan_step_name(const MoeGroup *g, const MoeOp *const *gradients, MoeArena *a) {
+    if (moe_group_is_comm(g))
+        return moe_plan_comm_name(g, gradients, a);
     MoeStr s = {0};
     const MoeOp *found[2] = {NULL, NULL}, *at = anchor(g);
     const char *tail = "";
@@ -136,10 +141,10 @@ const char *moe_plan_step_name(const MoeGroup *g, const MoeOp *const *gradients,
     if (n == 0) {
         name_by_ops(g, &s);
     } else {
-        short_name(found[0], &s);
+        moe_plan_short_name(found[0], &s);
         if (n == 2 && at->opcode == MOE_OP_MATMUL) {
             MoeStr other = {0};
-            short_name(found[1], &other);
+            moe_plan_short_name(found[1], &other);
             moe_str_printf(&s, "+%s", last_part(moe_str_c(&other)));
             moe_str_free(&other);
         }

@@ -10,7 +10,9 @@
  *        al. 2016); elsewhere CHEAP. The last layers are left out first: the peak is at the start of the backward phase,
  *        where their values are needed anyway.
  * AUTO:  CHEAP if that fits memory_limit, else the fewest layers that do, found by planning memory for copies of @train.
- * A value is computed again once, just before its first reader; other readers share it. */
+ * Rows that came from other ranks are sent again (LAYER), by all ranks: it is one program; the plans of who sends what are kept.
+ * A value is computed again once, just before its first reader; other readers share it. Parameters that ranks share out are
+ * gathered again rather than kept: the backward phase has them anyway. */
 #include "passes/recompute.h"
 
 #include <string.h>
@@ -26,7 +28,18 @@ typedef struct {
     const bool *again;
     int n_old;         /* value ids below it are of the old graph */
     MoeValue **second; /* by value id: the value computed again */
+    MoeOp **ops;       /* the old list */
+    size_t n_ops;
+    bool *placed; /* by value id: in the new list, perhaps before its turn */
 } Rewrite;
+
+static void place_old(Rewrite *w, MoeOp *op) {
+    if (op->n_results && (op->results[0]->id >= w->n_old || w->placed[op->results[0]->id]))
+        return; /* a copy was appended when it was made */
+    for (int i = 0; i < op->n_results; i++)
+        w->placed[op->results[i]->id] = true;
+    moe_graph_append(w->g, op);
+}
 
 static MoeValue *at_backward(Rewrite *w, MoeValue *v) {
     if (v->id >= w->n_old || !w->again[v->id])
@@ -34,6 +47,14 @@ static MoeValue *at_backward(Rewrite *w, MoeValue *v) {
     if (w->second[v->id])
         return w->second[v->id];
     MoeOp *op = v->def;
+    MoeOp *twin =
+        moe_recompute_is_param(op) ? moe_recompute_twin(w->ops, w->n_ops, op) : NULL;
+    if (twin) { /* the backward pass gathers the parameter anyway: now */
+        twin->operands[0] = at_backward(w, twin->operands[0]); /* the bf16 slice */
+        place_old(w, twin->operands[0]->def);
+        place_old(w, twin);
+        return w->second[v->id] = twin->results[0];
+    }
     MoeValue *operands[16];
     MOE_ASSERT(op->n_operands <= 16, "recompute: %s has %d operands", moe_op_info(op->opcode)->name,
                op->n_operands);
@@ -46,17 +67,18 @@ static MoeValue *at_backward(Rewrite *w, MoeValue *v) {
 }
 
 static void rewrite(MoeGraph *g, const MoeRecomputeChoice *c, MoeArena *a) {
-    Rewrite w = {g, c->again, g->n_values, MOE_NEW_N(a, MoeValue *, g->n_values)};
-    size_t n;
-    MoeOp **ops = moe_graph_take_ops(g, &n);
+    Rewrite w = {.g = g, .again = c->again, .n_old = g->n_values};
+    w.second = MOE_NEW_N(a, MoeValue *, g->n_values);
+    w.placed = MOE_NEW_N(a, bool, g->n_values);
+    w.ops = moe_graph_take_ops(g, &w.n_ops);
     g->phase = MOE_PHASE_BACKWARD;
     g->layer = -1;
-    for (size_t i = 0; i < n; i++) {
-        MoeOp *op = ops[i];
+    for (size_t i = 0; i < w.n_ops; i++) {
+        MoeOp *op = w.ops[i];
         if (op->phase == MOE_PHASE_BACKWARD)
             for (int k = 0; k < op->n_operands; k++)
                 op->operands[k] = at_backward(&w, op->operands[k]);
-        moe_graph_append(g, op);
+        place_old(&w, op);
     }
     moe_graph_dce(g);
     moe_graph_renumber(g);
@@ -122,7 +144,7 @@ static MoeModule *copy_graph(MoeGraph *g) {
     return m;
 }
 
-/* Bytes of the slab that @train would need. */
+/* Bytes for values that @train would need. */
 static MoeStatus predict(const MoePassContext *cx, MoeGraph *train, MoeRecompute level,
                          int64_t n_layers, int64_t *out_bytes) {
     MoeModule *m = copy_graph(train);
@@ -132,9 +154,8 @@ static MoeStatus predict(const MoePassContext *cx, MoeGraph *train, MoeRecompute
     apply(m->graphs[0], level, n_layers);
     MoeStatus st = moe_pass_fuse(&sub);
     if (!st)
-        st =
-            moe_memplan_graph(cx->target, m->graphs[0], cx->options.micro_batches, m->arena, &plan);
-    *out_bytes = plan.slab_bytes;
+        st = moe_memplan_graph(cx->target, m->graphs[0], &cx->options, m->arena, &plan);
+    *out_bytes = moe_memplan_expected_bytes(&plan);
     moe_module_destroy(m);
     return st;
 }

@@ -12,5 +12,9 @@ typedef struct {
 
 /* n_layers: of how many layers, from 0, everything but the layer's inputs may be computed again; 0: only cheap ops anywhere. */
 MoeRecomputeChoice moe_recompute_choose(const MoeGraph *g, int64_t n_layers, MoeArena *a);
+/* Whether the op gathers a parameter, or its bf16 copy, from the ranks. */
+bool moe_recompute_is_param(const MoeOp *gather);
+/* The op among `ops` that gathers the same parameter in the same dtype in the backward phase; NULL: none. */
+MoeOp *moe_recompute_twin(MoeOp *const *ops, size_t n, const MoeOp *gather);
 
 #endif

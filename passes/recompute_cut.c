@@ -11,7 +11,9 @@
 #include "base/assert.h"
 
 #define INFINITE    INT64_MAX
-#define AGAIN_SHIFT 4 /* computing an element again costs a 16th of keeping it */
+#define AGAIN_SHIFT 4 /* computing an element again costs a 16th of keeping it, */
+#define SENT_SHIFT  2 /* sending it again a quarter */
+#define WIDE_ROWS   32
 
 typedef struct {
     int to, next; /* next edge of the same node; edges e and e ^ 1 are a pair */
@@ -137,23 +139,52 @@ static Fact *find_facts(const MoeGraph *g, MoeArena *a) {
     return facts;
 }
 
+bool moe_recompute_is_param(const MoeOp *gather) {
+    if (gather->opcode != MOE_OP_ALL_GATHER)
+        return false;
+    const MoeOp *d = gather->operands[0]->def;
+    return d->opcode == MOE_OP_PARAM ||
+           (d->opcode == MOE_OP_CONVERT && d->operands[0]->def->opcode == MOE_OP_PARAM);
+}
+
+static const MoeOp *param_of(const MoeOp *gather) {
+    const MoeOp *d = gather->operands[0]->def;
+    return d->opcode == MOE_OP_PARAM ? d : d->operands[0]->def;
+}
+
+MoeOp *moe_recompute_twin(MoeOp *const *ops, size_t n, const MoeOp *gather) {
+    for (size_t i = 0; i < n; i++)
+        if (ops[i]->phase == MOE_PHASE_BACKWARD && moe_recompute_is_param(ops[i]) &&
+            param_of(ops[i]) == param_of(gather) &&
+            moe_type_equal(&ops[i]->results[0]->type, &gather->results[0]->type))
+            return ops[i];
+    return NULL;
+}
+
 /* Whether the op may run twice: cheap ops anywhere; in the chosen layers all but routing, selection and what reduces
- * over rows. */
+ * over rows or ranks. A parameter is gathered again rather than kept whole. */
 static bool may_repeat(const MoeOp *op, int64_t n_layers) {
     MoeKind k = moe_op_info(op->opcode)->kind;
     if (op->opcode == MOE_OP_TOPK)
         return false;
+    if (moe_recompute_is_param(op))
+        return true;
     if (k == MOE_KIND_EW || k == MOE_KIND_ROW || op->opcode == MOE_OP_DISPATCH ||
         op->opcode == MOE_OP_DISPATCH_WEIGHT)
         return true;
     int64_t layer = moe_attr_i_or(op, "layer", -1);
+    bool rows = k == MOE_KIND_COMM && seg_of(op->results[0]) &&
+                op->opcode != MOE_OP_ALL_GATHER_ROWS; /* sent, brought home, added up over tp */
     return layer >= 0 && layer < n_layers &&
-           (k == MOE_KIND_GEMM || k == MOE_KIND_ATTN || k == MOE_KIND_ROPE || k == MOE_KIND_MOVE);
+           (k == MOE_KIND_GEMM || k == MOE_KIND_ATTN || k == MOE_KIND_ROPE || k == MOE_KIND_MOVE ||
+            rows);
 }
 
-/* What computing v again costs, in bytes kept. A kernel of its own for a column is no bargain. */
+/* What computing v again costs, in bytes kept. A kernel of its own for a column is no bargain, nor is an exchange for a few. */
 static int64_t cost_again(const MoeValue *v) {
-    int64_t bytes = moe_type_bytes(&v->type);
+    int64_t bytes = moe_value_expected_bytes(v);
+    if (moe_op_info(v->def->opcode)->kind == MOE_KIND_COMM)
+        return moe_type_cols(&v->type) < WIDE_ROWS ? 2 * bytes : (bytes >> SENT_SHIFT) + 1;
     return v->def->opcode == MOE_OP_DISPATCH_WEIGHT ? 2 * bytes : (bytes >> AGAIN_SHIFT) + 1;
 }
 
@@ -176,17 +207,19 @@ MoeRecomputeChoice moe_recompute_choose(const MoeGraph *g, int64_t n_layers, Moe
             if (!in_forward(v))
                 continue;
             const Fact *x = &facts[v->id];
-            int64_t bytes = moe_type_bytes(&v->type);
+            int64_t bytes = moe_value_expected_bytes(v);
             int64_t layer = moe_attr_i_or(op, "layer", -1);
             bool stays = x->crossing && layer >= 0 && layer < n_layers;
             bool repeat = !x->free_ && !stays && may_repeat(op, n_layers);
+            bool twin = repeat && moe_recompute_is_param(op) &&
+                        moe_recompute_twin(g->ops, g->n_ops, op); /* comes again anyway */
             add_edge(&f, 2 * v->id, 2 * v->id + 1, x->free_ ? 0 : bytes);
-            add_edge(&f, source, 2 * v->id, repeat ? cost_again(v) : INFINITE);
+            add_edge(&f, source, 2 * v->id, twin ? 1 : repeat ? cost_again(v) : INFINITE);
             if (x->needed) {
                 add_edge(&f, 2 * v->id + 1, sink, INFINITE);
                 c.kept_before += x->free_ ? 0 : bytes;
             }
-            for (int k = 0; repeat && k < op->n_operands; k++)
+            for (int k = 0; repeat && !twin && k < op->n_operands; k++)
                 if (in_forward(op->operands[k]))
                     add_edge(&f, 2 * op->operands[k]->id + 1, 2 * v->id, INFINITE);
             if (repeat && seg_of(v) && in_forward(seg_of(v)))
@@ -206,7 +239,7 @@ MoeRecomputeChoice moe_recompute_choose(const MoeGraph *g, int64_t n_layers, Moe
             bool in_kept = f.level[2 * v->id] >= 0, out_there = f.level[2 * v->id + 1] < 0;
             c.again[v->id] = !in_kept;
             if (in_kept && out_there && !facts[v->id].free_)
-                c.kept_after += moe_type_bytes(&v->type);
+                c.kept_after += moe_value_expected_bytes(v);
         }
     return c;
 }

@@ -5,45 +5,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/arena.h"
 #include "base/io.h"
 
 #define MAX_MANIFEST_BYTES ((size_t)1 << 30)
 
-const char *const moe_checkpoint_files[MOE_CHECKPOINT_FILES] = {"model.safetensors",
-                                                                "optimizer.safetensors"};
-
-static MoeStOut tensor_of(MoeExec *x, const MoeWeight *w, const char *name, int buffer) {
-    MoeStOut t = {.name = name, .dtype = MOE_ST_F32, .rank = w->rank};
-    memcpy(t.dims, w->dims, sizeof t.dims);
-    t.data = (const float *)moe_exec_buffer(x, buffer) + w->first;
-    return t;
+void moe_hex_put(MoeStr *out, const uint64_t *v, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        moe_str_printf(out, "%016llx", (unsigned long long)v[i]);
 }
 
-void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList *list, int file,
-                            MoeCheckpointTensors *out) {
-    size_t n = list->n;
-    for (size_t i = 0; file == 1 && i < list->n; i++)
-        n += plan->params[list->items[i].param].n_states;
-    out->items = MOE_NEW_N(list->arena, MoeStOut, n);
-    out->n = 0;
-    for (size_t i = 0; i < list->n; i++) {
-        const MoeWeight *w = &list->items[i];
-        const MoePlanParam *p = &plan->params[w->param];
-        if (file == 0)
-            out->items[out->n++] = tensor_of(x, w, w->name, p->buffer);
-        for (size_t k = 0; file == 1 && k < p->n_states; k++)
-            out->items[out->n++] =
-                tensor_of(x, w, moe_arena_printf(list->arena, "%s.%s", w->name, p->states[k].name),
-                          p->states[k].buffer);
+bool moe_hex_get(const char *text, uint64_t *out, size_t n) {
+    if (!text || strlen(text) != 16 * n || strspn(text, "0123456789abcdef") != 16 * n)
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        char digits[17] = "";
+        memcpy(digits, text + 16 * i, 16);
+        out[i] = strtoull(digits, NULL, 16);
     }
-}
-
-int64_t moe_checkpoint_elements(const MoeStOut *t) {
-    int64_t n = 1;
-    for (int i = 0; i < t->rank; i++)
-        n *= t->dims[i];
-    return n;
+    return true;
 }
 
 void moe_manifest_seal(json_t *manifest, MoeStr *out_text) {

@@ -1,4 +1,4 @@
-/* Verifying and loading checkpoints: newest first, damaged ones named and passed over. */
+/* Loading checkpoints: each rank takes from all files what is its own. Newest first, damaged ones named and passed over. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,213 +7,186 @@
 #include "runtime/checkpoint_internal.h"
 #include "runtime/run_config.h"
 
-static MoeStatus corrupt(const char *dir, const char *what, const char *name) {
-    return moe_error(MOE_E_CORRUPT, "%s: %s: %s", dir, name, what);
-}
-
-/* Errors about the content of a checkpoint's own files are damage, whatever reader found them. */
-static MoeStatus as_damage(MoeStatus st) {
-    if (!st || moe_status_code(st) != MOE_E_INPUT)
-        return st;
-    MoeStatus damaged = moe_error(MOE_E_CORRUPT, "%s", moe_status_message(st));
-    moe_status_free(st);
-    return damaged;
-}
-
-static MoeStatus verify_file(const char *dir, const json_t *entry, const char *name) {
-    char *path = moe_path_join(dir, name), hash[33] = "";
-    MoeMap map = {0};
-    MoeStatus st = NULL;
-    const char *recorded = json_string_value(json_object_get(entry, "xxh3"));
-    json_int_t bytes = json_integer_value(json_object_get(entry, "bytes"));
-    const char *entry_name = json_string_value(json_object_get(entry, "name"));
-    if (!entry_name || strcmp(entry_name, name) || !recorded) {
-        st = corrupt(dir, "its manifest has no such file", name);
-    } else if (!moe_path_exists(path)) {
-        st = corrupt(dir, "is missing", name);
-    } else if (!(st = moe_map_open(path, &map))) {
-        if ((json_int_t)map.n != bytes)
-            st = moe_error(MOE_E_CORRUPT, "%s: %zu bytes, recorded %lld", path, map.n,
-                           (long long)bytes);
-        else
-            moe_hash_hex(map.data, map.n, hash);
-        if (!st && strcmp(hash, recorded))
-            st = moe_error(MOE_E_CORRUPT, "%s: XXH3 %s, recorded %s: its content is damaged", path,
-                           hash, recorded);
-        moe_map_close(&map);
-    }
-    free(path);
-    return st;
-}
-
-/* The census of one file against its tensors: each named once, none unnamed, contents as they were
- * in memory. */
-static MoeStatus verify_census(const char *dir, const json_t *census, int file) {
-    char *path = moe_path_join(dir, moe_checkpoint_files[file]);
-    MoeSafetensors *s = NULL;
-    size_t i, n = 0;
-    json_t *e;
-    MoeStatus st = as_damage(moe_st_open(path, &s));
-    json_array_foreach(census, i, e) {
-        if (st || json_integer_value(json_object_get(e, "file")) != file)
-            continue;
-        const char *name = json_string_value(json_object_get(e, "name"));
-        const char *recorded = json_string_value(json_object_get(e, "xxh3"));
-        const MoeStTensor *t = name ? moe_st_find(s, name) : NULL;
-        char hash[33];
-        n++;
-        if (!t || !recorded || t->dtype != MOE_ST_F32 ||
-            t->elements != json_integer_value(json_object_get(e, "elements"))) {
-            st = moe_error(MOE_E_CORRUPT, "%s: the census names %s, which is not there as recorded",
-                           path, name ? name : "nothing");
-            continue;
-        }
-        moe_hash_hex(t->data, t->n_bytes, hash);
-        if (strcmp(hash, recorded))
-            st = moe_error(MOE_E_CORRUPT, "%s: tensor %s: XXH3 %s, recorded %s", path, name, hash,
-                           recorded);
-    }
-    if (!st && n != moe_st_count(s))
-        st = moe_error(MOE_E_CORRUPT, "%s: %zu tensors, %zu in the census", path, moe_st_count(s),
-                       n);
-    moe_st_close(s);
-    free(path);
-    return st;
-}
-
-MoeStatus moe_checkpoint_verify(const char *dir, json_t **out_manifest) {
-    json_t *m = NULL;
-    if (out_manifest)
-        *out_manifest = NULL;
-    MOE_TRY(moe_manifest_read(dir, &m));
-    const json_t *files = json_object_get(m, "files"), *census = json_object_get(m, "census");
-    MoeStatus st = NULL;
-    if (json_array_size(files) != MOE_CHECKPOINT_FILES)
-        st = corrupt(dir, "does not name the checkpoint's files", "manifest.json");
-    for (size_t f = 0; f < MOE_CHECKPOINT_FILES && !st; f++)
-        st = verify_file(dir, json_array_get(files, f), moe_checkpoint_files[f]);
-    for (int f = 0; f < MOE_CHECKPOINT_FILES && !st; f++)
-        st = verify_census(dir, census, f);
-    if (st || !out_manifest)
-        json_decref(m);
-    else
-        *out_manifest = m;
-    return st;
-}
-
 MoeStatus moe_checkpoint_check_plan(const MoePlan *plan, const json_t *manifest,
                                     const char *where) {
     return moe_plan_facts_check(plan, json_object_get(manifest, "plan"), where);
 }
 
-/* One file's tensors into memory. The plan's tensors and the file's must be the same set. */
-static MoeStatus load_file(const MoePlan *plan, MoeExec *x, const MoeWeightList *list,
-                           const char *dir, int file) {
-    char *path = moe_path_join(dir, moe_checkpoint_files[file]);
-    MoeCheckpointTensors want;
-    MoeSafetensors *s = NULL;
-    moe_checkpoint_tensors(plan, x, list, file, &want);
-    MoeStatus st = as_damage(moe_st_open(path, &s));
-    if (!st && moe_st_count(s) != want.n)
-        st = moe_error(MOE_E_CORRUPT, "%s: %zu tensors, the plan has %zu", path, moe_st_count(s),
-                       want.n);
-    for (size_t i = 0; i < want.n && !st; i++) {
-        const MoeStOut *w = &want.items[i];
-        const MoeStTensor *t = moe_st_find(s, w->name);
-        if (!t)
-            st = moe_error(MOE_E_CORRUPT, "%s: tensor %s is missing", path, w->name);
-        else if (t->dtype != MOE_ST_F32 || t->rank != w->rank ||
-                 memcmp(t->dims, w->dims, sizeof *w->dims * (size_t)w->rank))
-            st = moe_error(MOE_E_CORRUPT, "%s: tensor %s has not the plan's shape in F32", path,
-                           w->name);
-        else if (t->n_bytes)
-            memcpy((void *)(uintptr_t)w->data, t->data, t->n_bytes);
+/* One loading on this rank. */
+typedef struct {
+    const MoePlan *plan;
+    MoeExec *x;
+    MoeStored from;
+    MoeWeightList list;
+    MoeCheckpointTensors into;
+    size_t n;        /* of its tensors those that are loaded */
+    uint64_t *cover; /* [n] what the files hold of each */
+    uint64_t *sums;  /* [n] what memory holds */
+} Loading;
+
+/* The plan's tensors and the checkpoint's are the same. */
+static MoeStatus check_tensors(const Loading *l) {
+    const MoeCheckpointTensors *a = &l->from.tensors, *b = &l->into;
+    if (a->n != b->n || a->n_weights != b->n_weights)
+        return moe_error(MOE_E_CORRUPT, "%s: %zu weights and %zu states, the plan has %zu and %zu",
+                         l->from.dir, a->n_weights, a->n - a->n_weights, b->n_weights,
+                         b->n - b->n_weights);
+    for (size_t i = 0; i < a->n; i++) {
+        const MoeCheckpointTensor *t = &a->items[i], *w = &b->items[i];
+        if (strcmp(t->name, w->name) || t->rank != w->rank ||
+            memcmp(t->dims, w->dims, sizeof *t->dims * (size_t)t->rank))
+            return moe_error(MOE_E_CORRUPT,
+                             "%s: tensor %s is not the plan's %s, or has another shape",
+                             l->from.dir, t->name, w->name);
     }
-    moe_st_close(s);
-    free(path);
+    return NULL;
+}
+
+/* What this rank needs of the piece, into its buffer. */
+static MoeStatus read_piece(const Loading *l, MoeBlockFile *f, const MoeStoredPiece *p) {
+    const MoeCheckpointTensor *t = &l->into.items[p->tensor];
+    MoeRun there, here;
+    for (int64_t at = 0; moe_piece_common(&p->piece, &t->weight->piece, at, &there, &here);
+         at = here.first + here.n)
+        MOE_TRY(moe_block_read(f, p->at + there.at * (int64_t)sizeof(float),
+                               here.n * (int64_t)sizeof(float), t->buffer + here.at));
+    return NULL;
+}
+
+static MoeStatus read_file(const Loading *l, size_t i) {
+    MoeBlockFile *f = NULL;
+    MoeStoredPiece *pieces = NULL;
+    size_t n = 0;
+    MOE_TRY(moe_stored_file(&l->from, i, &f));
+    MoeStatus st = moe_stored_pieces(&l->from, i, f, &pieces, &n);
+    if (!st)
+        moe_stored_cover(pieces, n, l->cover);
+    for (size_t k = 0; k < n && !st; k++)
+        st = read_piece(l, f, &pieces[k]);
+    free(pieces);
+    moe_block_close(f);
     return st;
 }
 
-/* The hashes of the census against what memory holds now. */
-static MoeStatus check_memory(const MoePlan *plan, MoeExec *x, const MoeWeightList *list,
-                              const json_t *manifest, const char *dir, int n_files) {
-    json_t *census = json_object_get(manifest, "census");
-    size_t at = 0;
-    for (int f = 0; f < n_files; f++) {
-        MoeCheckpointTensors want;
-        moe_checkpoint_tensors(plan, x, list, f, &want);
-        for (size_t i = 0; i < want.n;
-             i++, at++) { /* the census is in the order of writing: weights, then states */
-            const json_t *e = json_array_get(census, at);
-            const char *name = json_string_value(json_object_get(e, "name")),
-                       *recorded = json_string_value(json_object_get(e, "xxh3"));
-            char hash[33];
-            bool same = name && recorded && !strcmp(name, want.items[i].name);
-            if (same) {
-                moe_hash_hex(want.items[i].data,
-                             (size_t)moe_checkpoint_elements(&want.items[i]) * sizeof(float), hash);
-                same = !strcmp(recorded, hash);
-            }
-            if (!same)
-                return moe_error(MOE_E_CORRUPT, "%s: %s in memory is not what was saved", dir,
-                                 want.items[i].name);
-        }
-    }
+/* This rank's part of the loading, up to where the ranks meet again. */
+static MoeStatus load_own(Loading *l, const char *dir, bool with_optimizer, MoeTrainState *state) {
+    MoeComm *c = moe_exec_comm(l->x);
+    MOE_TRY(moe_stored_open(dir, &l->from));
+    MOE_TRY(moe_checkpoint_check_plan(l->plan, l->from.manifest, dir));
+    if (state)
+        MOE_TRY(moe_as_damage(moe_manifest_state_read(l->from.manifest, dir, state)));
+    json_object_del(l->from.manifest, "census"); /* in the tables now */
+    json_object_del(l->from.manifest, "files");
+    MOE_TRY(moe_weight_list(l->plan, l->x, &l->list));
+    moe_checkpoint_tensors(l->plan, l->x, &l->list, &l->into);
+    MOE_TRY(check_tensors(l));
+    l->n = with_optimizer ? l->into.n : l->into.n_weights;
+    l->cover = calloc(l->into.n + 1, sizeof *l->cover);
+    l->sums = calloc(l->into.n + 1, sizeof *l->sums);
+    if (!l->cover || !l->sums)
+        return moe_error(MOE_E_NOMEM, "no memory to load %s", dir);
+    if (l->from.version == 1) /* no blocks: the ranks share out the files before they read them */
+        MOE_TRY(moe_stored_check(&l->from, c->rank, c->size));
+    for (size_t i = 0; i < l->from.n_files; i++)
+        if (with_optimizer || l->from.files[i].group == 0)
+            MOE_TRY(read_file(l, i));
+    MOE_TRY(moe_stored_census(&l->from, l->cover, l->n));
+    if (l->from.version > 1)
+        moe_checkpoint_sums(&l->into, l->n, l->sums);
+    return NULL;
+}
+
+/* What the memory of all ranks holds now is what was saved. */
+static MoeStatus check_memory(Loading *l) {
+    if (l->from.version == 1)
+        return NULL;
+    MOE_TRY(moe_checkpoint_add_up(moe_exec_comm(l->x), l->sums, l->n));
+    for (size_t i = 0; i < l->n; i++)
+        if (l->sums[i] != l->from.tensors.items[i].sum)
+            return moe_error(MOE_E_CORRUPT, "%s: %s in memory is not what was saved", l->from.dir,
+                             l->into.items[i].name);
     return NULL;
 }
 
 MoeStatus moe_checkpoint_load(const MoePlan *plan, MoeExec *x, const char *dir, bool with_optimizer,
                               MoeTrainState *state) {
-    json_t *m = NULL;
-    MoeWeightList list = {0};
-    MoeStatus st = NULL;
-    int n_files = with_optimizer ? 2 : 1;
-    MOE_TRY(moe_checkpoint_verify(dir, &m));
-    MOE_TRY_GOTO(st, moe_checkpoint_check_plan(plan, m, dir), done);
-    if (state)
-        MOE_TRY_GOTO(st, as_damage(moe_manifest_state_read(m, dir, state)), done);
-    MOE_TRY_GOTO(st, moe_weight_list(plan, &list), done);
-    for (int f = 0; f < n_files; f++)
-        MOE_TRY_GOTO(st, load_file(plan, x, &list, dir, f), done);
-    st = check_memory(plan, x, &list, m, dir, n_files);
-done:
-    moe_weight_list_free(&list);
-    json_decref(m);
+    Loading l = {.plan = plan, .x = x};
+    MoeStatus st = moe_comm_agree(moe_exec_comm(x), load_own(&l, dir, with_optimizer, state),
+                                  "loading a checkpoint");
+    if (!st)
+        st = check_memory(&l);
+    free(l.cover);
+    free(l.sums);
+    moe_weight_list_free(&l.list);
+    moe_stored_close(&l.from);
     return st;
 }
 
 /* ---- newest first ---- */
 
-typedef MoeStatus (*TryFn)(void *ctx, const char *dir);
+/* Rank 0's number on all ranks. */
+static MoeStatus from_rank_0(MoeComm *c, int64_t *v) {
+    int64_t *all = malloc(sizeof *all * (size_t)(c ? c->size : 1));
+    MoeStatus st = all ? NULL : moe_error(MOE_E_NOMEM, "no memory for a number of each rank");
+    if (c)
+        st = moe_comm_agree(c, st, "finding a checkpoint");
+    if (!st && c)
+        st = moe_comm_all_gather(c, v, sizeof *v, all, "finding a checkpoint");
+    if (!st && c)
+        *v = all[0];
+    free(all);
+    return st;
+}
 
-/* Offers each checkpoint, newest first, until one is taken. A damaged or unreadable one is warned
- * about and passed over; any other error ends the search. */
-static MoeStatus first_intact(const char *run_dir, TryFn take, void *ctx, char **out_dir,
-                              int64_t *out_step) {
-    MoeCheckpointRef *refs;
-    size_t n, i;
-    *out_dir = NULL;
-    MOE_TRY(moe_checkpoint_list(run_dir, &refs, &n));
-    MoeStatus st = NULL;
-    for (i = 0; i < n; i++) {
-        st = take(ctx, refs[i].path);
-        if (!st || (moe_status_code(st) != MOE_E_CORRUPT && moe_status_code(st) != MOE_E_IO))
-            break;
-        moe_warn("CHECKPOINT DAMAGED: %s%s", moe_status_message(st),
-                 i + 1 < n ? "; falling back to an older one" : "");
+static bool is_damage(MoeStatus st) {
+    return moe_status_code(st) == MOE_E_CORRUPT || moe_status_code(st) == MOE_E_IO;
+}
+
+/* Tries rank 0's list on all ranks. */
+static MoeStatus try_each(const char *run_dir, MoeComm *c, const MoeCheckpointRef *refs, int64_t n,
+                          MoeTakeCheckpoint take, void *ctx, char **out_dir, int64_t *out_step) {
+    bool speaks = !c || c->rank == 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t step = speaks ? refs[i].step : 0;
+        MoeStr dir = {0};
+        MOE_TRY(from_rank_0(c, &step));
+        moe_str_printf(&dir, "%s/checkpoints/step-%lld", run_dir, (long long)step);
+        MoeStatus st = take(ctx, dir.data);
+        if (!st) {
+            *out_dir = dir.data;
+            *out_step = step;
+            return NULL;
+        }
+        moe_str_free(&dir);
+        if (!is_damage(st))
+            return st;
+        if (speaks)
+            moe_warn("CHECKPOINT DAMAGED: %s%s", moe_status_message(st),
+                     i + 1 < n ? "; falling back to an older one" : "");
         moe_status_free(st);
-        st = NULL;
     }
-    if (!st && i < n) {
-        *out_dir = strdup(refs[i].path);
-        *out_step = refs[i].step;
-    } else if (!st && n) {
-        st = moe_error(MOE_E_CORRUPT,
-                       "%s: none of its %zu checkpoints is intact (see the warnings above); start "
-                       "anew with another --out",
-                       run_dir, n);
-    }
-    moe_checkpoint_list_free(refs, n);
+    return moe_error(MOE_E_CORRUPT,
+                     "%s: none of its %lld checkpoints is intact (see the warnings above); start "
+                     "anew with another --out",
+                     run_dir, (long long)n);
+}
+
+MoeStatus moe_checkpoint_first(const char *run_dir, MoeComm *c, MoeTakeCheckpoint take, void *ctx,
+                               char **out_dir, int64_t *out_step) {
+    MoeCheckpointRef *refs = NULL;
+    size_t n_refs = 0;
+    MoeStatus st = NULL;
+    *out_dir = NULL;
+    if (!c || c->rank == 0)
+        st = moe_checkpoint_list(run_dir, &refs, &n_refs);
+    if (c)
+        st = moe_comm_agree(c, st, "finding a checkpoint");
+    int64_t n = (int64_t)n_refs;
+    if (!st)
+        st = from_rank_0(c, &n);
+    if (!st && n)
+        st = try_each(run_dir, c, refs, n, take, ctx, out_dir, out_step);
+    moe_checkpoint_list_free(refs, n_refs);
     return st;
 }
 
@@ -223,7 +196,7 @@ static MoeStatus take_verified(void *ctx, const char *dir) {
 }
 
 MoeStatus moe_checkpoint_find(const char *run_dir, char **out_dir, int64_t *out_step) {
-    return first_intact(run_dir, take_verified, NULL, out_dir, out_step);
+    return moe_checkpoint_first(run_dir, NULL, take_verified, NULL, out_dir, out_step);
 }
 
 typedef struct {
@@ -244,7 +217,7 @@ MoeStatus moe_checkpoint_load_newest(const MoePlan *plan, MoeExec *x, const char
     char *dir;
     int64_t step;
     *out_found = false;
-    MOE_TRY(first_intact(run_dir, take_loaded, &l, &dir, &step));
+    MOE_TRY(moe_checkpoint_first(run_dir, moe_exec_comm(x), take_loaded, &l, &dir, &step));
     *out_found = dir != NULL;
     free(dir);
     return NULL;

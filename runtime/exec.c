@@ -5,9 +5,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/mem.h"
-#include "runtime/exec_internal.h"
+#include "runtime/exec_comm.h"
 #include "runtime/plan_read.h"
 
 static int64_t round_up(int64_t n, int64_t to) {
@@ -37,7 +39,7 @@ static MoeStatus alloc_buffers(MoeExec *x) {
     return NULL;
 }
 
-static MoeExecInput *find_input(MoeExec *x, const char *name) {
+static MoeExecInput *find_input(const MoeExec *x, const char *name) {
     for (size_t i = 0; i < x->n_inputs; i++)
         if (!strcmp(x->inputs[i].name, name))
             return &x->inputs[i];
@@ -73,18 +75,34 @@ static MoeStatus alloc_inputs(MoeExec *x) {
     return NULL;
 }
 
+static int64_t larger(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* Address space for the worst case. The end, for elastic values, is touched by live rows alone: there a huge page
+ * would be memory that nobody asked for. */
+static MoeStatus alloc_slab(MoeExec *x) {
+    void *data;
+    int64_t page = sysconf(_SC_PAGESIZE), from = round_up(x->fixed_bytes + MOE_BUFFER_SLACK, page);
+    MOE_TRY(moe_alloc_big((size_t)x->slab_bytes, "activations and gradients", &data));
+    x->slab = data;
+    if (x->slab_bytes > from)
+        (void)madvise(x->slab + from, (size_t)(x->slab_bytes - from), MADV_NOHUGEPAGE);
+    return NULL;
+}
+
 static MoeStatus alloc_work(MoeExec *x) {
     const MoePlan *p = x->plan;
     int threads = moe_pool_threads(x->pool);
     void *data;
-    for (size_t g = 0; g < p->n_programs; g++) {
-        if (p->programs[g].slab_bytes > x->slab_bytes)
-            x->slab_bytes = p->programs[g].slab_bytes;
-        if (p->programs[g].scratch_bytes > x->scratch_stride)
-            x->scratch_stride = p->programs[g].scratch_bytes;
+    for (size_t i = 0; i < p->n_programs; i++) {
+        const MoePlanProgram *g = &p->programs[i];
+        x->slab_bytes = larger(x->slab_bytes, g->slab_bytes);
+        x->fixed_bytes = larger(x->fixed_bytes, g->slab_bytes - g->elastic_bytes);
+        x->elastic_expect = larger(x->elastic_expect, g->elastic_expect);
+        x->scratch_stride = larger(x->scratch_stride, g->scratch_bytes);
     }
-    MOE_TRY(moe_alloc_big((size_t)x->slab_bytes, "activations and gradients", &data));
-    x->slab = data;
+    MOE_TRY(alloc_slab(x));
     /* Whole cache lines and a gap, so that threads do not share lines at the seams. */
     x->scratch_stride = round_up(x->scratch_stride + MOE_BUFFER_SLACK, 256);
     x->scratch_bytes = x->scratch_stride * threads;
@@ -144,15 +162,26 @@ static MoeStatus need_port(const MoePlanProgram *g, bool input, const char *name
     return NULL;
 }
 
-static MoeStatus check_ports(const MoePlan *p) {
-    const int V = p->virtual_shards, M = p->micro_batches;
-    /* The most sequences in one micro-batch. */
-    int64_t most = 0;
-    for (int m = 0; m < M; m++) {
-        int64_t n = (m + 1) * p->batch / M - m * p->batch / M;
-        if (n > most)
-            most = n;
+/* What is added with expert or tensor parallelism, where a program has it. */
+static MoeStatus check_ep_ports(const MoePlan *p, const MoePlanProgram *g) {
+    char name[32];
+    if (find_port(g->inputs, g->n_inputs, "tok_ep"))
+        MOE_TRY(need_port(g, true, "tok_ep", MOE_PLAN_I32, p->virtual_shards + 1, true));
+    if (find_port(g->inputs, g->n_inputs, "ep_rank"))
+        MOE_TRY(need_port(g, true, "ep_rank", MOE_PLAN_I32, 1, true));
+    if (find_port(g->inputs, g->n_inputs, "tp_rank"))
+        MOE_TRY(need_port(g, true, "tp_rank", MOE_PLAN_I32, 1, true));
+    for (size_t k = 0; k < p->n_moe_layers; k++) {
+        snprintf(name, sizeof name, "place.%d", p->moe_layers[k]);
+        if (find_port(g->inputs, g->n_inputs, name))
+            MOE_TRY(need_port(g, true, name, MOE_PLAN_I32, p->experts, true));
     }
+    return NULL;
+}
+
+static MoeStatus check_ports(const MoePlan *p) {
+    const int V = p->virtual_shards;
+    int64_t most = moe_mesh_most_sequences(&p->mesh, p->batch, V, p->micro_batches);
     for (size_t i = 0; i < p->n_programs; i++) {
         const MoePlanProgram *g = &p->programs[i];
         bool train = !strcmp(g->name, "train"), eval = !strcmp(g->name, "eval"),
@@ -160,6 +189,7 @@ static MoeStatus check_ports(const MoePlan *p) {
         if (!train && !eval && !logits)
             continue;
         MOE_TRY(need_port(g, true, "tok", MOE_PLAN_I32, V + 1, true));
+        MOE_TRY(check_ep_ports(p, g));
         int64_t seqs = logits ? 1 : most;
         MOE_TRY(need_port(g, true, "ids", MOE_PLAN_I32, seqs * p->seq, false));
         if (!logits)
@@ -184,7 +214,50 @@ static MoeStatus check_ports(const MoePlan *p) {
     return NULL;
 }
 
-MoeStatus moe_exec_create(const MoePlan *plan, int n_threads, MoeExec **out) {
+/* The communicator, and this rank's place in the mesh. */
+static MoeStatus join(MoeExec *x, MoeComm *comm) {
+    if (!comm && x->plan->ranks == 1)
+        MOE_TRY(moe_comm_self(&x->own_comm));
+    x->comm = comm ? comm : x->own_comm;
+    int n = x->comm ? x->comm->size : 1;
+    if (n != x->plan->ranks)
+        return moe_error(
+            MOE_E_MISUSE,
+            "the plan is for %d rank%s, and %d %s there: compile it with --ranks %d, or "
+            "start %d",
+            x->plan->ranks, x->plan->ranks == 1 ? "" : "s", n, n == 1 ? "is" : "are", n,
+            x->plan->ranks);
+    x->rank = x->comm->rank;
+    x->coords = moe_mesh_coords(&x->plan->mesh, x->rank);
+    x->parts = 1;
+    return NULL;
+}
+
+static int32_t *place_input(const MoeExec *x, size_t k) {
+    char name[32];
+    snprintf(name, sizeof name, "place.%d", x->plan->moe_layers[k]);
+    MoeExecInput *in = find_input(x, name);
+    return in ? (int32_t *)(void *)in->data : NULL;
+}
+
+static void set_number(MoeExec *x, const char *name, int value) {
+    MoeExecInput *in = find_input(x, name);
+    if (in)
+        *(int32_t *)(void *)in->data = value;
+}
+
+/* Inputs that stay: the rank's number in its EP and TP group, and where experts are. */
+static void set_places(MoeExec *x) {
+    set_number(x, "ep_rank", x->coords.ep);
+    set_number(x, "tp_rank", x->coords.tp);
+    for (size_t k = 0; k < x->plan->n_moe_layers; k++) {
+        int32_t *place = place_input(x, k);
+        for (int e = 0; place && e < x->plan->experts; e++)
+            place[e] = e;
+    }
+}
+
+MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, MoeExec **out) {
     *out = NULL;
     MOE_TRY(check_ports(plan));
     MoeExec *x = calloc(1, sizeof *x);
@@ -192,6 +265,7 @@ MoeStatus moe_exec_create(const MoePlan *plan, int n_threads, MoeExec **out) {
         return no_memory();
     x->plan = plan;
     MoeStatus st = NULL;
+    MOE_TRY_GOTO(st, join(x, comm), fail);
     MOE_TRY_GOTO(st, moe_pool_create(n_threads > 0 ? n_threads : moe_cpu_count(), &x->pool), fail);
     MOE_TRY_GOTO(st, alloc_buffers(x), fail);
     MOE_TRY_GOTO(st, alloc_inputs(x), fail);
@@ -203,6 +277,9 @@ MoeStatus moe_exec_create(const MoePlan *plan, int n_threads, MoeExec **out) {
     }
     for (size_t g = 0; g < plan->n_programs; g++)
         MOE_TRY_GOTO(st, bind_program(x, &plan->programs[g], &x->programs[g]), fail);
+    set_places(x);
+    MOE_TRY_GOTO(st, moe_exec_elastic_create(x), fail);
+    MOE_TRY_GOTO(st, moe_exec_comm_create(x), fail);
     *out = x;
     return NULL;
 fail:
@@ -213,6 +290,8 @@ fail:
 void moe_exec_destroy(MoeExec *x) {
     if (!x)
         return;
+    moe_exec_comm_destroy(x);
+    moe_exec_elastic_destroy(x);
     for (size_t g = 0; x->programs && g < x->plan->n_programs; g++) {
         MoeExecProgram *p = &x->programs[g];
         if (p->step_bufs)
@@ -231,11 +310,28 @@ void moe_exec_destroy(MoeExec *x) {
     free(x->buffers);
     free(x->load);
     moe_pool_destroy(x->pool);
+    moe_comm_destroy(x->own_comm);
     free(x);
 }
 
 int moe_exec_threads(const MoeExec *x) {
     return moe_pool_threads(x->pool);
+}
+
+int moe_exec_rank(const MoeExec *x) {
+    return x->rank;
+}
+
+MoeComm *moe_exec_comm(const MoeExec *x) {
+    return x->comm;
+}
+
+const int32_t *moe_exec_place(const MoeExec *x, size_t k) {
+    return place_input(x, k);
+}
+
+void moe_exec_set_step(MoeExec *x, int64_t step) {
+    x->step = step;
 }
 
 void *moe_exec_buffer(MoeExec *x, int buffer) {
@@ -274,7 +370,8 @@ const int32_t *moe_exec_load(const MoeExec *x) {
 }
 
 int64_t moe_exec_memory_bytes(const MoeExec *x) {
-    int64_t n = x->region_bytes + x->slab_bytes + x->scratch_bytes;
+    int64_t n = x->region_bytes + x->fixed_bytes + x->scratch_bytes + moe_exec_comm_bytes(x) +
+                larger(x->elastic_expect, x->elastic_used);
     for (size_t i = 0; i < x->n_inputs; i++)
         n += x->inputs[i].bytes;
     return n;

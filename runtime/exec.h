@@ -1,16 +1,28 @@
-/* Executes a plan's programs: owns parameter and state buffers, one slab for all programs, inputs, per-thread scratch. */
+/* Executes a plan's programs on one rank: owns its parameter and state buffers, one slab for all programs, inputs, per-thread
+ * scratch. With several ranks each has an execution of its own, and all of them make the same calls in the same order: what
+ * runs a program is collective. An error on one rank (its own, not MOE_E_PEER) leaves the others waiting: the caller then
+ * tells them with moe_comm_abort. */
 #ifndef MOE_RUNTIME_EXEC_H
 #define MOE_RUNTIME_EXEC_H
 
 #include "base/pool.h"
+#include "runtime/comm.h"
 #include "runtime/plan.h"
 
 typedef struct MoeExec MoeExec;
 
-/* Allocates everything. One exec runs all programs of the plan (they share the slab). */
-MoeStatus moe_exec_create(const MoePlan *plan, int n_threads, MoeExec **out);
+/* Allocates everything. One exec runs all programs of the plan (they share the slab). comm: of as many ranks as the plan
+ * has, borrowed; NULL for a plan of one rank. n_threads: of this rank; 0 = one a core. */
+MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, MoeExec **out);
 void moe_exec_destroy(MoeExec *x);
 int moe_exec_threads(const MoeExec *x);
+int moe_exec_rank(const MoeExec *x);
+MoeComm *moe_exec_comm(const MoeExec *x); /* never NULL */
+/* Where the experts of plan->moe_layers[k] are: [E], expert -> global slot; expert e is in slot e at first. NULL for a
+ * plan whose experts are all on one rank and that has no such input. */
+const int32_t *moe_exec_place(const MoeExec *x, size_t k);
+/* The training step that the next runs belong to, for the messages of other ranks. */
+void moe_exec_set_step(MoeExec *x, int64_t step);
 /* The memory of shared buffer i (a parameter or state), valid as long as x. */
 void *moe_exec_buffer(MoeExec *x, int buffer);
 /* The memory of a named input/output of a program; NULL if the program has none of that name. Outputs are valid until
@@ -19,7 +31,7 @@ void *moe_exec_input(MoeExec *x, const char *program, const char *name);
 const void *moe_exec_output(MoeExec *x, const char *program, const char *name,
                             const MoePlanPort **out_port);
 
-/* The tokens of sequences for one global batch: ids, labels [batch*seq]; n_seqs <= plan batch (the rest of the batch is absent:
+/* The tokens of sequences for one global batch, the same on every rank (each takes its own): ids, labels [batch*seq]; n_seqs <= plan batch (the rest of the batch is absent:
  * shard v holds sequences floor(v*n_seqs/V) .. floor((v+1)*n_seqs/V)-1). */
 typedef struct {
     const int32_t *ids, *labels; /* [n_seqs, seq]; labels may be NULL for logits */
@@ -47,12 +59,24 @@ MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h,
                                MoeStepResult *out);
 /* Sum of nll and count of labels over the batch. */
 MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int64_t *out_tokens);
-/* logits [n_seqs*seq, vocab], valid until the next run. n_seqs is at most what the program holds (one, from moec compile). */
+/* logits [n_seqs*seq, vocab] on rank 0, valid until the next run; the others take part and have what they computed. n_seqs
+ * is at most what the program holds (one, from moec compile). */
 MoeStatus moe_exec_logits(MoeExec *x, const MoeBatch *b, const float **out_logits);
-/* After a train step: rows routed to each expert from each virtual shard, layer by layer: [n_moe_layers][V][E]. Borrowed. */
+/* After a train step: rows routed to each expert from each virtual shard, layer by layer: [n_moe_layers][V][E]. Borrowed. Of
+ * the whole batch on rank 0; of its own shards on any other. */
 const int32_t *moe_exec_load(const MoeExec *x);
-/* Bytes of params + states + slab + inputs + scratch, as planned. */
+/* Bytes of params + states + slab + inputs + scratch + staging of this rank: as planned, and what elastic values took
+ * beyond it so far. */
 int64_t moe_exec_memory_bytes(const MoeExec *x);
+/* Elastic values of a layer (rows that routing sent here), summed: what the plan counts on, and the most that a run
+ * had. */
+typedef struct {
+    int layer;
+    int64_t planned, used;
+} MoeExecGrowth;
+/* The layer whose rows grew the most beyond the plan and what was said of it before; false when none did. Each growth
+ * is told once. */
+bool moe_exec_growth(MoeExec *x, MoeExecGrowth *out);
 /* Measured seconds per step of the last run program (indexed like program->steps), for explain; NULL unless profiling. */
 void moe_exec_profile(MoeExec *x, bool on);
 const double *moe_exec_profile_seconds(const MoeExec *x, const char *program);

@@ -1,4 +1,4 @@
-/* What exec.c (memory) and exec_run.c (running) share. */
+/* What exec.c (memory), exec_run.c (running), exec_elastic.c and exec_comm*.c share. */
 #ifndef MOE_RUNTIME_EXEC_INTERNAL_H
 #define MOE_RUNTIME_EXEC_INTERNAL_H
 
@@ -11,21 +11,49 @@ typedef struct {
     int64_t bytes;
 } MoeExecInput;
 
+/* An elastic value: after the first step that has it, the live rows are read off its table. */
+typedef struct {
+    int value, layer; /* layer: of that step, -1 none */
+    int64_t used;     /* bytes, the most so far */
+} MoeExecElastic;
+
 typedef struct {
     const MoePlanProgram *plan;
-    char **values;     /* [n_values] */
-    void ***step_bufs; /* [n_steps][n_bufs] */
-    double *seconds;   /* [n_steps], when profiling */
+    char **values;           /* [n_values] */
+    void ***step_bufs;       /* [n_steps][n_bufs] */
+    double *seconds;         /* [n_steps], when profiling */
+    MoeExecElastic *elastic; /* [n_elastic], by step; NULL without any */
+    size_t n_elastic;
+    size_t *elastic_at; /* [n_steps + 1]: the first of a step */
 } MoeExecProgram;
+
+/* What was said of a layer's growth. */
+typedef struct {
+    int layer;
+    int64_t planned, used, told;
+} MoeExecLayer;
+
+typedef struct MoeExecComm MoeExecComm;
 
 struct MoeExec {
     const MoePlan *plan;
+    MoeComm *comm, *own_comm; /* own: made here, for one rank */
+    int rank;
+    MoeCoords coords;
+    int micro, parts; /* the micro-batch under way, of how many */
+    int64_t step;     /* 0 unknown */
+    MoeExecComm *between;
     MoePool *pool;
     void *region; /* all shared buffers */
     int64_t region_bytes;
     char **buffers;
     char *slab;
     int64_t slab_bytes;
+    int64_t fixed_bytes; /* of it without elastic values, the most of any program */
+    int64_t elastic_expect, elastic_used;
+    bool elastic_grew;
+    MoeExecLayer *layers; /* with elastic values in the train program */
+    size_t n_layers;
     char *scratch; /* [threads][scratch_stride] */
     int64_t scratch_stride, scratch_bytes;
     MoeExecInput *inputs;
@@ -36,6 +64,13 @@ struct MoeExec {
 };
 
 MoeExecProgram *moe_exec_program(const MoeExec *x, const char *name);
+/* exec_elastic.c: finds the elastic values; after step i, how much of those that it begins is used; after a run, how
+ * much memory that makes. */
+MoeStatus moe_exec_elastic_create(MoeExec *x);
+void moe_exec_elastic_destroy(MoeExec *x);
+void moe_exec_elastic_step(MoeExec *x, MoeExecProgram *g, size_t i);
+void moe_exec_elastic_sum(MoeExec *x);
+
 /* Tokens that the logits program's input holds. */
 int64_t moe_exec_logits_ids(const MoeExec *x);
 

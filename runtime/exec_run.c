@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "runtime/exec_internal.h"
+#include "runtime/exec_comm.h"
 
 /* ---- steps ---- */
 
@@ -21,24 +21,54 @@ static void run_task(void *ctx, int64_t task, int thread) {
     l->run(l->bufs, task, l->scratch + l->stride * thread);
 }
 
+static MoeStatus run_kernel(MoeExec *x, MoeExecProgram *g, size_t i) {
+    const MoePlanStep *s = &g->plan->steps[i];
+    if (!s->run || !s->tasks)
+        return moe_error(MOE_E_INTERNAL,
+                         "step %s of program %s has no code: the plan is not linked", s->name,
+                         g->plan->name);
+    Launch l = {s->run, g->step_bufs[i], x->scratch, x->scratch_stride};
+    int64_t n = s->tasks(g->step_bufs[i]);
+    if (n < 0)
+        return moe_error(MOE_E_INTERNAL, "step %s (%s) of program %s asks for %lld tasks", s->name,
+                         s->kernel, g->plan->name, (long long)n);
+    moe_pool_run(x->pool, n, run_task, &l);
+    return NULL;
+}
+
+/* Where this rank stands, said at each change of phase or layer. */
+static void tell_phase(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+                       const MoePlanStep *before) {
+    static const char *const phases[] = {"forward", "backward", "reduce", "update"};
+    char text[64];
+    bool train = !strcmp(g->plan->name, "train");
+    if (before && before->phase == s->phase && before->layer == s->layer)
+        return;
+    int n = snprintf(text, sizeof text, "%.20s%s%s", train ? "" : g->plan->name, train ? "" : " ",
+                     phases[s->phase]);
+    if (s->layer >= 0)
+        snprintf(text + n, sizeof text - (size_t)n, " layers.%d", s->layer);
+    moe_comm_phase(x->comm, x->step, text);
+}
+
 /* Steps of phases lo..hi; counting: only those of the counting pass. */
 static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePlanPhase hi,
                            bool counting) {
+    const MoePlanStep *before = NULL;
+    bool ranks = x->plan->ranks > 1;
     for (size_t i = 0; i < g->plan->n_steps; i++) {
         const MoePlanStep *s = &g->plan->steps[i];
         if (s->phase < lo || s->phase > hi || (counting && !s->count))
             continue;
-        if (!s->run || !s->tasks)
-            return moe_error(MOE_E_INTERNAL,
-                             "step %s of program %s has no code: the plan is not linked", s->name,
-                             g->plan->name);
         double start = x->profile ? moe_now() : 0;
-        Launch l = {s->run, g->step_bufs[i], x->scratch, x->scratch_stride};
-        int64_t n = s->tasks(g->step_bufs[i]);
-        if (n < 0)
-            return moe_error(MOE_E_INTERNAL, "step %s (%s) of program %s asks for %lld tasks",
-                             s->name, s->kernel, g->plan->name, (long long)n);
-        moe_pool_run(x->pool, n, run_task, &l);
+        if (ranks) {
+            tell_phase(x, g, s, before);
+            moe_comm_poll(x->comm);
+            before = s;
+        }
+        MOE_TRY(s->kernel ? run_kernel(x, g, i) : moe_exec_comm_step(x, g, i));
+        if (g->elastic)
+            moe_exec_elastic_step(x, g, i);
         if (x->profile)
             g->seconds[i] += moe_now() - start;
     }
@@ -60,27 +90,39 @@ static int64_t shard_start(const MoePlan *p, int64_t n_seqs, int64_t v) {
     return v * n_seqs / p->virtual_shards;
 }
 
-/* Fills tok, ids, labels for micro-batch m; returns its number of sequences and the first. */
-static int64_t set_micro_batch(MoeExec *x, const Run *r, int m, int64_t *out_first) {
+/* A table of token rows in which only the shards of data ranks d .. d+n-1 have any; *out_first: their first sequence.
+ * Returns how many sequences they have. */
+static int64_t fill_tok(const MoeExec *x, const Run *r, int m, int d, int n, int32_t *tok,
+                        int64_t *out_first) {
     const MoePlan *p = x->plan;
-    const int V = p->virtual_shards, per = V / r->parts;
-    int64_t first = shard_start(p, r->n_seqs, m * per),
-            last = shard_start(p, r->n_seqs, (m + 1) * per);
-    int64_t n = (last - first) * p->seq;
-    int32_t *tok = moe_exec_input(x, r->program, "tok"),
-            *ids = moe_exec_input(x, r->program, "ids"),
-            *labels = moe_exec_input(x, r->program, "labels");
-    for (int v = 0; v <= V; v++) { /* shards of other micro-batches are empty here */
+    const int V = p->virtual_shards;
+    int run, per = moe_mesh_shard_run(&p->mesh, V, r->parts, m, d, &run);
+    int64_t first = shard_start(p, r->n_seqs, run), last = shard_start(p, r->n_seqs, run + per * n);
+    for (int v = 0; tok && v <= V; v++) {
         int64_t s = shard_start(p, r->n_seqs, v);
         s = s < first ? first : s > last ? last : s;
         tok[v] = (int32_t)((s - first) * p->seq);
     }
+    *out_first = first;
+    return last - first;
+}
+
+/* Fills tok, ids, labels with this rank's part of micro-batch m; returns the sequences that all ranks have in it. */
+static int64_t set_micro_batch(MoeExec *x, const Run *r, int m) {
+    const MoePlan *p = x->plan;
+    int64_t first, unused, n = p->seq;
+    int32_t *ids = moe_exec_input(x, r->program, "ids"),
+            *labels = moe_exec_input(x, r->program, "labels");
+    x->micro = m;
+    x->parts = r->parts;
+    n *= fill_tok(x, r, m, x->coords.data, 1, moe_exec_input(x, r->program, "tok"), &first);
     if (n)
         memcpy(ids, r->ids + first * p->seq, (size_t)n * sizeof *ids);
     if (n && labels && r->labels)
         memcpy(labels, r->labels + first * p->seq, (size_t)n * sizeof *labels);
-    *out_first = first;
-    return last - first;
+    fill_tok(x, r, m, x->coords.data - x->coords.ep, p->mesh.ep,
+             moe_exec_input(x, r->program, "tok_ep"), &unused);
+    return fill_tok(x, r, m, 0, moe_mesh_data_ranks(&p->mesh), NULL, &unused);
 }
 
 /* The batch against the plan: kernels index tables by ids and labels, so none may be outside the
@@ -186,14 +228,13 @@ static void fold_gradients(MoeExec *x, MoeExecProgram *g, int m) {
 
 static MoeStatus count_pass(MoeExec *x, const Run *r) {
     const MoePlanProgram *p = r->g->plan;
-    int64_t first;
     if (!p->n_batch_sums)
         return NULL;
     for (size_t i = 0; i < p->n_batch_sums; i++)
         memset(r->g->values[p->batch_sums[i].value], 0,
                sizeof(int32_t) * (size_t)p->batch_sums[i].elements);
     for (int m = 0; m < x->plan->micro_batches; m++) {
-        set_micro_batch(x, r, m, &first);
+        set_micro_batch(x, r, m);
         MOE_TRY(run_steps(x, r->g, MOE_PHASE_FWD, MOE_PHASE_BWD, true));
         for (size_t i = 0; i < p->n_batch_sums; i++) {
             int32_t *sum = (int32_t *)(void *)r->g->values[p->batch_sums[i].value];
@@ -242,20 +283,20 @@ static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool up
     double start = moe_now();
     const MoePlan *p = x->plan;
     Run r;
-    int64_t first;
     MOE_TRY(check_batch(x, "train", b, true, &r));
     set_hyper(x, h);
     memset(x->load, 0,
            sizeof *x->load * p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts);
     MOE_TRY(count_pass(x, &r));
     for (int m = 0; m < p->micro_batches; m++) {
-        set_micro_batch(x, &r, m, &first);
+        set_micro_batch(x, &r, m);
         MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_BWD, false));
         add_load(x);
         if (p->micro_batches > 1)
             fold_gradients(x, r.g, m);
     }
     MOE_TRY(run_steps(x, r.g, MOE_PHASE_RED, MOE_PHASE_RED, false));
+    MOE_TRY(moe_exec_collect_load(x));
     *out = (MoeStepResult){.loss = output_f32(x, "train", "loss"),
                            .ce_loss = output_f32(x, "train", "ce_loss"),
                            .grad_norm = output_f32(x, "train", "grad_norm"),
@@ -267,6 +308,7 @@ static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool up
         MOE_TRY(run_steps(x, r.g, MOE_PHASE_UPD, MOE_PHASE_UPD, false));
         out->updated = true;
     }
+    moe_exec_elastic_sum(x);
     out->seconds = moe_now() - start;
     return NULL;
 }
@@ -285,12 +327,12 @@ MoeStatus moe_exec_train_grads(MoeExec *x, const MoeBatch *b, const MoeHyper *h,
 
 MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int64_t *out_tokens) {
     Run r;
-    int64_t first, tokens = 0;
+    int64_t tokens = 0;
     float slots[32] = {0}, sum = 0;
     MOE_TRY(check_batch(x, "eval", b, true, &r));
     for (int m = 0; m < x->plan->micro_batches; m++) {
         sum = 0;
-        if (set_micro_batch(x, &r, m, &first)) {
+        if (set_micro_batch(x, &r, m)) {
             MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
             sum = (float)output_f32(x, "eval", "nll_sum");
             tokens += output_i32(x, "eval", "tokens");
@@ -309,16 +351,17 @@ MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int6
 
 MoeStatus moe_exec_logits(MoeExec *x, const MoeBatch *b, const float **out_logits) {
     Run r;
-    int64_t first;
     MOE_TRY(check_batch(x, "logits", b, false, &r));
     const MoePlanPort *port;
-    *out_logits = moe_exec_output(x, "logits", "logits", &port);
+    float *logits = (float *)(uintptr_t)moe_exec_output(x, "logits", "logits", &port);
     int64_t room = port->elements / (x->plan->seq * x->plan->vocab_size),
             ids_room = moe_exec_logits_ids(x) / x->plan->seq;
     room = room < ids_room ? room : ids_room;
     if (b->n_seqs > room)
         return moe_error(MOE_E_INPUT, "logits of %lld sequences at once; the plan holds %lld",
                          (long long)b->n_seqs, (long long)room);
-    set_micro_batch(x, &r, 0, &first);
-    return run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false);
+    set_micro_batch(x, &r, 0);
+    MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
+    *out_logits = logits;
+    return moe_exec_collect_logits(x, logits, b->n_seqs);
 }

@@ -10,35 +10,43 @@
 #define CHUNK 65536
 
 typedef struct {
-    float *data;
-    int64_t n;
+    float *data; /* of the piece's first element */
+    MoePiece piece;
     uint64_t seed, stream;
     double std;
 } Fill;
 
+/* Each element from its number in the whole tensor. */
 static void fill_normal(void *ctx, int64_t task, int thread) {
     (void)thread;
     const Fill *f = ctx;
-    int64_t end = (task + 1) * CHUNK < f->n ? (task + 1) * CHUNK : f->n;
-    for (int64_t i = task * CHUNK; i < end; i++)
-        f->data[i] = (float)(f->std * moe_rng_normal(f->seed, f->stream, (uint64_t)i));
+    MoePiece part = f->piece; /* CHUNK elements of it */
+    MoeRun r;
+    part.first += task * CHUNK;
+    part.count -= task * CHUNK;
+    part.count = part.count < CHUNK ? part.count : CHUNK;
+    part.offset = task * CHUNK;
+    for (int64_t at = 0; moe_piece_run(&part, at, &r); at = r.first + r.n)
+        for (int64_t i = 0; i < r.n; i++)
+            f->data[r.at + i] =
+                (float)(f->std * moe_rng_normal(f->seed, f->stream, (uint64_t)(r.first + i)));
 }
 
 MoeStatus moe_init_params(const MoePlan *plan, MoeExec *x, uint64_t seed) {
     MoeWeightList list;
     MoePool *pool = NULL;
-    MOE_TRY(moe_weight_list(plan, &list));
+    MOE_TRY(moe_weight_list(plan, x, &list));
     MoeStatus st = moe_pool_create(moe_exec_threads(x), &pool);
     for (size_t i = 0; !st && i < list.n; i++) {
         const MoeWeight *w = &list.items[i];
         const MoePlanParam *p = &plan->params[w->param];
-        float *data = (float *)moe_exec_buffer(x, p->buffer) + w->first;
+        float *data = (float *)moe_exec_buffer(x, p->buffer) + w->piece.offset;
         if (!strcmp(p->init, "normal")) {
-            Fill f = {data, w->elements, seed, moe_hash_name(w->name), p->std};
-            moe_pool_run(pool, (w->elements + CHUNK - 1) / CHUNK, fill_normal, &f);
+            Fill f = {data, w->piece, seed, moe_hash_name(w->name), p->std};
+            moe_pool_run(pool, (w->piece.count + CHUNK - 1) / CHUNK, fill_normal, &f);
         } else {
             float v = !strcmp(p->init, "ones") ? 1.0f : 0.0f;
-            for (int64_t k = 0; k < w->elements; k++)
+            for (int64_t k = 0; k < w->piece.count; k++)
                 data[k] = v;
         }
     }

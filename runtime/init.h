@@ -1,6 +1,6 @@
 /* Seeded parameter initialisation. Each element depends on (seed, Hugging Face name, element index)
  * alone; experts have streams of their own, so any layout and thread count gives the same weights.
- * States become zero. */
+ * Each rank fills what it holds, and nothing else is ever made. States become zero. */
 #ifndef MOE_RUNTIME_INIT_H
 #define MOE_RUNTIME_INIT_H
 

@@ -170,6 +170,8 @@ void moe_log_format(const MoeLogRecord *r, MoeStr *out) {
     put_number(out, "tokens_per_second", r->tokens_per_second);
     put_number(out, "mfu", r->mfu);
     moe_str_printf(out, ", \"memory_bytes\": %lld", (long long)r->memory_bytes);
+    if (r->n_ranks > 1)
+        moe_str_printf(out, ", \"memory_bytes_max\": %lld", (long long)r->memory_bytes_max);
     put_list(out, "imbalance", r->imbalance, r->n_layers);
     put_list(out, "expert_imbalance", r->expert_imbalance, r->n_layers);
     if (r->skipped)

@@ -7,7 +7,9 @@
 
 /* One step's record. NAN stands for unknown and becomes null. */
 typedef struct {
-    int64_t step, tokens, memory_bytes;
+    int64_t step, tokens, memory_bytes; /* memory of rank 0 */
+    int n_ranks;
+    int64_t memory_bytes_max; /* of the rank that has the most; written with several ranks */
     double loss, ce_loss, aux_loss, grad_norm, lr, seconds, tokens_per_second, mfu;
     bool has_aux, skipped;
     const double *imbalance, *expert_imbalance; /* [n_layers] */

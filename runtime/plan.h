@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include "base/json.h"
 #include "base/kernel_abi.h"
+#include "base/mesh.h"
 #include "base/status.h"
 
 typedef enum { MOE_PHASE_FWD, MOE_PHASE_BWD, MOE_PHASE_RED, MOE_PHASE_UPD } MoePlanPhase;
@@ -28,6 +29,10 @@ typedef struct {
 typedef struct {
     const char *name; /* Hugging Face name; '*' = expert index when stacked */
     bool stacked, decay;
+    bool expert; /* dim 0 is the expert: divided over ep by slots, each slot's tensor over shard */
+    int tp_dim;  /* the dim divided over tp; -1: none */
+    int rank;    /* of the whole tensor; the buffer holds this rank's part (docs/RANKS.md) */
+    int64_t dims[8], elements;
     const char *init;
     double std;
     int buffer;
@@ -42,6 +47,10 @@ typedef struct {
     int64_t offset; /* SLAB */
     int64_t bytes;
     const char *input; /* INPUT */
+    /* Elastic: `bytes` of address space, `expect` of them used when routing is balanced. */
+    bool elastic;
+    int64_t expect, row_bytes;
+    int rows; /* the segs value whose last entry counts the live rows */
 } MoePlanValue;
 
 typedef struct {
@@ -54,9 +63,43 @@ typedef struct {
     int64_t elements;
 } MoePlanPort;
 
+/* Collectives (docs/RANKS.md, docs/PLAN.md). ENTRY(ID, name, operands at least, at most) */
+#define MOE_PLAN_COMM_OPS(X)                                                                       \
+    X(ALL_GATHER, all_gather, 1, 1)                                                                \
+    X(ALL_GATHER_ROWS, all_gather_rows, 1, 2) /* x (, segs of the result) */                       \
+    X(REDUCE_SCATTER, reduce_scatter, 1, 1)                                                        \
+    X(ALL_REDUCE, all_reduce, 1, 1)                                                                \
+    X(A2A_DISPATCH, a2a_dispatch, 4, 4) /* x, send, idx, recv */                                   \
+    X(A2A_COMBINE, a2a_combine, 4, 4)   /* y, seg, place, home segs */
+typedef enum {
+#define X(id, name, least, most) MOE_PLAN_##id,
+    MOE_PLAN_COMM_OPS(X)
+#undef X
+        MOE_N_PLAN_COMM_OPS
+} MoePlanCommOp;
+const char *moe_plan_comm_op_name(MoePlanCommOp op);
+
 typedef struct {
-    const char *name, *kernel, *kind;
-    int layer; /* -1 none */
+    MoePlanCommOp op;
+    int in[4], n_in, out; /* values */
+    MoePlanDtype dtype;   /* of elements: all_gather, all_reduce; f32 else */
+    MoeMeshGroup group;   /* reduce_scatter: that the sum is over */
+    MoeMeshGroup scatter; /* reduce_scatter alone */
+    int64_t unit, outer;  /* `outer` rows of `elements`, each sliced at multiples of `unit` */
+    int64_t elements;
+    int64_t row_bytes, rows; /* rows: of one rank, all_gather_rows without segs */
+    int64_t chunks, capacity, slots, experts;
+    double bytes; /* that a rank sends with balanced routing */
+} MoePlanComm;
+
+/* A step is a kernel, an exchange (n_comm > 0), or the wait for one that was started (wait >= 0). */
+typedef struct {
+    const char *name, *kernel, *kind; /* kernel: NULL unless one */
+    MoePlanComm *comm;
+    size_t n_comm;
+    bool start; /* the exchange ends at a later wait */
+    int wait;   /* index of the step that started it; -1 */
+    int layer;  /* -1 none */
     MoePlanPhase phase;
     bool count;
     size_t n_bufs;
@@ -77,7 +120,10 @@ typedef struct {
 typedef struct {
     const char *name;
     int64_t slab_bytes, slab_lower_bound, scratch_bytes;
+    int64_t elastic_bytes,
+        elastic_expect; /* the slab's end, for elastic values; of it counted on */
     int64_t mem_activations, mem_gradients, mem_workspace, mem_other;
+    int64_t mem_communication; /* staging memory of exchanges, beside the slab */
     MoePlanValue *values;
     size_t n_values;
     MoePlanPort *inputs, *outputs;
@@ -97,6 +143,9 @@ typedef struct MoePlan {
     int *moe_layers;
     size_t n_moe_layers;
     int experts, experts_per_token;
+    int ranks; /* of the mesh */
+    MoeMesh mesh;
+    int slots; /* places for experts on an EP rank; 0 = dense model */
     double flops_per_token;
     double peak_flops; /* estimate of one thread's peak in the plan's dtype, FLOP/s; 0 = unknown */
     MoePlanBuffer *buffers;

@@ -71,7 +71,8 @@ MoeStatus moe_plan_link(MoePlan *p, const char *name, const void *object, size_t
                         "kernels.o is not object code"));
     for (size_t g = 0; g < p->n_programs; g++)
         for (size_t i = 0; i < p->programs[g].n_steps; i++)
-            MOE_TRY(resolve(jit, name, p->programs[g].name, i, &p->programs[g].steps[i]));
+            if (p->programs[g].steps[i].kernel)
+                MOE_TRY(resolve(jit, name, p->programs[g].name, i, &p->programs[g].steps[i]));
     return NULL;
 }
 

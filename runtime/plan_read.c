@@ -45,11 +45,43 @@ static int read_param_buffer(MoePlanReader *r, const json_t *o, bool *used, int6
     return b;
 }
 
+/* What a rank's buffer of the parameter holds: its slots, of those its part along tp_dim, of that a slice, flat;
+ * with one part the shape stays. */
+static int local_dims(const MoePlan *p, const MoePlanParam *q, int64_t out[8]) {
+    int parts = q->expert ? p->mesh.shard : p->mesh.dense_shard, lead = q->expert ? 1 : 0;
+    int64_t n = 1;
+    for (int i = 0; i < q->rank; i++) {
+        out[i] = q->expert && i == 0 ? p->slots : q->dims[i];
+        if (i == q->tp_dim)
+            out[i] /= p->mesh.tp;
+        n *= i < lead ? 1 : out[i];
+    }
+    if (parts == 1)
+        return q->rank;
+    out[lead] = moe_slice(n, MOE_SLICE_BLOCK, parts, 0).cap;
+    return lead + 1;
+}
+
+/* The whole tensor's dims and how ranks share it out; absent: one rank's. */
+static void read_layout(MoePlanReader *r, const json_t *o, MoePlanParam *q) {
+    const MoePlan *p = r->plan;
+    moe_plan_dims(r, o, &q->rank, q->dims, &q->elements);
+    if (q->rank == 0 || (q->stacked && q->rank < 2))
+        moe_plan_fail(r, "dims", "has rank %d", q->rank);
+    q->expert = json_object_get(o, "expert") && moe_plan_bool(r, o, "expert");
+    q->tp_dim = -1;
+    if (json_object_get(o, "tp_dim"))
+        q->tp_dim = (int)moe_plan_int(r, o, "tp_dim", -1, q->rank - 1);
+    if (q->expert && (!q->stacked || q->dims[0] != p->experts))
+        moe_plan_fail(r, "expert", "is true, but dim 0 is not the %d experts", p->experts);
+    if (q->tp_dim >= 0 && (q->dims[q->tp_dim] % p->mesh.tp || (q->expert && q->tp_dim == 0)))
+        moe_plan_fail(r, "tp_dim", "is %d, which %d ranks cannot share", q->tp_dim, p->mesh.tp);
+}
+
 static void read_param(MoePlanReader *r, const json_t *o, size_t i, bool *used) {
     MoePlan *p = r->plan;
     MoePlanParam *q = &p->params[i];
-    int rank;
-    int64_t dims[8] = {0}, elements;
+    int64_t dims[8] = {0}, elements = 1;
     moe_plan_at(r, "params[%zu]", i);
     q->name = moe_plan_str(r, o, "name");
     q->stacked = moe_plan_bool(r, o, "stacked");
@@ -61,13 +93,16 @@ static void read_param(MoePlanReader *r, const json_t *o, size_t i, bool *used) 
     const char *star = strchr(q->name, '*');
     if ((star != NULL) != q->stacked || (star && strchr(star + 1, '*')))
         moe_plan_fail(r, "name", "\"%.100s\" needs one '*' exactly when stacked", q->name);
-    moe_plan_dims(r, o, &rank, dims, &elements);
-    if (rank == 0 || (q->stacked && rank < 2))
-        moe_plan_fail(r, "dims", "has rank %d", rank);
+    read_layout(r, o, q);
+    if (r->st)
+        return;
+    int rank = local_dims(p, q, dims);
+    for (int k = 0; k < rank; k++)
+        elements *= dims[k];
     q->buffer = read_param_buffer(r, o, used, elements);
     if (!r->st && (p->buffers[q->buffer].rank != rank ||
                    memcmp(p->buffers[q->buffer].dims, dims, sizeof dims[0] * (size_t)rank)))
-        moe_plan_fail(r, "dims", "differ from those of buffer %d", q->buffer);
+        moe_plan_fail(r, "dims", "do not go with those of buffer %d", q->buffer);
     const json_t *states = moe_plan_array(r, o, "states", &q->n_states);
     q->states = MOE_NEW_N(p->arena, MoePlanState, q->n_states);
     for (size_t k = 0; k < q->n_states && !r->st; k++) {
@@ -147,6 +182,38 @@ static void read_head(MoePlanReader *r, const json_t *root) {
         moe_plan_fail(r, "experts", "should be at least 1 in a model with MoE layers");
 }
 
+/* Absent: one rank. */
+static void read_mesh(MoePlanReader *r, const json_t *root) {
+    MoePlan *p = r->plan;
+    const json_t *o = json_object_get(root, "mesh");
+    p->mesh = moe_mesh_one();
+    p->ranks = 1;
+    p->slots = p->experts;
+    if (json_object_get(root, "ranks"))
+        p->ranks = (int)moe_plan_int(r, root, "ranks", 1, MOE_MAX_RANKS);
+    if (json_object_get(root, "slots"))
+        p->slots = (int)moe_plan_int(r, root, "slots", 0, 65536);
+    if (o || p->ranks > 1) {
+        moe_plan_at(r, "mesh");
+        p->mesh.dp = (int)moe_plan_int(r, o, "dp", 1, MOE_MAX_RANKS);
+        p->mesh.shard = (int)moe_plan_int(r, o, "shard", 1, MOE_MAX_RANKS);
+        p->mesh.ep = (int)moe_plan_int(r, o, "ep", 1, MOE_MAX_RANKS);
+        p->mesh.tp = (int)moe_plan_int(r, o, "tp", 1, MOE_MAX_RANKS);
+        p->mesh.dense_shard = (int)moe_plan_int(r, o, "dense_shard", 1, MOE_MAX_RANKS);
+        MoeStatus bad =
+            r->st ? NULL : moe_mesh_check(&p->mesh, p->virtual_shards, p->micro_batches);
+        if (bad)
+            moe_plan_fail(r, "", "does not hold together: %s", moe_status_message(bad));
+        moe_status_free(bad);
+    }
+    r->at[0] = 0;
+    if (!r->st && moe_mesh_size(&p->mesh) != p->ranks)
+        moe_plan_fail(r, "ranks", "is %d, but the mesh has %d", p->ranks, moe_mesh_size(&p->mesh));
+    if (!r->st && p->slots != moe_mesh_slots(&p->mesh, p->experts))
+        moe_plan_fail(r, "slots", "is %d, expected %d for %d experts on %d expert-parallel ranks",
+                      p->slots, moe_mesh_slots(&p->mesh, p->experts), p->experts, p->mesh.ep);
+}
+
 MoeStatus moe_plan_read(MoePlan *p, const char *name) {
     MoePlanReader r = {.plan = p, .name = name};
     const json_t *root = p->json;
@@ -163,6 +230,8 @@ MoeStatus moe_plan_read(MoePlan *p, const char *name) {
                          name, (long long)version, (long long)abi, FORMAT_VERSION,
                          MOE_KERNEL_ABI_VERSION);
     read_head(&r, root);
+    if (!r.st)
+        read_mesh(&r, root);
     if (!r.st)
         read_buffers(&r, root);
     if (!r.st)

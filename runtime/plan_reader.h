@@ -37,5 +37,12 @@ const char *moe_plan_kind(const json_t *v); /* "an object", ..., for errors */
 
 /* plan_read_program.c: one program; buffers and the plan's numbers are read already. */
 void moe_plan_read_program(MoePlanReader *r, const char *name, const json_t *o, MoePlanProgram *g);
+/* An index into the program's values; 0 after an error. */
+int moe_plan_value(MoePlanReader *r, const json_t *v, const MoePlanProgram *g, const char *key);
+/* plan_read_comm.c: step i as an exchange, or as the wait for an earlier one. */
+void moe_plan_read_comm(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
+void moe_plan_read_wait(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
+/* Every exchange that is started ends. */
+void moe_plan_check_waits(MoePlanReader *r, MoePlanProgram *g);
 
 #endif

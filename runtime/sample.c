@@ -63,6 +63,25 @@ MoeStatus moe_sample_pick(const float *logits, int64_t n, int64_t limit, double 
     return NULL;
 }
 
+/* What rank 0 decided for the next token: every rank's window goes on with it. */
+typedef struct {
+    int32_t id, go_on;
+} Next;
+
+/* Rank 0's choice on every rank; an error of it on every rank too (takes st). */
+static MoeStatus share(MoeComm *comm, MoeStatus st, Next *next) {
+    if (comm->size == 1)
+        return st;
+    MOE_TRY(moe_comm_agree(comm, st, "the next token"));
+    Next *all = malloc(sizeof *all * (size_t)comm->size);
+    if (!all)
+        return moe_error(MOE_E_NOMEM, "no memory for %d ranks", comm->size);
+    st = moe_comm_all_gather(comm, next, sizeof *next, all, "the next token");
+    *next = all[0];
+    free(all);
+    return st;
+}
+
 MoeStatus moe_sample_run(const MoePlan *plan, MoeExec *x, const MoeSampleOptions *o,
                          MoeSampleEmit emit, void *ctx) {
     if (strcmp(plan->tokenizer, "byte"))
@@ -88,20 +107,22 @@ MoeStatus moe_sample_run(const MoePlan *plan, MoeExec *x, const MoeSampleOptions
     }
     for (int64_t t = 0; t < o->n_tokens && !st; t++) {
         const float *logits;
-        int32_t next = 0;
+        Next next = {0, 1};
         MoeBatch b = {ids, NULL, 1};
         MOE_TRY_GOTO(st, moe_exec_logits(x, &b, &logits), done);
-        double u = moe_rng_uniform(o->seed, moe_hash_name("sample"), (uint64_t)t);
-        MOE_TRY_GOTO(st,
-                     moe_sample_pick(logits + (kept - 1) * vocab, vocab, BYTE_VOCABULARY,
-                                     o->temperature, o->top_k, u, &next),
-                     done);
+        if (moe_exec_rank(x) == 0) {
+            double u = moe_rng_uniform(o->seed, moe_hash_name("sample"), (uint64_t)t);
+            st = moe_sample_pick(logits + (kept - 1) * vocab, vocab, BYTE_VOCABULARY,
+                                 o->temperature, o->top_k, u, &next.id);
+            unsigned char byte = (unsigned char)next.id;
+            next.go_on = !st && emit(ctx, &byte, 1);
+        }
+        MOE_TRY_GOTO(st, share(moe_exec_comm(x), st, &next), done);
+        if (!next.go_on)
+            break;
         if (kept == seq)
             memmove(ids, ids + 1, sizeof *ids * (size_t)(--kept));
-        ids[kept++] = next;
-        unsigned char byte = (unsigned char)next;
-        if (!emit(ctx, &byte, 1))
-            break;
+        ids[kept++] = next.id;
     }
 done:
     free(ids);

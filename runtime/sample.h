@@ -13,11 +13,12 @@ typedef struct {
     uint64_t seed;
 } MoeSampleOptions;
 
-/* Called with each piece of new text as it comes (not the prompt). Returning false stops. */
+/* Called with each piece of new text as it comes (not the prompt), on rank 0. Returning false stops. */
 typedef bool (*MoeSampleEmit)(void *ctx, const unsigned char *bytes, size_t n);
 
 void moe_sample_options_default(
     MoeSampleOptions *o); /* 200 tokens, temperature 0.8, top-k 40, seed 0 */
+/* Every rank calls, with the same options; rank 0 chooses each token. */
 MoeStatus moe_sample_run(const MoePlan *plan, MoeExec *x, const MoeSampleOptions *o,
                          MoeSampleEmit emit, void *ctx);
 /* The choice itself: one id from logits [n] (ids from `limit` on are left out), random number u in

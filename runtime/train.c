@@ -30,7 +30,9 @@ static MoeStatus evaluate(MoeTrainer *s, int64_t batches, double *out_loss, int6
     for (int64_t i = 0; i < batches; i++) {
         double part;
         int64_t n;
-        if (moe_signals_received())
+        int signal;
+        MOE_TRY(moe_train_signal(s, &signal));
+        if (signal)
             return NULL;
         MoeBatch b = {s->ids, s->labels,
                       moe_data_eval(s->data, i * all / batches * B, B, s->ids, s->labels)};
@@ -63,10 +65,12 @@ static MoeStatus evaluate_into(MoeTrainer *s, int64_t batches, MoeLogRecord *r) 
     return NULL;
 }
 
-/* The peak that MFU is measured against; 0 unknown. */
+/* The peak that MFU is measured against; 0 unknown. Ranks of one process share its cores. */
 static double peak_flops(const MoeTrainer *s) {
-    int threads = moe_exec_threads(s->x), cores = moe_cpu_count();
-    return s->plan->peak_flops * (threads < cores ? threads : cores);
+    int ranks = s->plan->ranks, threads = moe_exec_threads(s->x), cores = moe_cpu_count();
+    bool shared = !strcmp(s->comm->ops->name, "threads");
+    int mine = shared ? threads * ranks : threads, most = mine < cores ? mine : cores;
+    return s->plan->peak_flops * most * (shared ? 1 : ranks);
 }
 
 static void fill_load(MoeTrainer *s, MoeLogRecord *r) {
@@ -82,9 +86,9 @@ static void fill_load(MoeTrainer *s, MoeLogRecord *r) {
             sum += n;
             most = n > most ? n : most;
         }
-        s->imbalance[k] = 1.0; /* one rank holds every expert */
         s->expert_imbalance[k] = sum ? (double)most * E / (double)sum : 1.0;
     }
+    moe_train_imbalance(s, s->imbalance);
     r->imbalance = s->imbalance;
     r->expert_imbalance = s->expert_imbalance;
     r->n_layers = s->plan->n_moe_layers;
@@ -104,6 +108,7 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
                   .weight_decay = o->weight_decay,
                   .max_grad_norm = o->max_grad_norm,
                   .step = state->updates + 1};
+    moe_exec_set_step(s->x, state->step + 1);
     MOE_TRY(moe_exec_train_step(s->x, &b, &h, &result));
     double seconds = moe_now() - start_time, peak = peak_flops(s);
     *r = (MoeLogRecord){.step = state->step + 1,
@@ -121,7 +126,8 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
                         .mfu = NAN};
     if (peak > 0 && s->plan->flops_per_token > 0)
         r->mfu = s->plan->flops_per_token * r->tokens_per_second / peak;
-    fill_load(s, r);
+    if (s->speaks)
+        fill_load(s, r);
     state->step++;
     state->tokens += result.tokens;
     state->train_seconds += seconds;
@@ -152,98 +158,178 @@ static void write_log(MoeTrainer *s, const MoeLogRecord *r) {
     moe_status_free(st);
 }
 
-/* A checkpoint that cannot be written does not end the training either; the one before stays. */
-static void checkpoint(MoeTrainer *s) {
+/* A checkpoint that cannot be written does not end the training either; the one before stays. All ranks have the same
+ * status of it. */
+static MoeStatus checkpoint(MoeTrainer *s) {
     const char *run = s->o->out_dir;
     if (!run || s->saved_step == s->state.step)
-        return;
-    MoeStatus st = moe_log_sync(s->log);
+        return NULL;
+    moe_comm_phase(s->comm, s->state.step, "checkpoint");
+    MoeStatus st = moe_train_agree(s, s->log ? moe_log_sync(s->log) : NULL, "the log");
     if (!st)
         st = moe_checkpoint_save(s->plan, s->x, run, &s->state);
+    s->agreed = false;
     s->report->checkpoint_failed = st != NULL;
+    if (st && moe_status_code(st) == MOE_E_PEER)
+        return st;
     if (st) {
         s->state.checkpoint_failures++;
-        moe_warn("%s; training goes on, the last good checkpoint is %s", moe_status_message(st),
-                 s->report->checkpoint ? s->report->checkpoint : "none");
+        if (s->speaks)
+            moe_warn("%s; training goes on, the last good checkpoint is %s", moe_status_message(st),
+                     s->report->checkpoint ? s->report->checkpoint : "none");
         moe_status_free(st);
-        return;
+        return NULL;
     }
     MoeStr path = {0};
     moe_str_printf(&path, "%s/checkpoints/step-%lld", run, (long long)s->state.step);
     free(s->report->checkpoint);
     s->report->checkpoint = path.data;
     s->saved_step = s->state.step;
-    st = moe_checkpoint_prune(run, s->o->keep);
+    st = s->speaks ? moe_checkpoint_prune(run, s->o->keep) : NULL;
     if (st)
         moe_warn("%s", moe_status_message(st));
     moe_status_free(st);
+    return NULL;
 }
 
 static bool due(int64_t step, int64_t every) {
     return every > 0 && step % every == 0;
 }
 
+/* Where this process ends at the latest. */
+static int64_t last_step(const MoeTrainOptions *o) {
+    return o->stop_after_step && o->stop_after_step < o->steps ? o->stop_after_step : o->steps;
+}
+
+static void say_growth(MoeTrainer *s, int rank) {
+    const MoeExecGrowth *g = &s->notes[rank].growth;
+    char used[32], planned[32], all[32];
+    if (!s->speaks)
+        return;
+    moe_format_bytes((double)g->used, used);
+    moe_format_bytes((double)g->planned, planned);
+    moe_format_bytes((double)s->notes[rank].memory_bytes, all);
+    moe_progress_say(s->progress,
+                     "step %lld: layer %d of rank %d got more rows than balanced routing sends: "
+                     "they take %s, planned %s; the rank's memory is %s now",
+                     (long long)s->state.step, g->layer, rank, used, planned, all);
+}
+
+/* Nothing left to do: says how good the model is. */
+static MoeStatus finished_already(MoeTrainer *s) {
+    const MoeTrainOptions *o = s->o;
+    MoeLogRecord r = {.step = s->state.step};
+    moe_progress_say(s->progress, "the run has reached step %lld of %lld already",
+                     (long long)s->state.step, (long long)last_step(o));
+    MOE_TRY(evaluate_into(s, 0, &r));
+    if (o->out_dir && s->speaks)
+        moe_trace_sum(o->out_dir, s->plan->moe_layers, s->plan->n_moe_layers,
+                      (size_t)s->plan->experts, s->report->load);
+    return NULL;
+}
+
+/* Decided once a step, from what all ranks say, so that what is logged and what is done agree, everywhere. */
+static MoeStatus decide(MoeTrainer *s, MoeLogRecord *r, MoeStopReason *out) {
+    const MoeTrainOptions *o = s->o;
+    MoeRankNote any = {0};
+    int grown = -1;
+    MOE_TRY(moe_train_notes(s));
+    for (int i = 0; i < s->plan->ranks; i++) {
+        const MoeRankNote *n = &s->notes[i];
+        any.signal = any.signal ? any.signal : n->signal;
+        any.time_up |= n->time_up;
+        any.memory_bytes = n->memory_bytes > any.memory_bytes ? n->memory_bytes : any.memory_bytes;
+        if (n->growth.used &&
+            (grown < 0 || n->growth.used - n->growth.planned >
+                              s->notes[grown].growth.used - s->notes[grown].growth.planned))
+            grown = i;
+    }
+    if (grown >= 0)
+        say_growth(s, grown);
+    s->signal = any.signal;
+    s->report->memory_bytes = r->memory_bytes;
+    s->report->memory_bytes_max = r->memory_bytes_max = any.memory_bytes;
+    r->n_ranks = s->plan->ranks;
+    *out = any.signal                                                  ? MOE_STOP_SIGNAL
+           : s->state.step >= o->steps                                 ? MOE_STOP_DONE
+           : o->stop_after_step && s->state.step >= o->stop_after_step ? MOE_STOP_STEP
+           : any.time_up                                               ? MOE_STOP_TIME
+                                                                       : MOE_STOP_DONE;
+    return NULL;
+}
+
+static MoeStatus give_up(const MoeTrainer *s) {
+    return moe_error(MOE_E_INPUT,
+                     "%d steps in a row were not finite (up to step %lld): training stops; "
+                     "parameters of the last good step are in "
+                     "%s. Lower --lr, raise --warmup, or check the data",
+                     SKIPS_IN_ROW, (long long)s->state.step,
+                     s->report->checkpoint ? s->report->checkpoint : "no checkpoint");
+}
+
+/* A step and what follows it; *out_stop: it was the last. */
+static MoeStatus turn(MoeTrainer *s, bool *out_stop) {
+    const MoeTrainOptions *o = s->o;
+    MoeLogRecord r;
+    MoeStopReason reason;
+    MOE_TRY(train_step(s, &r));
+    MOE_TRY(decide(s, &r, &reason));
+    s->report->reason = reason;
+    *out_stop = reason != MOE_STOP_DONE || s->state.step >= o->steps;
+    s->agreed = s->state.skipped_in_row >= SKIPS_IN_ROW; /* the same losses everywhere */
+    /* A stop that is to go on later leaves the log as if there had been none. */
+    bool last = reason == MOE_STOP_TIME || s->state.step >= o->steps;
+    if (!s->agreed && reason != MOE_STOP_SIGNAL && (last || due(s->state.step, o->eval_every)))
+        MOE_TRY(evaluate_into(s, last ? 0 : o->eval_batches, &r));
+    write_log(s, &r);
+    moe_progress_step(s->progress, &r, moe_now() - s->start);
+    if (r.skipped && s->speaks)
+        moe_warn("step %lld is skipped: loss %g, gradient norm %g are not both finite; "
+                 "parameters are unchanged",
+                 (long long)r.step, r.loss, r.grad_norm);
+    if (s->agreed)
+        return give_up(s);
+    return *out_stop || due(s->state.step, o->checkpoint_every) ? checkpoint(s) : NULL;
+}
+
 static MoeStatus loop(MoeTrainer *s) {
     const MoeTrainOptions *o = s->o;
-    MoeStopReason reason = MOE_STOP_DONE;
-    bool stop = s->state.step >= o->steps;
-    if (stop) { /* nothing left to do: say how good the model is */
-        MoeLogRecord r = {.step = s->state.step};
-        moe_progress_say(s->progress, "the run has reached step %lld of %lld already",
-                         (long long)s->state.step, (long long)o->steps);
-        MOE_TRY(evaluate_into(s, 0, &r));
-        if (o->out_dir)
-            moe_trace_sum(o->out_dir, s->plan->moe_layers, s->plan->n_moe_layers,
-                          (size_t)s->plan->experts, s->report->load);
-    }
-    while (!stop) {
-        MoeLogRecord r;
-        MOE_TRY(train_step(s, &r));
-        /* Decided once a step, so that what is logged and what is done agree. */
-        if (moe_signals_received())
-            reason = MOE_STOP_SIGNAL;
-        else if (s->state.step < o->steps && o->max_seconds > 0 &&
-                 moe_now() - s->start >= o->max_seconds)
-            reason = MOE_STOP_TIME;
-        stop = reason != MOE_STOP_DONE || s->state.step >= o->steps;
-        bool give_up = s->state.skipped_in_row >= SKIPS_IN_ROW;
-        if (!give_up && reason != MOE_STOP_SIGNAL && (stop || due(s->state.step, o->eval_every)))
-            MOE_TRY(evaluate_into(s, stop ? 0 : o->eval_batches, &r));
-        write_log(s, &r);
-        moe_progress_step(s->progress, &r, moe_now() - s->start);
-        if (r.skipped)
-            moe_warn("step %lld is skipped: loss %g, gradient norm %g are not both finite; "
-                     "parameters are unchanged",
-                     (long long)r.step, r.loss, r.grad_norm);
-        if (give_up)
-            return moe_error(MOE_E_INPUT,
-                             "%d steps in a row were not finite (up to step %lld): training stops; "
-                             "parameters of the last good step are in "
-                             "%s. Lower --lr, raise --warmup, or check the data",
-                             SKIPS_IN_ROW, (long long)s->state.step,
-                             s->report->checkpoint ? s->report->checkpoint : "no checkpoint");
-        if (stop || due(s->state.step, o->checkpoint_every))
-            checkpoint(s);
-    }
-    s->report->reason = reason;
-    if (reason == MOE_STOP_SIGNAL)
-        moe_progress_say(s->progress, "stopped by signal %d after step %lld",
-                         moe_signals_received(), (long long)s->state.step);
-    if (reason == MOE_STOP_TIME)
+    bool stop = s->state.step >= last_step(o);
+    if (stop)
+        return finished_already(s);
+    while (!stop)
+        MOE_TRY(turn(s, &stop));
+    if (s->report->reason == MOE_STOP_SIGNAL)
+        moe_progress_say(s->progress, "stopped by signal %d after step %lld", s->signal,
+                         (long long)s->state.step);
+    if (s->report->reason == MOE_STOP_TIME)
         moe_progress_say(s->progress, "the time budget is used up after step %lld of %lld",
                          (long long)s->state.step, (long long)o->steps);
     return NULL;
 }
 
-MoeStatus moe_train_run(const MoePlan *plan, const MoeTrainOptions *o, MoeTrainReport *out) {
+/* Starts and trains; the others hear of an error that is this rank's alone. */
+static MoeStatus run(MoeTrainer *s, MoeComm *comm) {
+    if (!comm)
+        MOE_TRY(moe_comm_self(&s->own_comm));
+    s->comm = comm ? comm : s->own_comm;
+    s->speaks = s->comm->rank == 0;
+    MoeStatus st = moe_train_start(s);
+    if (!st)
+        st = loop(s);
+    if (st && !s->agreed && moe_status_code(st) != MOE_E_PEER)
+        moe_comm_abort(s->comm, moe_status_message(st));
+    return st;
+}
+
+MoeStatus moe_train_run(const MoePlan *plan, MoeComm *comm, const MoeTrainOptions *o,
+                        MoeTrainReport *out) {
     *out = (MoeTrainReport){
         .eval_bits_per_byte = NAN, .mfu = NAN, .loss = NAN, .ce_loss = NAN, .aux_loss = NAN};
     MoeTrainer s = {
         .plan = plan, .o = o, .report = out, .lock = -1, .saved_step = -1, .start = moe_now()};
     moe_signals_catch();
-    MoeStatus st = moe_train_start(&s);
-    if (!st)
-        st = loop(&s);
+    MoeStatus st = run(&s, comm);
     moe_signals_restore();
     out->state = s.state;
     out->seconds = moe_now() - s.start;
@@ -256,9 +342,11 @@ MoeStatus moe_train_run(const MoePlan *plan, const MoeTrainOptions *o, MoeTrainR
     moe_log_close(s.log);
     moe_run_unlock(s.lock);
     moe_exec_destroy(s.x);
+    moe_comm_destroy(s.own_comm);
     moe_data_close(s.data);
     free(s.ids);
     free(s.labels);
+    free(s.notes);
     free(s.imbalance);
     free(s.expert_imbalance);
     if (st)

@@ -1,5 +1,6 @@
 /* The training loop over a plan: data, steps, evaluation, log, load trace, checkpoints, resume,
- * signals. Called by `moec run`. */
+ * signals. Called by `moec run`, once a rank: every rank reads the same data and makes the same decisions; rank 0 alone
+ * writes the run directory and speaks. */
 #ifndef MOE_RUNTIME_TRAIN_H
 #define MOE_RUNTIME_TRAIN_H
 
@@ -26,15 +27,16 @@ typedef struct {
     int keep;                 /* newest checkpoints kept; 3 */
     const char *out_dir;      /* RUN; NULL: nothing is written */
     MoeResume resume;
-    const char *resume_dir; /* MOE_RESUME_DIR: a run or a checkpoint of it */
-    const char *init_from;  /* Hugging Face directory, weights only; NULL: seeded initialisation */
-    int threads;            /* 0: all usable cores */
-    double max_seconds;     /* wall time of this process; 0 = none. Stops cleanly (evaluation and
+    const char *resume_dir;  /* MOE_RESUME_DIR: a run or a checkpoint of it */
+    const char *init_from;   /* Hugging Face directory, weights only; NULL: seeded initialisation */
+    int threads;             /* of each rank; 0: all usable cores */
+    int64_t stop_after_step; /* end with a checkpoint after this step; 0 = no such step */
+    double max_seconds;      /* wall time of this process; 0 = none. Stops cleanly (evaluation and
                                checkpoint) when reached. The     schedule stays one by steps, so that
                                bits     never depend on the clock */
-    bool trace;             /* write RUN/trace.csv; true */
-    bool quiet;             /* no progress */
-    double log_seconds;     /* between plain progress lines when stderr is no terminal; 10 */
+    bool trace;              /* write RUN/trace.csv; true */
+    bool quiet;              /* no progress */
+    double log_seconds;      /* between plain progress lines when stderr is no terminal; 10 */
     const json_t
         *resolved; /* the resolved settings, saved in RUN/config.json; borrowed, may be NULL */
 } MoeTrainOptions;
@@ -45,7 +47,7 @@ MoeStatus moe_train_options_check(const MoeTrainOptions *o);
 /* Learning rate of step 1..steps: linear warm-up, then cosine to min_lr. */
 double moe_train_lr(const MoeTrainOptions *o, int64_t step);
 
-typedef enum { MOE_STOP_DONE, MOE_STOP_SIGNAL, MOE_STOP_TIME } MoeStopReason;
+typedef enum { MOE_STOP_DONE, MOE_STOP_SIGNAL, MOE_STOP_TIME, MOE_STOP_STEP } MoeStopReason;
 
 typedef struct {
     MoeStopReason reason;
@@ -57,7 +59,8 @@ typedef struct {
     double eval_bits_per_byte;     /* NAN when bytes a token are unknown */
     double tokens_per_second, mfu; /* over this process's steps; mfu NAN when the peak is unknown */
     double seconds;                /* wall time of this process */
-    int64_t memory_bytes;
+    int64_t memory_bytes;          /* of this rank */
+    int64_t memory_bytes_max;      /* of the rank that has the most */
     int64_t *load; /* [n_moe_layers][E] tokens routed during this process (in the whole run, from
                       its trace, when there was nothing left to train); moe_train_report_free */
     size_t n_layers, n_experts;
@@ -65,10 +68,12 @@ typedef struct {
     char *checkpoint;       /* directory of the last good checkpoint, or NULL */
 } MoeTrainReport;
 
-/* The plan must be linked. Signals SIGTERM, SIGINT and SIGUSR1 finish the step, checkpoint and
- * return (reason SIGNAL); a second one exits at once. An error: bad data, another run in the
- * directory, 10 steps in a row that were not finite, ... */
-MoeStatus moe_train_run(const MoePlan *plan, const MoeTrainOptions *o, MoeTrainReport *out);
+/* The plan must be linked. comm: of as many ranks as the plan has, NULL for one. Signals SIGTERM, SIGINT and SIGUSR1 to
+ * any rank's process finish the step, checkpoint and return on all (reason SIGNAL); a second one exits at once. An error:
+ * bad data, another run in the directory, 10 steps in a row that were not finite, another rank's end, ... A rank that
+ * fails by itself tells the others. */
+MoeStatus moe_train_run(const MoePlan *plan, MoeComm *comm, const MoeTrainOptions *o,
+                        MoeTrainReport *out);
 void moe_train_report_free(MoeTrainReport *r);
 
 #endif

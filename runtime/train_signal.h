@@ -1,4 +1,5 @@
-/* Stopping on SIGTERM, SIGINT and SIGUSR1: the first asks, the second exits at once. */
+/* Stopping on SIGTERM, SIGINT and SIGUSR1: the first asks, the second exits at once. Signals are the process's: its ranks
+ * catch and restore as often as they like, the first and the last count. */
 #ifndef MOE_RUNTIME_TRAIN_SIGNAL_H
 #define MOE_RUNTIME_TRAIN_SIGNAL_H
 

@@ -48,11 +48,11 @@ static bool is_inside(const char *dir, const char *run_dir) {
     return inside;
 }
 
-/* Weights, states and counters: from a checkpoint, a Hugging Face directory, or the seed. */
-static MoeStatus load_or_init(MoeTrainer *s, bool existing, bool *out_resumed) {
+/* Weights, states and counters: from a checkpoint, a Hugging Face directory, or the seed. holds: the run has
+ * checkpoints. */
+static MoeStatus load_or_init(MoeTrainer *s, bool holds, bool *out_resumed) {
     const MoeTrainOptions *o = s->o;
     bool loaded = false;
-    bool holds = existing && has_checkpoints(o->out_dir);
     if (holds && o->resume == MOE_RESUME_NEVER)
         return moe_error(MOE_E_INPUT,
                          "%s holds checkpoints of an earlier run; to start anew give another --out "
@@ -68,7 +68,7 @@ static MoeStatus load_or_init(MoeTrainer *s, bool existing, bool *out_resumed) {
     else if (holds)
         MOE_TRY(moe_checkpoint_load_newest(s->plan, s->x, o->out_dir, true, &s->state, &loaded));
     *out_resumed = loaded;
-    if (loaded && o->init_from)
+    if (loaded && o->init_from && s->speaks)
         moe_note("--init-from %s is left out: training goes on from step %lld", o->init_from,
                  (long long)s->state.step);
     if (loaded)
@@ -83,7 +83,7 @@ static MoeStatus load_or_init(MoeTrainer *s, bool existing, bool *out_resumed) {
 static void place_data(MoeTrainer *s, bool resumed) {
     MoeTrainState *state = &s->state;
     const char *print = moe_data_fingerprint(s->data);
-    if (resumed && state->seed != s->o->seed)
+    if (resumed && s->speaks && state->seed != s->o->seed)
         moe_warn("the run was started with seed %llu and keeps it (not %llu)",
                  (unsigned long long)state->seed, (unsigned long long)s->o->seed);
     moe_data_set_seed(s->data, state->seed);
@@ -93,7 +93,7 @@ static void place_data(MoeTrainer *s, bool resumed) {
         same = !st;
         moe_status_free(st);
     }
-    if (resumed && !same)
+    if (resumed && !same && s->speaks)
         moe_warn("the data (or how it is divided) is not what the checkpoint was trained on: its "
                  "order starts at the beginning");
     snprintf(state->data_fingerprint, sizeof state->data_fingerprint, "%s", print);
@@ -109,45 +109,82 @@ static MoeStatus alloc_trainer(MoeTrainer *s) {
     s->report->load = calloc(layers * (size_t)s->plan->experts + 1, sizeof *s->report->load);
     s->report->n_layers = layers;
     s->report->n_experts = (size_t)s->plan->experts;
-    if (!s->ids || !s->labels || !s->imbalance || !s->expert_imbalance || !s->report->load)
+    s->notes = calloc((size_t)s->plan->ranks, sizeof *s->notes);
+    if (!s->notes || !s->ids || !s->labels || !s->imbalance || !s->expert_imbalance ||
+        !s->report->load)
         return moe_error(MOE_E_NOMEM, "no memory for a batch of %zu tokens", n);
     return NULL;
 }
 
-MoeStatus moe_train_start(MoeTrainer *s) {
+/* What each rank needs for itself. */
+static MoeStatus open_rank(MoeTrainer *s) {
     const MoeTrainOptions *o = s->o;
     const MoeDataOptions d = {o->data_path, o->data_format, o->eval_fraction, o->seed};
-    bool existing = false, resumed = false;
     MOE_TRY(moe_train_options_check(o));
     MOE_TRY(moe_data_open(s->plan, &d, &s->data));
     MOE_TRY(alloc_trainer(s));
-    MOE_TRY(moe_exec_create(s->plan, o->threads, &s->x));
-    if (o->out_dir) {
-        MOE_TRY(moe_run_dir_prepare(o->out_dir, s->plan, &existing));
-        MOE_TRY(moe_run_lock(o->out_dir, &s->lock));
-        moe_checkpoint_clean(o->out_dir);
+    return moe_exec_create(s->plan, s->comm, o->threads, &s->x);
+}
+
+/* Rank 0: the run directory is ours, and what killed writers left is gone. */
+static MoeStatus open_run(MoeTrainer *s, bool *out_holds) {
+    const MoeTrainOptions *o = s->o;
+    bool existing = false;
+    if (!s->speaks || !o->out_dir)
+        return NULL;
+    MOE_TRY(moe_run_dir_prepare(o->out_dir, s->plan, &existing));
+    MOE_TRY(moe_run_lock(o->out_dir, &s->lock));
+    moe_checkpoint_clean(o->out_dir);
+    *out_holds = existing && has_checkpoints(o->out_dir);
+    return NULL;
+}
+
+/* Every rank takes its part of the same batch, so all must read the same data. */
+static MoeStatus check_same_data(MoeTrainer *s) {
+    char first[40];
+    snprintf(first, sizeof first, "%s", moe_data_fingerprint(s->data));
+    MOE_TRY(moe_train_share(s, first, sizeof first, "the data's fingerprint"));
+    MoeStatus st = NULL;
+    if (strcmp(first, moe_data_fingerprint(s->data)))
+        st = moe_error(MOE_E_INPUT,
+                       "%s: other data here than where rank 0 is (fingerprint %s, there %s); every "
+                       "rank reads the same file",
+                       s->o->data_path, moe_data_fingerprint(s->data), first);
+    return moe_train_agree(s, st, "the data");
+}
+
+/* Rank 0: the run as it goes on from here. */
+static MoeStatus begin_run(MoeTrainer *s) {
+    const MoeTrainOptions *o = s->o;
+    if (!s->speaks || !o->out_dir)
+        return NULL;
+    MOE_TRY(moe_checkpoint_set_newer_aside(o->out_dir, s->state.step));
+    MOE_TRY(moe_run_config_write(o->out_dir, s->plan, o->plan_dir, o->data_path, o->resolved));
+    return moe_log_open(o->out_dir, o->trace && s->plan->n_moe_layers, s->plan->experts,
+                        s->state.step, &s->log);
+}
+
+/* The checkpoint that we go on from, if it is in this run (not when resumed from another). */
+static MoeStatus find_saved(MoeTrainer *s) {
+    MoeStr path = {0};
+    bool there = false;
+    moe_str_printf(&path, "%s/checkpoints/step-%lld", s->o->out_dir, (long long)s->state.step);
+    if (s->speaks)
+        there = moe_path_exists(path.data);
+    MoeStatus st = moe_train_share(s, &there, sizeof there, "the checkpoint");
+    if (!st && there) {
+        s->saved_step = s->state.step;
+        s->report->checkpoint = path.data;
+    } else {
+        moe_str_free(&path);
     }
-    MOE_TRY(load_or_init(s, existing, &resumed));
-    place_data(s, resumed);
-    if (o->out_dir) {
-        MOE_TRY(moe_checkpoint_set_newer_aside(o->out_dir, s->state.step));
-        MOE_TRY(moe_run_config_write(o->out_dir, s->plan, o->plan_dir, o->data_path, o->resolved));
-        MOE_TRY(moe_log_open(o->out_dir, o->trace && s->plan->n_moe_layers, s->plan->experts,
-                             s->state.step, &s->log));
-    }
-    if (resumed && o->out_dir) {
-        MoeStr path = {0};
-        moe_str_printf(&path, "%s/checkpoints/step-%lld", o->out_dir, (long long)s->state.step);
-        if (moe_path_exists(path.data)) { /* not when resumed from another run */
-            s->saved_step = s->state.step;
-            s->report->checkpoint = path.data;
-        } else {
-            moe_str_free(&path);
-        }
-    }
-    s->report->first_step = s->state.step + 1;
-    s->report->memory_bytes = moe_exec_memory_bytes(s->x);
-    s->progress = moe_progress_create(o->quiet, o->log_seconds, o->steps, o->max_seconds);
+    return st;
+}
+
+static void say_start(MoeTrainer *s, bool resumed) {
+    const MoeTrainOptions *o = s->o;
+    s->progress =
+        moe_progress_create(o->quiet || !s->speaks, o->log_seconds, o->steps, o->max_seconds);
     if (resumed)
         moe_progress_say(s->progress, "resumed at step %lld of %lld", (long long)s->state.step,
                          (long long)o->steps);
@@ -156,9 +193,26 @@ MoeStatus moe_train_start(MoeTrainer *s) {
                      "data: %lld tokens, %lld sequences of %lld to train on, %lld held out",
                      (long long)moe_data_tokens(s->data), (long long)train, (long long)s->plan->seq,
                      (long long)moe_data_eval_windows(s->data));
-    if (train < s->plan->batch)
+    if (train < s->plan->batch && s->speaks)
         moe_warn(
             "%s: %lld training sequences are fewer than a batch of %lld: each batch repeats some",
             o->data_path, (long long)train, (long long)s->plan->batch);
+}
+
+MoeStatus moe_train_start(MoeTrainer *s) {
+    bool holds = false, resumed = false;
+    moe_comm_phase(s->comm, 0, "start");
+    MOE_TRY(moe_train_agree(s, open_rank(s), "start"));
+    MOE_TRY(check_same_data(s));
+    MOE_TRY(moe_train_agree(s, open_run(s, &holds), "the run directory"));
+    MOE_TRY(moe_train_share(s, &holds, sizeof holds, "the run directory"));
+    MOE_TRY(moe_train_agree(s, load_or_init(s, holds, &resumed), "the weights"));
+    place_data(s, resumed);
+    MOE_TRY(moe_train_agree(s, begin_run(s), "the run directory"));
+    if (resumed && s->o->out_dir)
+        MOE_TRY(find_saved(s));
+    s->report->first_step = s->state.step + 1;
+    s->report->memory_bytes = s->report->memory_bytes_max = moe_exec_memory_bytes(s->x);
+    say_start(s, resumed);
     return NULL;
 }

@@ -1,13 +1,26 @@
-/* One process that trains: what the start (train_start.c) makes and the loop (train.c) uses. */
+/* One rank that trains: what the start (train_start.c) makes and the loop (train.c) uses, and what the ranks tell each other
+ * (train_ranks.c). */
 #ifndef MOE_RUNTIME_TRAINER_H
 #define MOE_RUNTIME_TRAINER_H
 
 #include "runtime/log.h"
 #include "runtime/train.h"
 
-/* One training process: everything that the loop holds. */
+/* What each rank says after a step. */
+typedef struct {
+    int32_t signal;  /* that asked its process to stop, 0 none */
+    int32_t time_up; /* its time budget is used up */
+    int64_t memory_bytes;
+    MoeExecGrowth growth; /* layer's rows beyond the plan: used = 0, none */
+} MoeRankNote;
+
+/* One training rank: everything that the loop holds. */
 typedef struct {
     const MoePlan *plan;
+    MoeComm *comm, *own_comm; /* own: made here, for one rank */
+    bool speaks;              /* rank 0: logs, warns, writes the run */
+    bool agreed;              /* the error is one that every rank has: nobody waits for us */
+    MoeRankNote *notes;       /* [ranks] of the last step */
     const MoeTrainOptions *o;
     MoeTrainReport *report;
     MoeTrainState state;
@@ -18,9 +31,10 @@ typedef struct {
     int lock;
     int32_t *ids, *labels;                /* [batch, seq] */
     double *imbalance, *expert_imbalance; /* [n_moe_layers] */
-    double start;                         /* of this process */
+    double start;                         /* of this rank */
     double step_seconds;                  /* in steps, since then */
     int64_t step_tokens;
+    int signal;         /* that stopped the run */
     bool log_failed;    /* said once */
     int64_t saved_step; /* of the last checkpoint, -1 none */
 } MoeTrainer;
@@ -28,5 +42,16 @@ typedef struct {
 /* Data, execution, run directory, weights (resumed or new), log: all that comes before the first
  * step. What was made before an error is the caller's to free. */
 MoeStatus moe_train_start(MoeTrainer *s);
+
+/* train_ranks.c. What all ranks call together: NULL on all, or an error on all (takes mine). */
+MoeStatus moe_train_agree(MoeTrainer *s, MoeStatus mine, const char *what);
+/* After a step: fills s->notes with every rank's. */
+MoeStatus moe_train_notes(MoeTrainer *s);
+/* The signal that asked any rank to stop, 0 none: the same on all. */
+MoeStatus moe_train_signal(MoeTrainer *s, int *out);
+/* n bytes of rank 0 on every rank. */
+MoeStatus moe_train_share(MoeTrainer *s, void *data, size_t n, const char *what);
+/* Per MoE layer the busiest rank's expert rows over the mean, from the whole batch's load (rank 0): out[n_moe_layers]. */
+void moe_train_imbalance(const MoeTrainer *s, double *out);
 
 #endif

@@ -15,46 +15,77 @@ static int compare_weights(const void *a, const void *b) {
     return strcmp(((const MoeWeight *)a)->name, ((const MoeWeight *)b)->name);
 }
 
-MoeStatus moe_weight_list(const MoePlan *plan, MoeWeightList *out) {
+int moe_param_layer(const MoePlan *plan, const MoePlanParam *p) {
+    const char *at = strstr(p->name, "layers.");
+    int64_t layer = at ? strtoll(at + strlen("layers."), NULL, 10) : -1;
+    if (!p->expert)
+        return -1;
+    for (size_t k = 0; k < plan->n_moe_layers; k++)
+        if (plan->moe_layers[k] == layer || (!at && plan->n_moe_layers == 1))
+            return (int)k;
+    return -1;
+}
+
+/* What this rank has of weight w, tensor e of parameter p. */
+static void set_piece(const MoeRankSlices *s, const MoePlanParam *p, int64_t e,
+                      const int32_t *place, MoeWeight *w) {
+    MoeWeightShape shape = {w->rank, w->dims, -1, -1};
+    if (p->stacked)
+        shape.slot = place ? place[e] : (int)e;
+    if (p->tp_dim >= 0)
+        shape.tp_dim = p->tp_dim - (p->stacked ? 1 : 0);
+    w->piece = moe_piece_of(s, &shape);
+    w->writer = moe_piece_is_writer(s, &shape);
+}
+
+/* The parameter's weights, with this rank's pieces. */
+static MoeStatus add_weights(const MoePlan *plan, const MoeExec *x, size_t param,
+                             MoeWeightList *out) {
+    const MoePlanParam *p = &plan->params[param];
+    int64_t count = p->stacked ? p->dims[0] : 1;
+    const char *star = strchr(p->name, '*');
+    int layer = moe_param_layer(plan, p);
+    const int32_t *place = layer >= 0 ? moe_exec_place(x, (size_t)layer) : NULL;
+    MoeRankSlices slices;
+    if (plan->ranks > 1 && (p->stacked != p->expert || (p->expert && layer < 0)))
+        return moe_error(MOE_E_CORRUPT, "damaged plan: %s belongs to the experts of no MoE layer",
+                         p->name);
+    moe_rank_slices(&plan->mesh, moe_exec_rank(x), p->expert ? plan->slots : (int)count, &slices);
+    for (int64_t e = 0; e < count; e++) {
+        MoeWeight *w = &out->items[out->n++];
+        w->name = star ? moe_arena_printf(out->arena, "%.*s%lld%s", (int)(star - p->name), p->name,
+                                          (long long)e, star + 1)
+                       : moe_arena_strdup(out->arena, p->name);
+        w->rank = p->rank - (p->stacked ? 1 : 0);
+        memcpy(w->dims, p->dims + (p->stacked ? 1 : 0), sizeof *w->dims * (size_t)w->rank);
+        w->elements = p->elements / (count ? count : 1);
+        w->param = (int)param;
+        set_piece(&slices, p, e, place, w);
+    }
+    return NULL;
+}
+
+MoeStatus moe_weight_list(const MoePlan *plan, const MoeExec *x, MoeWeightList *out) {
+    MoeStatus st = NULL;
     *out = (MoeWeightList){0};
     size_t n = 0;
     for (size_t i = 0; i < plan->n_params; i++)
-        n += plan->params[i].stacked ? (size_t)plan->buffers[plan->params[i].buffer].dims[0] : 1;
+        n += plan->params[i].stacked ? (size_t)plan->params[i].dims[0] : 1;
     if (n > (size_t)16 << 20)
         return moe_error(MOE_E_CORRUPT, "the plan names %zu weights; at most 2^24 are supported",
                          n);
-    MoeArena *arena = moe_arena_create();
-    out->arena = arena;
-    out->items = MOE_NEW_N(arena, MoeWeight, n);
-    for (size_t i = 0; i < plan->n_params; i++) {
-        const MoePlanParam *p = &plan->params[i];
-        const MoePlanBuffer *b = &plan->buffers[p->buffer];
-        int64_t count = p->stacked ? b->dims[0] : 1;
-        const char *star = strchr(p->name, '*');
-        for (int64_t e = 0; e < count; e++) {
-            MoeWeight *w = &out->items[out->n++];
-            w->name = star ? moe_arena_printf(arena, "%.*s%lld%s", (int)(star - p->name), p->name,
-                                              (long long)e, star + 1)
-                           : p->name;
-            if (!star)
-                w->name = moe_arena_strdup(arena, p->name);
-            w->rank = b->rank - (p->stacked ? 1 : 0);
-            memcpy(w->dims, b->dims + (p->stacked ? 1 : 0), sizeof *w->dims * (size_t)w->rank);
-            w->elements = count ? b->elements / count : 0;
-            w->param = (int)i;
-            w->first = e * w->elements;
-        }
-    }
+    out->arena = moe_arena_create();
+    out->items = MOE_NEW_N(out->arena, MoeWeight, n);
+    for (size_t i = 0; i < plan->n_params && !st; i++)
+        st = add_weights(plan, x, i, out);
     qsort(out->items, out->n, sizeof *out->items, compare_weights);
-    for (size_t i = 1; i < out->n; i++)
-        if (!strcmp(out->items[i - 1].name, out->items[i].name)) {
-            MoeStatus st =
-                moe_error(MOE_E_CORRUPT, "damaged plan: two parameters give the weight %s",
-                          out->items[i].name);
-            moe_weight_list_free(out);
-            return st;
-        }
-    return NULL;
+    for (size_t i = 1; i < out->n && !st; i++)
+        if (!strcmp(out->items[i - 1].name, out->items[i].name))
+            st = moe_error(MOE_E_CORRUPT, "damaged plan: two parameters give the weight %s",
+                           out->items[i].name);
+    if (st)
+        moe_weight_list_free(out);
+    return st;
 }
 
 void moe_weight_list_free(MoeWeightList *l) {
@@ -120,15 +151,25 @@ static bool is_ignorable(const char *name) {
 /* lm_head.weight of a tied model: fine when it equals the embedding. */
 static MoeStatus check_tied_head(const MoeSafetensors *s, const MoeStTensor *head, bool *out_same) {
     const MoeStTensor *embed = moe_st_find(s, "model.embed_tokens.weight");
+    MoeBlockFile *f = NULL, *g = NULL;
+    float a[4096], b[4096];
+    const int64_t step = 4096;
+    MoeStatus st = NULL;
     *out_same = embed && embed->elements == head->elements;
-    float a[512], b[512];
-    for (int64_t i = 0; *out_same && i < head->elements; i += 512) {
-        int64_t n = head->elements - i < 512 ? head->elements - i : 512;
-        MOE_TRY(moe_st_read_f32(head, i, n, a));
-        MOE_TRY(moe_st_read_f32(embed, i, n, b));
+    if (!*out_same)
+        return NULL;
+    MOE_TRY_GOTO(st, moe_block_open(head->file, 0, NULL, &f), done);
+    MOE_TRY_GOTO(st, moe_block_open(embed->file, 0, NULL, &g), done);
+    for (int64_t i = 0; *out_same && i < head->elements; i += step) {
+        int64_t n = head->elements - i < step ? head->elements - i : step;
+        MOE_TRY_GOTO(st, moe_st_pread_f32(f, head, i, n, a), done);
+        MOE_TRY_GOTO(st, moe_st_pread_f32(g, embed, i, n, b), done);
         *out_same = !memcmp(a, b, sizeof *a * (size_t)n);
     }
-    return NULL;
+done:
+    moe_block_close(f);
+    moe_block_close(g);
+    return st;
 }
 
 static MoeStatus check_tensors(const MoePlan *plan, const MoeWeightList *list,
@@ -176,26 +217,86 @@ static MoeStatus check_tensors(const MoePlan *plan, const MoeWeightList *list,
     return st;
 }
 
-MoeStatus moe_weights_load(const MoePlan *plan, MoeExec *x, const char *path) {
-    MoeSafetensors *s = NULL;
-    MoeWeightList list = {0};
-    MoeStatus st = NULL;
-    MOE_TRY_GOTO(st, moe_weight_list(plan, &list), done);
-    MOE_TRY_GOTO(st, moe_st_open(path, &s), done);
-    MOE_TRY_GOTO(st, check_tensors(plan, &list, s, path), done);
-    for (size_t i = 0; i < list.n; i++) {
-        const MoeWeight *w = &list.items[i];
-        float *data = (float *)moe_exec_buffer(x, plan->params[w->param].buffer) + w->first;
-        MOE_TRY_GOTO(st, moe_st_read_f32(moe_st_find(s, w->name), 0, w->elements, data), done);
-        for (int64_t k = 0; k < w->elements; k++)
-            if (!isfinite(data[k])) {
+/* ---- reading ---- */
+
+/* A weight and where it is read from. */
+typedef struct {
+    const MoeWeight *w;
+    const MoeStTensor *t;
+} Source;
+
+static int in_file_order(const void *a, const void *b) {
+    const MoeStTensor *x = ((const Source *)a)->t, *y = ((const Source *)b)->t;
+    int files = strcmp(x->file, y->file);
+    return files ? files : x->at < y->at ? -1 : x->at > y->at;
+}
+
+static void warn_not_finite(const MoeWeight *w, const float *data, const char *path) {
+    MoeRun r;
+    for (int64_t at = 0; moe_piece_run(&w->piece, at, &r); at = r.first + r.n)
+        for (int64_t i = 0; i < r.n; i++)
+            if (!isfinite(data[r.at + i])) {
                 moe_warn("%s: %s holds values that are not finite (first at element %lld)", path,
-                         w->name, (long long)k);
-                break;
+                         w->name, (long long)(r.first + i));
+                return;
             }
+}
+
+/* This rank's piece of the weight into its buffer. */
+static MoeStatus read_piece(MoeBlockFile *f, const Source *s, float *data) {
+    MoeRun r;
+    for (int64_t at = 0; moe_piece_run(&s->w->piece, at, &r); at = r.first + r.n)
+        MOE_TRY(moe_st_pread_f32(f, s->t, r.first, r.n, data + r.at));
+    return NULL;
+}
+
+static MoeStatus read_sources(const MoePlan *plan, MoeExec *x, const Source *sources, size_t n,
+                              const char *path) {
+    MoeBlockFile *f = NULL;
+    MoeStatus st = NULL;
+    for (size_t i = 0; i < n; i++) {
+        const Source *s = &sources[i];
+        if (!f || strcmp(moe_block_path(f), s->t->file)) {
+            moe_block_close(f);
+            f = NULL;
+            MOE_TRY_GOTO(st, moe_block_open(s->t->file, 0, NULL, &f), done);
+        }
+        float *data = moe_exec_buffer(x, plan->params[s->w->param].buffer);
+        MOE_TRY_GOTO(st, read_piece(f, s, data), done);
+        if (s->w->writer)
+            warn_not_finite(s->w, data, path);
     }
 done:
+    moe_block_close(f);
+    return st;
+}
+
+static MoeStatus load_weights(const MoePlan *plan, MoeExec *x, const char *path) {
+    MoeSafetensors *s = NULL;
+    MoeWeightList list = {0};
+    Source *sources = NULL;
+    size_t n = 0;
+    MoeStatus st = NULL;
+    MOE_TRY_GOTO(st, moe_weight_list(plan, x, &list), done);
+    MOE_TRY_GOTO(st, moe_st_open(path, &s), done);
+    MOE_TRY_GOTO(st, check_tensors(plan, &list, s, path), done);
+    sources = malloc((list.n + 1) * sizeof *sources);
+    if (!sources) {
+        st = moe_error(MOE_E_NOMEM, "no memory to read %zu weights", list.n);
+        goto done;
+    }
+    for (size_t i = 0; i < list.n; i++)
+        if (list.items[i].piece.count)
+            sources[n++] = (Source){&list.items[i], moe_st_find(s, list.items[i].name)};
+    qsort(sources, n, sizeof *sources, in_file_order);
+    st = read_sources(plan, x, sources, n, path);
+done:
+    free(sources);
     moe_st_close(s);
     moe_weight_list_free(&list);
     return st;
+}
+
+MoeStatus moe_weights_load(const MoePlan *plan, MoeExec *x, const char *path) {
+    return moe_comm_agree(moe_exec_comm(x), load_weights(plan, x, path), "loading weights");
 }

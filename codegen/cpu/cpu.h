@@ -24,22 +24,25 @@ typedef struct MoeCpuTarget {
  * row group. */
 #define MOE_CPU_KINDS(X)                                                                           \
     X(row)       /* kind_row.c: EW and ROW ops over one row space, col_sum at the end */           \
-    X(reduce)    /* kind_reduce.c: sum_squares, col_sum alone */                                   \
+    X(reduce)    /* kind_reduce.c: sum_squares, its two halves, col_sum alone */                   \
     X(gemm)      /* kind_gemm.c: matmul, with gather and epilogue */                               \
     X(wgrad)     /* kind_wgrad.c */                                                                \
-    X(route)     /* kind_route.c: route_plan, counts */                                            \
+    X(route)     /* kind_route.c: route_plan, counts; kind_expert_plan.c: plans between ranks */   \
     X(move)      /* kind_move.c: dispatch, gather_sum, dispatch_weight, collect_weight */          \
     X(embed)     /* kind_embed.c: embedding, embedding_grad */                                     \
     X(rope)      /* kind_rope.c */                                                                 \
     X(attn)      /* kind_attn.c */                                                                 \
     X(attn_grad) /* kind_attn_grad.c */                                                            \
-    X(xent)      /* kind_xent.c: linear_cross_entropy and its gradient */
+    X(xent)      /* kind_xent.c: linear_cross_entropy and its gradient, whole or in parts */
 
 #define X(name)                                                                                    \
     int64_t moe_cpu_##name##_workspace(MoeCpuTarget *t, const MoeGroup *g);                        \
     MoeStatus moe_cpu_##name##_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out);
 MOE_CPU_KINDS(X)
 #undef X
+
+/* What of a row group's workspace balanced routing touches, from its start. kind_row.c */
+int64_t moe_cpu_row_workspace_expected(MoeCpuTarget *t, const MoeGroup *g);
 
 /* Whether op may join a group that has a matmul, or that op (a matmul, a weight_grad) turns into
  * one. kind_gemm.c, kind_wgrad.c */

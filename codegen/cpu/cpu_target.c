@@ -63,6 +63,7 @@ static CpuKind anchor_kind(MoeKind k) {
     case MOE_KIND_REDUCE:
     case MOE_KIND_SYNC:
     case MOE_KIND_MOVE:
+    case MOE_KIND_COMM:
     case MOE_KIND_COMPOSITE:
     case MOE_N_KINDS:
         break;
@@ -74,7 +75,8 @@ static MoeKind kind_of(const MoeOp *op) {
     return moe_op_info(op->opcode)->kind;
 }
 
-/* N_CPU_KINDS: nothing to run (declarations; accumulate and batch_sum, which the runtime does). */
+/* N_CPU_KINDS: nothing to run (declarations; accumulate, batch_sum and what goes between ranks, which
+ * the runtime does). */
 static CpuKind group_kind(MoeOp *const *ops, size_t n_ops) {
     bool has_row = false, has_reduce = false, has_move = false;
     for (size_t i = 0; i < n_ops; i++) {
@@ -123,6 +125,15 @@ static bool target_can_alias(const MoeTarget *t, const MoeGroup *group, const Mo
 static int64_t target_workspace(MoeTarget *t, const MoeGroup *group) {
     CpuKind kind = group_kind(group->ops, group->n_ops);
     return kind == N_CPU_KINDS ? 0 : rows[kind].workspace((MoeCpuTarget *)t, group);
+}
+
+/* Column sums alone have workspace by rows; all others are of fixed size, or by a rank's own tokens. */
+static int64_t target_workspace_expected(MoeTarget *t, const MoeGroup *group) {
+    const MoeOp *first = group->n_ops ? group->ops[0] : NULL;
+    CpuKind kind = group_kind(group->ops, group->n_ops);
+    if (kind == CPU_row || (kind == CPU_reduce && first->opcode == MOE_OP_COL_SUM))
+        return moe_cpu_row_workspace_expected((MoeCpuTarget *)t, group);
+    return target_workspace(t, group);
 }
 
 static MoeStatus target_lower(MoeTarget *t, const MoeGroup *group, MoeLowered *out) {
@@ -258,6 +269,7 @@ MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out) {
     t->base.implements = target_implements;
     t->base.can_join = target_can_join;
     t->base.workspace_bytes = target_workspace;
+    t->base.workspace_expected = target_workspace_expected;
     t->base.can_alias = target_can_alias;
     t->base.lower = target_lower;
     t->base.finish = target_finish;

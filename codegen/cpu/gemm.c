@@ -31,6 +31,7 @@ typedef struct {
 MoeRowSpace moe_row_space(const MoeType *rows, bool grouped, int buf) {
     const MoeValue *seg = rows->dims[0].seg;
     MoeRowSpace s = {.capacity = rows->dims[0].size, .groups = 1, .shards = 1, .buf = buf};
+    s.expected = seg ? moe_segs_expected_rows(seg, s.capacity) : s.capacity;
     s.mode = !seg ? MOE_ROWS_STATIC : grouped ? MOE_ROWS_GROUPS : MOE_ROWS_LIVE;
     if (seg && grouped) {
         s.groups = seg->type.groups;
@@ -68,7 +69,7 @@ static void plan(Gemm *x, const MoeCpuTarget *t, const MoeGemm *g) {
     x->steps = moe_tile_steps(g->elem, g->k);
     int64_t n_panels = moe_panels_count(&x->panels);
     int64_t row_blocks =
-        (g->rows.capacity + x->block_rows - 1) / x->block_rows + g->rows.groups - 1;
+        (g->rows.expected + x->block_rows - 1) / x->block_rows + g->rows.groups - 1;
     int64_t width = (int64_t)x->panels.full * x->panels.lanes;
     int64_t per_panel = x->block_rows * width * (g->k ? g->k : 1) * g->n_products;
     int64_t blocks = row_blocks ? (MIN_TASKS + row_blocks - 1) / row_blocks : 1;

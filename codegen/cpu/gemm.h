@@ -20,7 +20,8 @@ typedef enum {
 typedef struct {
     MoeRowMode mode;
     int64_t capacity, groups, shards;
-    int buf; /* the table's kernel buffer; unused for STATIC */
+    int64_t expected; /* rows that work is divided for (moe_segs_expected_rows) */
+    int buf;          /* the table's kernel buffer; unused for STATIC */
 } MoeRowSpace;
 MoeRowSpace moe_row_space(const MoeType *rows, bool grouped, int buf);
 void moe_row_space_range(MoeEmit *e, const MoeRowSpace *s, MoeVal group, MoeVal *lo, MoeVal *hi);

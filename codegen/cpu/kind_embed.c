@@ -1,4 +1,6 @@
-/* embedding: rows of the table by id. embedding_grad: the sum of dy over the tokens of each id.
+/* embedding: rows of the table by id. embedding_grad: the sum of dy over the tokens of each id. With an
+ * operand `part` the table is one of several parts: an id's row is its distance from the part's first
+ * id; ids elsewhere give zeros, or are left out of the sort.
  *
  * embedding_grad, first launch (one task): a stable counting sort of the tokens by id into the
  * workspace, start i32[vocab + 1] and order i32[T]. Second launch, blocks of ids: for each virtual
@@ -6,6 +8,7 @@
  * C); then the tree over shards, in which a shard without tokens of this id is absent. Rows of
  * unused ids are zero. */
 #include "base/assert.h"
+#include "codegen/cpu/count_sort.h"
 #include "codegen/cpu/fold.h"
 #include "codegen/cpu/live.h"
 
@@ -20,6 +23,42 @@ static void copy_row(MoeEmit *e, int64_t cols, MoeVal from, MoeVal to) {
                    moe_mask(e, moe_k64(e, cols % e->lanes)));
 }
 
+/* The row of an id in part buf_part (-1: the table is whole) of n rows. out_here: i1, whether it is
+ * there; NULL if it always is. */
+static MoeVal table_row(MoeEmit *e, MoeVal id, int buf_part, int64_t n, MoeVal *out_here) {
+    *out_here = NULL;
+    if (buf_part < 0)
+        return id;
+    MoeVal part = moe_load_index(e, moe_emit_buf(e, buf_part), moe_k64(e, 0));
+    MoeVal row = moe_isub(e, id, moe_imul(e, part, moe_k64(e, n)));
+    *out_here = LLVMBuildICmp(e->b, LLVMIntULT, row, moe_k64(e, n), "");
+    return row;
+}
+
+static void zero_row(MoeEmit *e, int64_t cols, MoeVal row, bool masked) {
+    MoeVal end = moe_k64(e, cols);
+    MoeLoop l;
+    moe_loop_begin(e, &l, moe_k64(e, 0), end, moe_k64(e, e->lanes));
+    MoeVal mask = masked ? moe_mask(e, moe_isub(e, end, l.index)) : NULL;
+    moe_vstore(e, MOE_F32, moe_vconst(e, 0.0), row, l.index, mask);
+    moe_loop_end(e, &l);
+}
+
+/* One token's row of the result. */
+static void emit_lookup(MoeEmit *e, int64_t n, int64_t cols, MoeVal id, int table, int part,
+                        MoeVal to) {
+    MoeVal here, row = table_row(e, id, part, n, &here);
+    MoeIf some;
+    if (here)
+        moe_if_begin(e, &some, here);
+    copy_row(e, cols, moe_at(e, moe_emit_buf(e, table), row, cols * 4), to);
+    if (here) {
+        moe_if_else(e, &some);
+        zero_row(e, cols, to, true);
+        moe_if_end(e, &some);
+    }
+}
+
 static void lower_embedding(MoeCpuTarget *t, const MoeOp *op, MoeLowered *out) {
     const MoeType *type = &op->results[0]->type;
     MOE_ASSERT(op->operands[0]->type.dtype == MOE_F32, "embedding: a table that is not f32");
@@ -27,11 +66,15 @@ static void lower_embedding(MoeCpuTarget *t, const MoeOp *op, MoeLowered *out) {
     MoeBufs bufs = {.n = 0};
     int table = moe_bufs_add(&bufs, op->operands[0]), ids = moe_bufs_add(&bufs, op->operands[1]);
     int y = moe_bufs_add(&bufs, op->results[0]), seg = moe_bufs_add_seg(&bufs, type);
+    int part = op->n_operands > 2 ? moe_bufs_add(&bufs, op->operands[2]) : -1;
+    int64_t n = op->operands[0]->type.dims[0].size;
     MoeStr key = {0};
     MoeEmit e;
     const char *name;
     moe_str_append(&key, "embedding");
     moe_live_key(&key, type);
+    if (part >= 0)
+        moe_str_printf(&key, " part %d of %lld", part, (long long)n);
     if (moe_emit_begin(t, moe_str_c(&key), "embedding", &e, &name)) {
         moe_emit_tasks_body(&e);
         moe_live_tasks(&e, moe_live_rows(&e, type, seg), per_task);
@@ -39,8 +82,8 @@ static void lower_embedding(MoeCpuTarget *t, const MoeOp *op, MoeLowered *out) {
         MoeLoop rows;
         moe_live_loop(&e, &rows, moe_live_rows(&e, type, seg), per_task);
         MoeVal id = moe_load_index(&e, moe_emit_buf(&e, ids), rows.index);
-        copy_row(&e, cols, moe_at(&e, moe_emit_buf(&e, table), id, cols * 4),
-                 moe_at(&e, moe_emit_buf(&e, y), rows.index, cols * 4));
+        emit_lookup(&e, n, cols, id, table, part,
+                    moe_at(&e, moe_emit_buf(&e, y), rows.index, cols * 4));
         moe_loop_end(&e, &rows);
         moe_emit_end(&e);
     }
@@ -57,33 +100,28 @@ static int64_t start_bytes(int64_t vocab) {
     return round64((vocab + 1) * 4);
 }
 
-/* bufs: ids, start, order, [tok]. */
-static void emit_sort(MoeEmit *e, const MoeType *ids_type, int seg, int64_t vocab) {
-    MoeVal ids = moe_emit_buf(e, 0), start = moe_emit_buf(e, 1), order = moe_emit_buf(e, 2),
-           next = e->scratch;
-    MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1), n = moe_k64(e, vocab),
-           live = moe_live_rows(e, ids_type, seg);
-    MoeLoop l;
-    moe_loop_begin(e, &l, zero, moe_k64(e, vocab + 1), one);
-    moe_store_i32(e, zero, start, l.index);
-    moe_loop_end(e, &l);
-    moe_loop_begin(e, &l, zero, live, one);
-    MoeVal at = moe_iadd(e, moe_load_index(e, ids, l.index), one);
-    moe_store_i32(e, moe_iadd(e, moe_load_index(e, start, at), one), start, at);
-    moe_loop_end(e, &l);
-    MoeVal sum = zero;
-    MoeCarryLoop scan;
-    moe_carry_begin(e, &scan, zero, n, one, &sum, 1);
-    moe_store_i32(e, sum, next, scan.l.index);
-    at = moe_iadd(e, scan.l.index, one);
-    sum = moe_iadd(e, sum, moe_load_index(e, start, at));
-    moe_store_i32(e, sum, start, at);
-    moe_carry_end(e, &scan, &sum);
-    moe_loop_begin(e, &l, zero, live, one);
-    MoeVal id = moe_load_index(e, ids, l.index), place = moe_load_index(e, next, id);
-    moe_store_i32(e, moe_iadd(e, place, one), next, id);
-    moe_store_i32(e, l.index, order, place);
-    moe_loop_end(e, &l);
+/* bufs: ids, start, order, [tok], [part]. */
+static void emit_sort(MoeEmit *e, const MoeType *ids_type, int seg, int part, int64_t vocab) {
+    MoeVal ids = moe_emit_buf(e, 0), start = moe_emit_buf(e, 1), order = moe_emit_buf(e, 2);
+    MoeVal one = moe_k64(e, 1), live = moe_live_rows(e, ids_type, seg);
+    moe_count_clear(e, start, vocab);
+    for (int deal = 0; deal < 2; deal++) {
+        MoeLoop l;
+        MoeIf some;
+        moe_loop_begin(e, &l, moe_k64(e, 0), live, one);
+        MoeVal here, row = table_row(e, moe_load_index(e, ids, l.index), part, vocab, &here);
+        if (here)
+            moe_if_begin(e, &some, here);
+        if (deal)
+            moe_store_i32(e, l.index, order, moe_count_deal(e, e->scratch, row));
+        else
+            moe_count_add(e, start, row);
+        if (here)
+            moe_if_end(e, &some);
+        moe_loop_end(e, &l);
+        if (!deal)
+            moe_count_scan(e, start, e->scratch, vocab);
+    }
 }
 
 /* row (cols) = row + x, or x + 0 for the first of a shard. */
@@ -94,15 +132,6 @@ static void add_row(MoeEmit *e, int64_t cols, MoeVal row, MoeVal x) {
                              moe_vload(e, MOE_F32, x, l.index, NULL), "");
     moe_vstore(e, MOE_F32, v, row, l.index,
                NULL); /* rows of the scratch have room for a whole last vector */
-    moe_loop_end(e, &l);
-}
-
-static void zero_row(MoeEmit *e, int64_t cols, MoeVal row, bool masked) {
-    MoeVal end = moe_k64(e, cols);
-    MoeLoop l;
-    moe_loop_begin(e, &l, moe_k64(e, 0), end, moe_k64(e, e->lanes));
-    MoeVal mask = masked ? moe_mask(e, moe_isub(e, end, l.index)) : NULL;
-    moe_vstore(e, MOE_F32, moe_vconst(e, 0.0), row, l.index, mask);
     moe_loop_end(e, &l);
 }
 
@@ -224,13 +253,16 @@ static void lower_grad(MoeCpuTarget *t, const MoeOp *op, MoeLowered *out) {
     moe_bufs_add_work(&sort, 0);
     moe_bufs_add_work(&sort, start_bytes(g.vocab));
     int tok = moe_bufs_add_seg(&sort, ids);
+    int part = op->n_operands > 2 ? moe_bufs_add(&sort, op->operands[2]) : -1;
     moe_str_printf(&key, "token_sort %lld", (long long)g.vocab);
     moe_live_key(&key, ids);
+    if (part >= 0)
+        moe_str_printf(&key, " part %d", part);
     if (moe_emit_begin(t, moe_str_c(&key), "token_sort", &e, &name)) {
         moe_emit_tasks_body(&e);
         moe_emit_return(&e, moe_k64(&e, 1));
         moe_emit_kernel_body(&e);
-        emit_sort(&e, ids, tok, g.vocab);
+        emit_sort(&e, ids, tok, part, g.vocab);
         moe_emit_end(&e);
     }
     moe_cpu_need_scratch(out, g.vocab * 4);

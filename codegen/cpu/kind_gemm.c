@@ -193,7 +193,7 @@ static const MoeOp *constant_of(const MoeValue *v) {
  * the caches cannot hold until they are read, in whole lines, none of them over an input. */
 static bool should_stream(const MoeCpuTarget *t, const GemmGroup *gg, const MoeGemm *g) {
     int64_t line = MOE_BUFFER_ALIGN / 4;
-    if (t->isa.lanes != line || g->n % line || g->rows.capacity * g->n * 4 < STREAM_FROM)
+    if (t->isa.lanes != line || g->n % line || g->rows.expected * g->n * 4 < STREAM_FROM)
         return false;
     for (int i = 0; i < gg->n_values; i++)
         if (gg->values[i].level == LEVEL_TILE && gg->values[i].buf_in >= 0)

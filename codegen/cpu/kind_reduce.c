@@ -1,8 +1,11 @@
-/* sum_squares, by docs/NUMBERS.md 6; col_sum alone runs as a row group.
+/* sum_squares, by docs/NUMBERS.md 6, and its halves block_squares and block_tree; col_sum alone runs
+ * as a row group.
  *
  * First launch: the sum over each block of 4096 elements (lanes at stride, folded by halves) into
  * the workspace, eight blocks a task. Second launch: one task folds the tree over the blocks of
- * each slice, then the tree over slices. */
+ * each slice, then the tree over slices. block_squares is the first launch alone: a block's bits do
+ * not depend on where it lies, and zeros behind its end add nothing. block_tree is the second, with
+ * the slices in any order. */
 #include "base/assert.h"
 #include "codegen/cpu/fold.h"
 #include "codegen/cpu/live.h"
@@ -15,12 +18,13 @@ typedef struct {
     int64_t blocks;        /* of a slice */
 } Cut;
 
-static Cut cut_of(const MoeType *t) {
+/* sliced: dim 0 counts slices. */
+static Cut cut_of(const MoeType *t, bool sliced) {
     Cut c = {1, moe_type_elements(t), 0};
     MOE_ASSERT(!moe_rows_seg(t), "sum_squares: of a ragged tensor");
-    if (t->rank == 3) {
+    if (sliced) {
         c.slices = t->dims[0].size;
-        c.slice = t->dims[1].size * t->dims[2].size;
+        c.slice = c.slices ? c.slice / c.slices : 0;
     }
     c.blocks = (c.slice + MOE_NORM_BLOCK - 1) / MOE_NORM_BLOCK;
     return c;
@@ -56,8 +60,8 @@ static void emit_blocks(MoeEmit *e, const Cut *c, MoeDtype d) {
     moe_emit_end(e);
 }
 
-/* bufs: partials, out. */
-static void emit_tree(MoeEmit *e, const Cut *c) {
+/* bufs: partials, out, [order]. n: slices to fold; with order (i32[n]), slice i lies at order[i]. */
+static void emit_tree(MoeEmit *e, const Cut *c, int64_t n, bool ordered) {
     moe_emit_tasks_body(e);
     moe_emit_return(e, moe_k64(e, 1));
     moe_emit_kernel_body(e);
@@ -67,9 +71,10 @@ static void emit_tree(MoeEmit *e, const Cut *c) {
     moe_fold_create(e, &over_blocks, e->f32);
     moe_fold_reset(e, &over_slices);
     MoeLoop slices, blocks;
-    moe_loop_begin(e, &slices, zero, moe_k64(e, c->slices), one);
+    moe_loop_begin(e, &slices, zero, moe_k64(e, n), one);
     moe_fold_reset(e, &over_blocks);
-    MoeVal first = moe_imul(e, slices.index, moe_k64(e, c->blocks));
+    MoeVal slice = ordered ? moe_load_index(e, moe_emit_buf(e, 2), slices.index) : slices.index;
+    MoeVal first = moe_imul(e, slice, moe_k64(e, c->blocks));
     moe_loop_begin(e, &blocks, first, moe_iadd(e, first, moe_k64(e, c->blocks)), one);
     moe_fold_push(e, &over_blocks, moe_sload(e, MOE_F32, partials, blocks.index), NULL);
     moe_loop_end(e, &blocks);
@@ -79,35 +84,69 @@ static void emit_tree(MoeEmit *e, const Cut *c) {
     moe_emit_end(e);
 }
 
+/* ---- launches ---- */
+
+static void launch_blocks(MoeCpuTarget *t, const MoeValue *x, const Cut *c, MoeBufRef partials,
+                          MoeLowered *out) {
+    MoeDtype d = x->type.dtype;
+    MoeEmit e;
+    const char *name;
+    MoeStr key = {0};
+    moe_str_printf(&key, "sum_squares %s %lldx%lld", moe_dtype_name(d), (long long)c->slices,
+                   (long long)c->slice);
+    if (moe_emit_begin(t, moe_str_c(&key), "sum_squares", &e, &name))
+        emit_blocks(&e, c, d);
+    moe_str_free(&key);
+    MoeBufRef refs[] = {moe_ref(x), partials};
+    moe_cpu_launch(out, name, refs, 2);
+}
+
+/* order: i32[n] that says where each of the n slices to fold lies; NULL: one after the other. */
+static void launch_tree(MoeCpuTarget *t, MoeBufRef partials, const Cut *c, const MoeValue *order,
+                        const MoeValue *result, MoeLowered *out) {
+    MoeEmit e;
+    const char *name;
+    MoeStr key = {0};
+    int64_t n = order ? order->type.dims[0].size : c->slices;
+    moe_str_printf(&key, "sum_squares_fold %lldx%lld ordered=%d", (long long)n,
+                   (long long)c->blocks, order != NULL);
+    if (moe_emit_begin(t, moe_str_c(&key), "sum_squares_fold", &e, &name))
+        emit_tree(&e, c, n, order != NULL);
+    moe_str_free(&key);
+    MoeBufRef refs[] = {partials, moe_ref(result), moe_ref(order)};
+    moe_cpu_launch(out, name, refs, order ? 3 : 2);
+}
+
 int64_t moe_cpu_reduce_workspace(MoeCpuTarget *t, const MoeGroup *g) {
-    if (g->ops[0]->opcode != MOE_OP_SUM_SQUARES)
+    const MoeOp *op = g->ops[0];
+    if (op->opcode == MOE_OP_COL_SUM)
         return moe_cpu_row_workspace(t, g);
-    Cut c = cut_of(&g->ops[0]->operands[0]->type);
+    if (op->opcode != MOE_OP_SUM_SQUARES)
+        return 0;
+    const MoeType *x = &op->operands[0]->type;
+    Cut c = cut_of(x, x->rank == 3);
     return (c.slices * c.blocks * 4 + 63) / 64 * 64;
 }
 
 MoeStatus moe_cpu_reduce_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out) {
     const MoeOp *op = g->ops[0];
-    if (op->opcode != MOE_OP_SUM_SQUARES)
+    if (op->opcode == MOE_OP_COL_SUM)
         return moe_cpu_row_lower(t, g, out);
-    MOE_ASSERT(g->n_ops == 1, "sum_squares: in a group of %zu ops", g->n_ops);
-    MoeDtype d = op->operands[0]->type.dtype;
-    Cut c = cut_of(&op->operands[0]->type);
-    MoeEmit e;
-    const char *name;
-    MoeStr key = {0};
-    moe_str_printf(&key, "sum_squares %s %lldx%lld", moe_dtype_name(d), (long long)c.slices,
-                   (long long)c.slice);
-    if (moe_emit_begin(t, moe_str_c(&key), "sum_squares", &e, &name))
-        emit_blocks(&e, &c, d);
-    MoeBufRef first[] = {moe_ref(op->operands[0]), moe_ref_work(0)};
-    moe_cpu_launch(out, name, first, 2);
-    moe_str_clear(&key);
-    moe_str_printf(&key, "sum_squares_fold %lldx%lld", (long long)c.slices, (long long)c.blocks);
-    if (moe_emit_begin(t, moe_str_c(&key), "sum_squares_fold", &e, &name))
-        emit_tree(&e, &c);
-    MoeBufRef second[] = {moe_ref_work(0), moe_ref(op->results[0])};
-    moe_cpu_launch(out, name, second, 2);
-    moe_str_free(&key);
+    MOE_ASSERT(g->n_ops == 1, "reduce: a group of %zu ops", g->n_ops);
+    const MoeValue *x = op->operands[0], *y = op->results[0];
+    if (op->opcode == MOE_OP_BLOCK_SQUARES) { /* [cap], or [L,...] */
+        Cut c = cut_of(&x->type, x->type.rank > 1);
+        launch_blocks(t, x, &c, moe_ref(y), out);
+    } else if (op->opcode == MOE_OP_BLOCK_TREE) { /* [B] or [G,B] */
+        Cut c = cut_of(&x->type, x->type.rank == 2);
+        c.blocks = c.slice;
+        launch_tree(t, moe_ref(x), &c, op->n_operands > 1 ? op->operands[1] : NULL, y, out);
+    } else {
+        MOE_ASSERT(op->opcode == MOE_OP_SUM_SQUARES, "reduce: op %s",
+                   moe_op_info(op->opcode)->name);
+        Cut c = cut_of(&x->type, x->type.rank == 3);
+        launch_blocks(t, x, &c, moe_ref_work(0), out);
+        launch_tree(t, moe_ref_work(0), &c, NULL, y, out);
+    }
     return NULL;
 }

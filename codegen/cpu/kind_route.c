@@ -4,6 +4,8 @@
  * so the rows of an expert come sorted by token. Two passes over ids: count into seg, prefix sum,
  * then deal out rows from a copy of seg in the scratch memory. */
 #include "base/assert.h"
+#include "codegen/cpu/count_sort.h"
+#include "codegen/cpu/kind_expert_plan.h"
 #include "codegen/cpu/live.h"
 
 typedef struct {
@@ -46,14 +48,12 @@ static MoeVal cell(MoeEmit *e, const Pass *s, MoeVal p, MoeVal v) {
 
 static void count_one(MoeEmit *e, MoeVal p, MoeVal v, void *arg) {
     const Pass *s = arg;
-    MoeVal one = moe_k64(e, 1), at = moe_iadd(e, cell(e, s, p, v), one);
-    moe_store_i32(e, moe_iadd(e, moe_load_index(e, s->table, at), one), s->table, at);
+    moe_count_add(e, s->table, cell(e, s, p, v));
 }
 
 static void deal_one(MoeEmit *e, MoeVal p, MoeVal v, void *arg) {
     const Pass *s = arg;
-    MoeVal at = cell(e, s, p, v), row = moe_load_index(e, s->table, at);
-    moe_store_i32(e, moe_iadd(e, row, moe_k64(e, 1)), s->table, at);
+    MoeVal row = moe_count_deal(e, s->table, cell(e, s, p, v));
     if (s->b->src >= 0)
         moe_store_i32(e, p, moe_emit_buf(e, s->b->src), row);
     if (s->b->inv >= 0)
@@ -63,23 +63,14 @@ static void deal_one(MoeEmit *e, MoeVal p, MoeVal v, void *arg) {
 static void emit_route_plan(MoeEmit *e, const MoeOp *op, const RouteBufs *b) {
     const MoeType *seg_type = &op->results[0]->type;
     int64_t cells = seg_type->groups * seg_type->shards;
-    MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1), next = e->scratch, n = moe_k64(e, cells);
     /* seg in place where it is wanted, else in the scratch behind the table of next rows */
-    MoeVal seg = b->seg >= 0 ? moe_emit_buf(e, b->seg) : moe_at(e, e->scratch, n, 4);
+    MoeVal next = e->scratch;
+    MoeVal seg =
+        b->seg >= 0 ? moe_emit_buf(e, b->seg) : moe_at(e, e->scratch, moe_k64(e, cells), 4);
     Pass pass = {b, seg, seg_type->shards};
-    MoeLoop l;
-    moe_loop_begin(e, &l, zero, moe_k64(e, cells + 1), one);
-    moe_store_i32(e, zero, seg, l.index);
-    moe_loop_end(e, &l);
+    moe_count_clear(e, seg, cells);
     each_id(e, op, b, count_one, &pass);
-    MoeVal sum = zero;
-    MoeCarryLoop scan;
-    moe_carry_begin(e, &scan, zero, n, one, &sum, 1);
-    moe_store_i32(e, sum, next, scan.l.index);
-    MoeVal after = moe_iadd(e, scan.l.index, one);
-    sum = moe_iadd(e, sum, moe_load_index(e, seg, after));
-    moe_store_i32(e, sum, seg, after);
-    moe_carry_end(e, &scan, &sum);
+    moe_count_scan(e, seg, next, cells);
     pass.table = next;
     each_id(e, op, b, deal_one, &pass);
 }
@@ -147,6 +138,10 @@ MoeStatus moe_cpu_route_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
     MOE_ASSERT(g->n_ops == 1, "route: a group of %zu ops", g->n_ops);
     if (op->opcode == MOE_OP_ROUTE_PLAN)
         return lower_route_plan(t, g, out);
+    if (op->opcode == MOE_OP_SEND_PLAN)
+        return moe_cpu_send_plan_lower(t, g, out);
+    if (op->opcode == MOE_OP_EXPERT_PLAN)
+        return moe_cpu_expert_plan_lower(t, g, out);
     const MoeType *in = &op->operands[0]->type;
     MoeBufs bufs = {.n = 0};
     moe_bufs_add(&bufs, op->operands[0]);

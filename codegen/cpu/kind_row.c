@@ -96,7 +96,7 @@ static void set_scalar(Rows *w, int at, MoeVal v) {
 static MoeVal partial_at(Rows *w, const MoeRowOp *o) {
     MoeEmit *e = w->e;
     MoeVal base = moe_at_bytes(e, moe_emit_buf(e, w->p->n_bufs - 1), moe_k64(e, o->partial));
-    return moe_at(e, base, w->slot, o->cols * 4);
+    return moe_at_bytes(e, base, moe_imul(e, w->slot, moe_k64(e, w->p->slot_bytes)));
 }
 
 static MoeRowMemory memory_of(Rows *w, int at) {
@@ -402,6 +402,15 @@ void moe_row_emit_rows(MoeCpuTarget *t, const MoeRowPlan *p, MoeLowered *out) {
 int64_t moe_cpu_row_workspace(MoeCpuTarget *t, const MoeGroup *g) {
     MoeArena *a = moe_arena_create();
     int64_t n = moe_row_plan(a, g, t->isa.lanes)->workspace;
+    moe_arena_destroy(a);
+    return n;
+}
+
+int64_t moe_cpu_row_workspace_expected(MoeCpuTarget *t, const MoeGroup *g) {
+    MoeArena *a = moe_arena_create();
+    const MoeRowPlan *p = moe_row_plan(a, g, t->isa.lanes);
+    int64_t rows = p->seg < 0 ? p->rows : moe_segs_expected_rows(p->values[p->seg].v, p->rows);
+    int64_t n = moe_row_workspace_for(p, rows);
     moe_arena_destroy(a);
     return n;
 }

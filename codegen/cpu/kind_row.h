@@ -51,7 +51,7 @@ typedef struct {
     int stage; /* where it is emitted: in the loop of that stage, or before it */
     bool in_loop;
     int64_t cols;    /* of its loop */
-    int64_t partial; /* COL_SUM: workspace bytes where its leaf partials [leaf, cols] start */
+    int64_t partial; /* COL_SUM: where its partial sums [cols] lie in a leaf's slot, bytes */
 } MoeRowOp;
 
 typedef struct {
@@ -73,8 +73,9 @@ typedef struct {
     int64_t flat_cols;     /* FLAT: elements a row */
     bool uniform_outputs;  /* some UNIFORM value is an output: task 0 stores it */
     bool col_sums;
-    int64_t leaf_slots; /* bound on the number of leaves */
-    int64_t workspace, scratch;
+    int64_t slot_bytes; /* of a leaf: the partial sums of all col_sums */
+    int64_t workspace;  /* slots for as many leaves as the capacity may have */
+    int64_t scratch;
     char *key;
 } MoeRowPlan;
 
@@ -88,6 +89,8 @@ const MoeType *moe_row_type(const MoeOp *op);
 int moe_row_find(const MoeRowPlan *p, const MoeValue *v);
 /* Plans the group; everything is allocated in `arena`. */
 MoeRowPlan *moe_row_plan(MoeArena *arena, const MoeGroup *g, int lanes);
+/* Bytes of workspace, from its start, that so many rows touch at the most. */
+int64_t moe_row_workspace_for(const MoeRowPlan *p, int64_t rows);
 /* Groups and shards of the tree over the rows: 1 and 1 for static rows. */
 void moe_row_tree_shape(const MoeRowPlan *p, int64_t *out_groups, int64_t *out_shards);
 
@@ -106,8 +109,7 @@ void moe_row_emit_uniform(MoeEmit *e, const MoeRowPlan *p, MoeVal *vals);
 /* Emission. */
 void moe_row_emit_flat(MoeCpuTarget *t, const MoeRowPlan *p, MoeLowered *out);
 void moe_row_emit_rows(MoeCpuTarget *t, const MoeRowPlan *p, MoeLowered *out);
-/* The second launch of a col_sum: partial(leaf, cols) -> f32[cols] by the tree of docs/NUMBERS.md.
- */
+/* The second launch of a col_sum: partial sums by leaf -> f32[cols] by the tree of docs/NUMBERS.md. */
 void moe_row_emit_fold(MoeCpuTarget *t, const MoeRowPlan *p, const MoeRowOp *op, MoeLowered *out);
 
 /* Whether `op` may be added to the row group `ops` (MoeTarget.can_join where the group is a row

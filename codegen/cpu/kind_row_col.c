@@ -1,8 +1,9 @@
 /* Column sums of a row group: the leaves of the tree over rows, and the launch that folds them.
  *
  * The row kernel's tasks are the leaves, numbered by (g, v, leaf) over the live table; leaf n's
- * partial sum [cols] lies in slot n of the workspace. The fold runs over blocks of columns: for
- * each (g, v) the tree over its leaves, then the trees over v and over g. */
+ * partial sums lie in slot n of the workspace, so live rows touch its front alone. The fold runs
+ * over blocks of columns: for each (g, v) the tree over its leaves, then the trees over v and over
+ * g. */
 #include "codegen/cpu/fold.h"
 #include "codegen/cpu/kind_row.h"
 #include "codegen/cpu/kind_row_local.h"
@@ -97,7 +98,7 @@ static void emit_fold_kernel(MoeEmit *e, const MoeRowPlan *p, int64_t cols) {
                            table_at(e, table, p->rows, entry));
     MoeVal end = moe_iadd(e, slot, n_leaves(e, rows));
     moe_loop_begin(e, &leaves, slot, end, one);
-    MoeVal at = moe_at(e, partials, leaves.index, cols * 4);
+    MoeVal at = moe_at_bytes(e, partials, moe_imul(e, leaves.index, moe_k64(e, p->slot_bytes)));
     moe_fold_push(e, &over_leaves, moe_vload(e, MOE_F32, at, columns.index, NULL), NULL);
     moe_loop_end(e, &leaves);
     MoeVal present, v = moe_fold_finish(e, &over_leaves, &present);
@@ -120,8 +121,8 @@ void moe_row_emit_fold(MoeCpuTarget *t, const MoeRowPlan *p, const MoeRowOp *op,
     int64_t groups, shards;
     moe_row_tree_shape(p, &groups, &shards);
     MoeStr key = {0};
-    moe_str_printf(&key, "col_fold %lld %lldx%lld", (long long)op->cols, (long long)groups,
-                   (long long)shards);
+    moe_str_printf(&key, "col_fold %lld/%lld %lldx%lld", (long long)op->cols,
+                   (long long)p->slot_bytes, (long long)groups, (long long)shards);
     if (p->seg < 0)
         moe_str_printf(&key, " rows%lld", (long long)p->rows);
     if (moe_emit_begin(t, moe_str_c(&key), "col_fold", &e, &name))

@@ -259,6 +259,13 @@ static int64_t round64(int64_t n) {
     return (n + 63) / 64 * 64;
 }
 
+int64_t moe_row_workspace_for(const MoeRowPlan *p, int64_t rows) {
+    int64_t groups, shards;
+    moe_row_tree_shape(p, &groups, &shards);
+    int64_t leaves = (rows + MOE_LEAF_ROWS - 1) / MOE_LEAF_ROWS + groups * shards;
+    return p->slot_bytes ? round64(leaves * p->slot_bytes + MOE_BUFFER_SLACK) : 0;
+}
+
 static void place(MoeArena *a, MoeRowPlan *p, const MoeGroup *g, int lanes) {
     p->refs = MOE_NEW_N(a, MoeBufRef, p->n_values + p->n_ops + 1);
     for (int i = 0; i < p->n_values; i++) {
@@ -288,14 +295,12 @@ static void place(MoeArena *a, MoeRowPlan *p, const MoeGroup *g, int lanes) {
             p->scratch += round64(4 * (x->cols + lanes));
         }
     }
-    int64_t groups, shards;
-    moe_row_tree_shape(p, &groups, &shards);
-    p->leaf_slots = (p->rows + MOE_LEAF_ROWS - 1) / MOE_LEAF_ROWS + groups * shards;
     for (int i = 0; i < p->n_ops; i++)
         if (p->ops[i].op->opcode == MOE_OP_COL_SUM) {
-            p->ops[i].partial = p->workspace;
-            p->workspace += round64(p->leaf_slots * p->ops[i].cols * 4 + MOE_BUFFER_SLACK);
+            p->ops[i].partial = p->slot_bytes;
+            p->slot_bytes += p->ops[i].cols * 4;
         }
+    p->workspace = moe_row_workspace_for(p, p->rows);
     if (p->workspace)
         p->refs[p->n_bufs++] = moe_ref_work(0);
 }
@@ -318,8 +323,6 @@ static void key_type(MoeStr *s, const MoeType *t) {
 static void make_key(MoeArena *a, MoeRowPlan *p) {
     MoeStr s = {0};
     moe_str_printf(&s, "row:%s seg%d", p->flat ? "flat" : "rows", p->seg);
-    if (p->col_sums) /* where the partials lie depends on the capacity */
-        moe_str_printf(&s, " slots%lld", (long long)p->leaf_slots);
     for (int i = 0; i < p->n_values; i++) {
         const MoeRowValue *x = &p->values[i];
         moe_str_printf(&s, "|%d:", i);

@@ -1,12 +1,13 @@
-/* linear_cross_entropy and its gradient, in row chunks: no [T, N] tensor.
+/* linear_cross_entropy, its gradient, and both over a part of the vocabulary, in row chunks: no
+ * [T, N] tensor.
  *
  *   once       table of chunks; w packed for logits = h w^T, and for dh = dlogits w
- *   a chunk    logits (gemm.h) -> nll and dlogits in place (xent_rows.c) -> dh rows (gemm.h), and
- * the chunk's part of dw (wgrad.h), which is added to those of earlier chunks by the tree over the
- * rows of a shard, then over shards
+ *   a chunk    logits (gemm.h) -> nll (of a part: its sums) and dlogits in place (xent_rows.c) -> dh
+ *              rows (gemm.h), and the chunk's part of dw (wgrad.h), which is added to those of earlier
+ *              chunks by the tree over the rows of a shard, then over shards
  *
- * Workspace: table, packed images, one chunk of logits, slots of the tree (the last is dw itself).
- */
+ * cross_entropy_join (xent_join.c) makes nll of the sums of all parts. Workspace: table, packed
+ * images, one chunk of logits, slots of the tree (the last is dw itself). */
 #include <stdio.h>
 #include "base/assert.h"
 #include "codegen/cpu/gemm.h"
@@ -19,7 +20,9 @@
 
 typedef struct {
     const MoeOp *op;
+    MoeXentRows what;
     bool grad;
+    const MoeValue *dh, *dw; /* with grad */
     MoeDtype dtype;
     MoeTileElem elem;
     int64_t n, c, chunk_rows, max_chunks; /* h (T, c), w (n, c) */
@@ -48,12 +51,28 @@ static int64_t choose_chunk(const Xent *x) {
     return best;
 }
 
+static MoeXentRows rows_of(MoeOpcode op) {
+    if (op == MOE_OP_LINEAR_CROSS_ENTROPY)
+        return MOE_XENT_LOSS;
+    if (op == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD)
+        return MOE_XENT_GRAD;
+    if (op == MOE_OP_LINEAR_CROSS_ENTROPY_PART)
+        return MOE_XENT_PART;
+    MOE_ASSERT(op == MOE_OP_LINEAR_CROSS_ENTROPY_PART_GRAD, "xent: op %s", moe_op_info(op)->name);
+    return MOE_XENT_PART_GRAD;
+}
+
 static void analyse(MoeCpuTarget *t, const MoeGroup *g, Xent *x) {
     const MoeOp *op = g->ops[0];
     MOE_ASSERT(g->n_ops == 1, "xent: a group of %zu ops", g->n_ops);
     const MoeType *h = &op->operands[0]->type, *w = &op->operands[1]->type;
-    *x =
-        (Xent){.op = op, .grad = op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD, .dtype = h->dtype};
+    *x = (Xent){.op = op, .what = rows_of(op->opcode), .dtype = h->dtype};
+    if (x->what == MOE_XENT_GRAD || x->what == MOE_XENT_PART_GRAD) {
+        int first = x->what == MOE_XENT_GRAD; /* result 0 is nll */
+        x->grad = true;
+        x->dh = op->results[first];
+        x->dw = op->results[first + 1];
+    }
     x->elem = moe_tile_elem(t, h->dtype);
     x->n = w->dims[0].size;
     x->c = w->dims[1].size;
@@ -69,14 +88,20 @@ static void analyse(MoeCpuTarget *t, const MoeGroup *g, Xent *x) {
 }
 
 int64_t moe_cpu_xent_workspace(MoeCpuTarget *t, const MoeGroup *g) {
+    if (g->ops[0]->opcode == MOE_OP_CROSS_ENTROPY_JOIN)
+        return 0;
     Xent x;
     analyse(t, g, &x);
     return x.bytes;
 }
 
 static MoeRowSpace chunk_space(const Xent *x, int buf) {
-    return (MoeRowSpace){
-        .mode = MOE_ROWS_RANGE, .capacity = x->chunk_rows, .groups = 1, .shards = 1, .buf = buf};
+    return (MoeRowSpace){.mode = MOE_ROWS_RANGE,
+                         .capacity = x->chunk_rows,
+                         .expected = x->chunk_rows,
+                         .groups = 1,
+                         .shards = 1,
+                         .buf = buf};
 }
 
 static void launch_logits(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowered *out) {
@@ -99,14 +124,23 @@ static void launch_logits(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLo
 }
 
 static void launch_rows(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowered *out) {
-    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref(x->op->operands[2]),
-                        moe_ref(x->op->results[0]), moe_ref(x->op->operands[x->grad ? 3 : 2])};
-    moe_cpu_launch(out, moe_xent_emit_rows(t, x->n, x->grad, x->dtype), refs, x->grad ? 5 : 4);
+    const MoeOp *op = x->op;
+    MoeBufRef refs[6] = {entry, moe_ref_work(x->logits), moe_ref(op->operands[2])};
+    size_t n = 3;
+    if (x->what != MOE_XENT_PART_GRAD)
+        refs[n++] = moe_ref(op->results[0]);
+    else
+        refs[n++] = moe_ref(op->operands[4]);
+    if (x->what == MOE_XENT_PART_GRAD)
+        refs[n++] = moe_ref(op->operands[5]);
+    if (x->what != MOE_XENT_LOSS) /* dnll, or the part */
+        refs[n++] = moe_ref(op->operands[3]);
+    int64_t parts = x->what == MOE_XENT_PART ? moe_attr_i(op, "parts") : 0;
+    moe_cpu_launch(out, moe_xent_emit_rows(t, x->n, x->what, parts, x->dtype), refs, n);
 }
 
 static void launch_dh(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowered *out) {
-    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref_work(x->packed_wt),
-                        moe_ref(x->op->results[1])};
+    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref_work(x->packed_wt), moe_ref(x->dh)};
     MoeGemm g = {.rows = chunk_space(x, 0),
                  .elem = x->elem,
                  .a_dtype = x->dtype,
@@ -124,8 +158,8 @@ static void launch_dh(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowere
 }
 
 static void launch_dw(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowered *out) {
-    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref(x->op->operands[0]),
-                        moe_ref(x->op->results[2]), moe_ref_work(x->slots)};
+    MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref(x->op->operands[0]), moe_ref(x->dw),
+                        moe_ref_work(x->slots)};
     MoeWgrad w = {.rows = chunk_space(x, 0),
                   .elem = x->elem,
                   .dtype = x->dtype,
@@ -144,12 +178,15 @@ static void launch_dw(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowere
 }
 
 MoeStatus moe_cpu_xent_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out) {
+    if (g->ops[0]->opcode == MOE_OP_CROSS_ENTROPY_JOIN) {
+        moe_xent_lower_join(t, g, out);
+        return NULL;
+    }
     Xent x;
     analyse(t, g, &x);
     if (x.n == 0 || x.c == 0)
-        return moe_error(MOE_E_INPUT,
-                         "linear_cross_entropy: an extent of zero (N = %lld, C = %lld)",
-                         (long long)x.n, (long long)x.c);
+        return moe_error(MOE_E_INPUT, "%s: an extent of zero (N = %lld, C = %lld)",
+                         moe_op_info(x.op->opcode)->name, (long long)x.n, (long long)x.c);
     const MoeValue *w = x.op->operands[1], *seg = moe_rows_seg(&x.op->operands[0]->type);
     MoeBufRef plan_refs[] = {moe_ref_work(x.table), moe_ref(seg)};
     x.rows.buf = 1;

@@ -11,7 +11,7 @@
 #include "ir/text.h"
 
 static const MoeEvalFn eval_fns[MOE_N_OPS] = {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     [MOE_OP_##id] = moe_eval_##name,
 #include "ir/ops.def"
 #undef OP
@@ -66,14 +66,17 @@ MoeStatus moe_eval_row_segs(MoeEvalOp *e, int i, const int32_t **out_table, int6
     return NULL;
 }
 
+/* Which result of the op the segs value is, -1 if none. */
+static int own_result(const MoeOp *op, const MoeValue *seg) {
+    for (int r = 0; r < op->n_results; r++)
+        if (op->results[r] == seg)
+            return r;
+    return -1;
+}
+
 /* Live rows of a ragged dim: from the table if it is known, else from an operand with rows over the
  * same segments. */
 static MoeStatus live_rows(MoeEvalContext *c, const MoeValue *seg, int64_t *out) {
-    for (int r = 0; r < c->op->n_results; r++)
-        if (c->op->results[r] == seg) { /* route_plan: its rows are one for each entry of ids */
-            *out = c->in[0]->n;
-            return NULL;
-        }
     const MoeTensor *t = find_segs(c, seg);
     if (t) {
         *out = t->i[t->n - 1];
@@ -104,7 +107,11 @@ static MoeStatus make_tensor(MoeEvalContext *c, const MoeType *type, MoeArena *a
     out->n = 1;
     for (int d = 0; d < type->rank; d++) {
         out->dims[d] = type->dims[d].size;
-        if (type->dims[d].seg) {
+        if (type->dims[d].seg && own_result(c->op, type->dims[d].seg) >= 0) {
+            /* A plan: its rows are at most one for each entry of ids; trim says how many. */
+            if (c->in[0]->n < out->dims[d])
+                out->dims[d] = c->in[0]->n;
+        } else if (type->dims[d].seg) {
             MOE_TRY(live_rows(c, type->dims[d].seg, &out->dims[d]));
             if (out->dims[d] > type->dims[d].size)
                 return moe_error(MOE_E_INPUT, "%lld live rows exceed the capacity %lld",
@@ -165,23 +172,46 @@ static MoeStatus check_operand(MoeEvalContext *c, int i) {
     return NULL;
 }
 
-static MoeStatus run_op(MoeEvalContext *c, unsigned flags, MoeArena *arena) {
-    const MoeOp *op = c->op;
-    for (int i = 0; i < op->n_operands; i++)
+/* Rows over a table that the op itself made are as many as that says. */
+static void trim(const MoeEvalContext *c, int r) {
+    const MoeType *type = &c->op->results[r]->type;
+    int own = type->kind == MOE_TYPE_TENSOR && type->dims[0].seg
+                  ? own_result(c->op, type->dims[0].seg)
+                  : -1;
+    MoeTensor *t = &c->out[r];
+    if (own < 0 || t->dims[0] == 0)
+        return;
+    int64_t live = c->out[own].i[c->out[own].n - 1];
+    MOE_ASSERT(live <= t->dims[0], "%s made %lld rows", moe_op_info(c->op->opcode)->name,
+               (long long)live);
+    t->n = t->n / t->dims[0] * live;
+    t->dims[0] = live;
+}
+
+static MoeStatus prepare(MoeEvalContext *c, MoeArena *arena) {
+    for (int i = 0; i < c->op->n_operands; i++)
         MOE_TRY(check_operand(c, i));
-    for (int r = 0; r < op->n_results; r++)
-        MOE_TRY(make_tensor(c, &op->results[r]->type, arena, &c->out[r]));
-    MoeEvalOp e = {arena, op, c->in, c->out, find_segs, c};
-    MOE_TRY(eval_fns[op->opcode](&e));
-    for (int r = 0; r < op->n_results; r++) {
-        if (op->results[r]->type.kind == MOE_TYPE_SEGS)
+    for (int r = 0; r < c->op->n_results; r++)
+        MOE_TRY(make_tensor(c, &c->op->results[r]->type, arena, &c->out[r]));
+    return NULL;
+}
+
+static MoeStatus finish(MoeEvalContext *c, unsigned flags) {
+    for (int r = 0; r < c->op->n_results; r++) {
+        if (c->op->results[r]->type.kind == MOE_TYPE_SEGS)
             MOE_TRY(check_table(&c->out[r]));
+        trim(c, r);
         round_tensor(&c->out[r], flags);
     }
     return NULL;
 }
 
-static MoeStatus name_op(MoeStatus st, const MoeOp *op) {
+static MoeStatus compute(MoeEvalContext *c, MoeArena *arena) {
+    MoeEvalOp e = {arena, c->op, c->in, c->out, find_segs, c};
+    return eval_fns[c->op->opcode](&e);
+}
+
+MoeStatus moe_eval_name_op(MoeStatus st, const MoeOp *op) {
     if (!st)
         return NULL;
     MoeStr text = {0};
@@ -194,7 +224,12 @@ static MoeStatus name_op(MoeStatus st, const MoeOp *op) {
 MoeStatus moe_eval_op(const MoeOp *op, const MoeTensor *const *operands, MoeTensor *results,
                       MoeArena *scratch) {
     MoeEvalContext c = {NULL, op, operands, results};
-    return name_op(run_op(&c, 0, scratch), op);
+    MoeStatus st = prepare(&c, scratch);
+    if (!st)
+        st = compute(&c, scratch);
+    if (!st)
+        st = finish(&c, 0);
+    return moe_eval_name_op(st, op);
 }
 
 MoeEval *moe_eval_create(const MoeGraph *g) {
@@ -271,7 +306,7 @@ MoeStatus moe_eval_set_i(MoeEval *ev, const MoeValue *v, const int32_t *data, in
     return NULL;
 }
 
-MoeStatus moe_eval_run(MoeEval *ev) {
+MoeStatus moe_eval_begin(MoeEval *ev) {
     const MoeGraph *g = ev->graph;
     if (g->n_values != ev->n_values)
         return moe_error(MOE_E_INPUT,
@@ -280,17 +315,35 @@ MoeStatus moe_eval_run(MoeEval *ev) {
     moe_arena_destroy(ev->run_arena);
     ev->run_arena = moe_arena_create();
     memset(ev->tensors, 0, (size_t)ev->n_values * sizeof(MoeTensor *));
-    for (size_t k = 0; k < g->n_ops; k++) {
-        const MoeOp *op = g->ops[k];
-        const MoeTensor **in = MOE_NEW_N(ev->run_arena, const MoeTensor *, op->n_operands + 1);
-        MoeTensor *out = MOE_NEW_N(ev->run_arena, MoeTensor, op->n_results + 1);
-        for (int i = 0; i < op->n_operands; i++)
-            in[i] = ev->tensors[op->operands[i]->id];
-        MoeEvalContext c = {ev, op, in, out};
-        MOE_TRY(name_op(run_op(&c, ev->flags, ev->run_arena), op));
-        for (int r = 0; r < op->n_results; r++)
-            ev->tensors[op->results[r]->id] = &out[r];
-    }
+    return NULL;
+}
+
+MoeStatus moe_eval_prepare(MoeEval *ev, const MoeOp *op, MoeEvalContext *out) {
+    const MoeTensor **in = MOE_NEW_N(ev->run_arena, const MoeTensor *, op->n_operands + 1);
+    for (int i = 0; i < op->n_operands; i++)
+        in[i] = ev->tensors[op->operands[i]->id];
+    *out = (MoeEvalContext){ev, op, in, MOE_NEW_N(ev->run_arena, MoeTensor, op->n_results + 1)};
+    return moe_eval_name_op(prepare(out, ev->run_arena), op);
+}
+
+MoeStatus moe_eval_finish(MoeEvalContext *c) {
+    MOE_TRY(moe_eval_name_op(finish(c, c->ev->flags), c->op));
+    for (int r = 0; r < c->op->n_results; r++)
+        c->ev->tensors[c->op->results[r]->id] = &c->out[r];
+    return NULL;
+}
+
+MoeStatus moe_eval_step(MoeEval *ev, const MoeOp *op) {
+    MoeEvalContext c;
+    MOE_TRY(moe_eval_prepare(ev, op, &c));
+    MOE_TRY(moe_eval_name_op(compute(&c, ev->run_arena), op));
+    return moe_eval_finish(&c);
+}
+
+MoeStatus moe_eval_run(MoeEval *ev) {
+    MOE_TRY(moe_eval_begin(ev));
+    for (size_t k = 0; k < ev->graph->n_ops; k++)
+        MOE_TRY(moe_eval_step(ev, ev->graph->ops[k]));
     return NULL;
 }
 

@@ -46,7 +46,7 @@ typedef struct {
     const MoeOp *op;
     const MoeTensor *const *in;
     MoeTensor *out; /* dtype, rank, dims, n and storage are set before the call,
-                                                           but for route_plan's data-dependent rows, equal to T*K */
+                                                           but for rows over a table that the op itself makes (plans): room for the most */
     const MoeTensor *(*segs)(void *ctx, const MoeValue *seg); /* the live table of a segs value */
     void *ctx;
 } MoeEvalOp;

@@ -49,28 +49,33 @@ MoeStatus moe_eval_count_valid(MoeEvalOp *e) {
     return NULL;
 }
 
-/* src, rows to flat positions in (T, K), and inv, positions to rows, undo each other; R = T*K. */
-static MoeStatus check_plan(const MoeTensor *src, const MoeTensor *inv) {
-    if (src->n != inv->n)
-        return moe_error(MOE_E_INPUT, "src has %lld rows, inv %lld entries", (long long)src->n,
-                         (long long)inv->n);
-    for (int64_t p = 0; p < src->n; p++) {
-        MOE_TRY(moe_eval_check_index("src", src->i[p], p, inv->n));
-        MOE_TRY(moe_eval_check_index("inv", inv->i[p], p, src->n));
-    }
-    for (int64_t r = 0; r < src->n; r++)
+/* src, rows to flat positions in (T, K), and inv, positions to rows, undo each other. `full`: R = T*K; else an entry of inv
+ * may be -1 (its expert is on another rank), and R is the number of the others. */
+static MoeStatus check_plan(const MoeTensor *src, const MoeTensor *inv, bool full) {
+    int64_t here = 0;
+    for (int64_t p = 0; p < inv->n; p++)
+        here += full || inv->i[p] != -1;
+    if (src->n != here)
+        return moe_error(MOE_E_INPUT, "src has %lld rows, inv %lld entries%s", (long long)src->n,
+                         (long long)here, full ? "" : " that are not -1");
+    for (int64_t p = 0; p < inv->n; p++)
+        if (full || inv->i[p] != -1)
+            MOE_TRY(moe_eval_check_index("inv", inv->i[p], p, src->n));
+    for (int64_t r = 0; r < src->n; r++) {
+        MOE_TRY(moe_eval_check_index("src", src->i[r], r, inv->n));
         if (inv->i[src->i[r]] != r)
             return moe_error(MOE_E_INPUT,
                              "row %lld comes from position %d, but inv sends that to "
                              "row %d",
                              (long long)r, src->i[r], inv->i[src->i[r]]);
+    }
     return NULL;
 }
 
 MoeStatus moe_eval_dispatch(MoeEvalOp *e) {
     const MoeTensor *x = e->in[0], *src = e->in[1], *inv = e->in[2];
     int64_t cols = x->dims[1], k = inv->dims[1];
-    MOE_TRY(check_plan(src, inv));
+    MOE_TRY(check_plan(src, inv, false));
     for (int64_t r = 0; r < src->n; r++)
         memcpy(e->out->f + r * cols, x->f + src->i[r] / k * cols, (size_t)cols * sizeof(double));
     return NULL;
@@ -79,7 +84,7 @@ MoeStatus moe_eval_dispatch(MoeEvalOp *e) {
 MoeStatus moe_eval_gather_sum(MoeEvalOp *e) {
     const MoeTensor *y = e->in[0], *src = e->in[1], *inv = e->in[2];
     int64_t cols = y->dims[1], k = inv->dims[1];
-    MOE_TRY(check_plan(src, inv));
+    MOE_TRY(check_plan(src, inv, true));
     for (int64_t p = 0; p < inv->n; p++)
         for (int64_t c = 0; c < cols; c++)
             e->out->f[p / k * cols + c] += y->f[inv->i[p] * cols + c];
@@ -88,7 +93,7 @@ MoeStatus moe_eval_gather_sum(MoeEvalOp *e) {
 
 MoeStatus moe_eval_dispatch_weight(MoeEvalOp *e) {
     const MoeTensor *w = e->in[0], *src = e->in[1], *inv = e->in[2];
-    MOE_TRY(check_plan(src, inv));
+    MOE_TRY(check_plan(src, inv, false));
     for (int64_t r = 0; r < src->n; r++)
         e->out->f[r] = w->f[src->i[r]];
     return NULL;
@@ -96,7 +101,7 @@ MoeStatus moe_eval_dispatch_weight(MoeEvalOp *e) {
 
 MoeStatus moe_eval_collect_weight(MoeEvalOp *e) {
     const MoeTensor *s = e->in[0], *src = e->in[1], *inv = e->in[2];
-    MOE_TRY(check_plan(src, inv));
+    MOE_TRY(check_plan(src, inv, true));
     for (int64_t p = 0; p < inv->n; p++)
         e->out->f[p] = s->f[inv->i[p]];
     return NULL;

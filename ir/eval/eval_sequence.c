@@ -1,27 +1,49 @@
 /* Ops that know tokens and their order: embedding, rotary positions, attention and their gradients.
  */
+#include "base/mesh.h"
 #include "ir/eval/eval_internal.h"
 
 #include <math.h>
 #include <string.h>
 
+MoeStatus moe_eval_part_first(MoeEvalOp *e, int i, int64_t rows, int64_t *out_first) {
+    *out_first = 0;
+    if (i >= e->op->n_operands)
+        return NULL;
+    MOE_TRY(moe_eval_check_index("part", e->in[i]->i[0], 0, MOE_MAX_RANKS));
+    *out_first = e->in[i]->i[0] * rows;
+    return NULL;
+}
+
+/* Row of id t in a table of n rows from `first` on; -1: it is in another part, which only a table in parts has. */
+static MoeStatus table_row(MoeEvalOp *e, int64_t t, int64_t first, int64_t n, int64_t *out_row) {
+    bool in_parts = e->op->n_operands > 2;
+    int64_t id = e->in[1]->i[t];
+    MOE_TRY(moe_eval_check_index("token id", id, t, in_parts ? INT32_MAX : n));
+    *out_row = id >= first && id < first + n ? id - first : -1;
+    return NULL;
+}
+
 MoeStatus moe_eval_embedding(MoeEvalOp *e) {
     const MoeTensor *table = e->in[0], *ids = e->in[1];
-    int64_t cols = table->dims[1];
+    int64_t cols = table->dims[1], first, row;
+    MOE_TRY(moe_eval_part_first(e, 2, table->dims[0], &first));
     for (int64_t t = 0; t < ids->n; t++) {
-        MOE_TRY(moe_eval_check_index("token id", ids->i[t], t, table->dims[0]));
-        memcpy(e->out->f + t * cols, table->f + ids->i[t] * cols, (size_t)cols * sizeof(double));
+        MOE_TRY(table_row(e, t, first, table->dims[0], &row));
+        if (row >= 0)
+            memcpy(e->out->f + t * cols, table->f + row * cols, (size_t)cols * sizeof(double));
     }
     return NULL;
 }
 
 MoeStatus moe_eval_embedding_grad(MoeEvalOp *e) {
     const MoeTensor *dy = e->in[0], *ids = e->in[1];
-    int64_t cols = dy->dims[1];
+    int64_t cols = dy->dims[1], first, row;
+    MOE_TRY(moe_eval_part_first(e, 2, e->out->dims[0], &first));
     for (int64_t t = 0; t < ids->n; t++) {
-        MOE_TRY(moe_eval_check_index("token id", ids->i[t], t, e->out->dims[0]));
-        for (int64_t c = 0; c < cols; c++)
-            e->out->f[ids->i[t] * cols + c] += dy->f[t * cols + c];
+        MOE_TRY(table_row(e, t, first, e->out->dims[0], &row));
+        for (int64_t c = 0; c < cols && row >= 0; c++)
+            e->out->f[row * cols + c] += dy->f[t * cols + c];
     }
     return NULL;
 }

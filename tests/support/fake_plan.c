@@ -247,6 +247,21 @@ static void add_step(MoeStr *steps, const char *kernel, const char *phase, bool 
     moe_str_append(steps, "], \"flops\": 1.0, \"bytes\": 1.0, \"seconds\": 1e-9}");
 }
 
+/* The sum of `value` over the ranks: a step that makes it, and the value that it makes. */
+static int add_sum(const FakePlanOptions *o, Values *v, MoeStr *steps, const char *phase, bool count,
+                   int value, const char *dtype, int64_t n) {
+    if (o->ranks < 2)
+        return value;
+    int sum = add_slab(v, n * 4);
+    moe_str_printf(steps,
+                   "%s{\"name\": \"sum\", \"phase\": \"%s\", \"count\": %s, \"kind\": \"comm\", "
+                   "\"layer\": -1, \"comm\": [{\"op\": \"all_reduce\", \"in\": [%d], \"out\": %d, "
+                   "\"dtype\": \"%s\", \"group\": \"data\", \"elements\": %lld}]}",
+                   steps->len ? ",\n   " : "", phase, count ? "true" : "false", value, sum, dtype,
+                   (long long)n);
+    return sum;
+}
+
 static void close_program(MoeStr *out, const char *name, Values *v, MoeStr *inputs, MoeStr *outputs,
                           MoeStr *steps, const char *folds) {
     moe_str_printf(out,
@@ -287,13 +302,21 @@ static void train_program(const FakePlanOptions *o, int64_t cap, MoeStr *out) {
         bias2 = add_input(&v, &in, "bias2", "f32", 1),
         max_norm = add_input(&v, &in, "max_grad_norm", "f32", 1);
     add_input(&v, &in, "weight_decay", "f32", 1);
-    int counts = add_slab(&v, N_COUNTS * 4), part = add_slab(&v, 4),
-        grad = add_slab(&v, CLASSES * 4);
-    int counts_sum = M > 1 ? add_slab(&v, N_COUNTS * 4) : counts,
-        loss_sum = M > 1 ? add_slab(&v, 4) : part,
+    int own_counts = add_slab(&v, N_COUNTS * 4), own_part = add_slab(&v, 4),
+        own_grad = add_slab(&v, CLASSES * 4);
+    int segs = add_slab(&v, (FAKE_EXPERTS * V + 1) * 4);
+    add_step(&steps, "k_count", "forward", true, (int[]){tok, ids, labels, own_counts}, 4);
+    int counts = add_sum(o, &v, &steps, "forward", true, own_counts, "i32", N_COUNTS),
+        counts_sum = M > 1 ? add_slab(&v, N_COUNTS * 4) : counts;
+    add_step(&steps, "k_segs", "forward", false, (int[]){tok, ids, segs}, 3);
+    add_step(&steps, "k_loss", "forward", false, (int[]){tok, ids, labels, w, counts_sum, own_part},
+             6);
+    int part = add_sum(o, &v, &steps, "forward", false, own_part, "f32", 1),
+        loss_sum = M > 1 ? add_slab(&v, 4) : part;
+    add_step(&steps, "k_grad", "backward", false, (int[]){tok, ids, labels, w, own_grad}, 5);
+    int grad = add_sum(o, &v, &steps, "backward", false, own_grad, "f32", CLASSES),
         grad_sum = M > 1 ? add_slab(&v, CLASSES * 4) : grad;
-    int segs = add_slab(&v, (FAKE_EXPERTS * V + 1) * 4), loss = add_slab(&v, 4),
-        ce = add_slab(&v, 4), aux = add_slab(&v, 4), norm = add_slab(&v, 4),
+    int loss = add_slab(&v, 4), ce = add_slab(&v, 4), aux = add_slab(&v, 4), norm = add_slab(&v, 4),
         tokens = add_slab(&v, 4);
     if (M > 1) {
         add_accumulate(&acc, &v, part, loss_sum, 1, M);
@@ -305,10 +328,6 @@ static void train_program(const FakePlanOptions *o, int64_t cap, MoeStr *out) {
     } else {
         moe_str_append(&folds, ",\n   \"batch_sums\": [], \"accumulates\": []");
     }
-    add_step(&steps, "k_count", "forward", true, (int[]){tok, ids, labels, counts}, 4);
-    add_step(&steps, "k_segs", "forward", false, (int[]){tok, ids, segs}, 3);
-    add_step(&steps, "k_loss", "forward", false, (int[]){tok, ids, labels, w, counts_sum, part}, 6);
-    add_step(&steps, "k_grad", "backward", false, (int[]){tok, ids, labels, w, grad}, 5);
     add_step(&steps, "k_reduce", "reduce", false,
              (int[]){loss_sum, counts_sum, grad_sum, loss, ce, aux, norm, tokens}, 8);
     add_step(&steps, "k_update", "update", false,
@@ -335,6 +354,8 @@ static void other_program(const FakePlanOptions *o, int64_t cap, bool eval, MoeS
         int labels = add_input(&v, &in, "labels", "i32", cap), nll = add_slab(&v, 4),
             tokens = add_slab(&v, 4);
         add_step(&steps, "k_eval", "forward", false, (int[]){tok, ids, labels, w, nll, tokens}, 6);
+        nll = add_sum(o, &v, &steps, "forward", false, nll, "f32", 1);
+        tokens = add_sum(o, &v, &steps, "forward", false, tokens, "i32", 1);
         add_output(&outs, "nll_sum", nll, "f32", 1);
         add_output(&outs, "tokens", tokens, "i32", 1);
     } else {
@@ -347,13 +368,15 @@ static void other_program(const FakePlanOptions *o, int64_t cap, bool eval, MoeS
 
 void fake_plan_json(const FakePlanOptions *o, MoeStr *out) {
     static const char *const names[] = {"w", "w.m", "w.v", "u", "u.m", "u.v"};
-    int64_t cap = (o->batch + o->micro_batches - 1) / o->micro_batches * o->seq;
+    int64_t ranks = o->ranks > 1 ? o->ranks : 1, parts = o->micro_batches * ranks,
+            cap = (o->batch + parts - 1) / parts * o->seq;
     moe_str_printf(out,
                    "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"compile\": "
                    "\"by hand\",\n"
                    " \"model\": {\"model_type\": \"mixtral\", \"hidden_size\": 8, \"vocab_size\": "
                    "%d%s},\n \"tokenizer\": \"byte\", "
-                   "\"vocab_size\": %d, \"batch\": %lld, \"seq\": %lld, \"virtual_shards\": %d, "
+                   "\"ranks\": %d, \"mesh\": {\"dp\": %d, \"shard\": 1, \"ep\": 1, \"tp\": 1, "
+                   "\"dense_shard\": 1},\n \"vocab_size\": %d, \"batch\": %lld, \"seq\": %lld, \"virtual_shards\": %d, "
                    "\"micro_batches\": %d, \"dtype\": \"f32\",\n"
                    " \"moe_layers\": [0], \"experts\": %d, \"experts_per_token\": 1, "
                    "\"flops_per_token\": 100.0, \"peak_flops\": 1e9, "
@@ -367,7 +390,7 @@ void fake_plan_json(const FakePlanOptions *o, MoeStr *out) {
                    "\"decay\": true,\n   \"buffer\": 3, \"states\": [{\"name\": \"exp_avg\", "
                    "\"buffer\": 4}, {\"name\": \"exp_avg_sq\", \"buffer\": "
                    "5}]}],\n \"buffers\": [",
-                   FAKE_VOCAB, o->extra_model ? o->extra_model : "", FAKE_VOCAB,
+                   FAKE_VOCAB, o->extra_model ? o->extra_model : "", (int)ranks, (int)ranks, FAKE_VOCAB,
                    (long long)o->batch, (long long)o->seq, o->virtual_shards, o->micro_batches,
                    FAKE_EXPERTS);
     for (int i = 0; i < 6; i++)
@@ -393,7 +416,8 @@ MoePlan *fake_plan(const FakePlanOptions *o) {
     for (size_t g = 0; g < p->n_programs; g++)
         for (size_t i = 0; i < p->programs[g].n_steps; i++)
             for (size_t k = 0; k < sizeof kernels / sizeof *kernels; k++)
-                if (!strcmp(p->programs[g].steps[i].kernel, kernels[k].name)) {
+                if (p->programs[g].steps[i].kernel &&
+                    !strcmp(p->programs[g].steps[i].kernel, kernels[k].name)) {
                     p->programs[g].steps[i].tasks = kernels[k].tasks;
                     p->programs[g].steps[i].run = kernels[k].run;
                 }

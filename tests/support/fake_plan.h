@@ -15,6 +15,7 @@ typedef struct {
     int64_t batch, seq;
     int virtual_shards, micro_batches;
     const char *extra_model; /* ", \"key\": value" into the model config, or "" */
+    int ranks;               /* data parallel: counts, losses and gradients are summed; 0 or 1: one */
 } FakePlanOptions;
 
 #define FAKE_EXPERTS 4

@@ -15,6 +15,13 @@ static bool implements(const MoeTarget *t, MoeOpcode op) {
     return moe_op_info(op)->kind != MOE_KIND_COMPOSITE;
 }
 
+/* What passes between ranks is the runtime's. */
+static void check_group(const MoeGroup *g) {
+    for (size_t i = 0; i < g->n_ops; i++)
+        MOE_ASSERT(kind_of(g->ops[i]) != MOE_KIND_COMM && g->ops[i]->opcode != MOE_OP_WAIT,
+                   "the target is asked about %s", moe_op_info(g->ops[i]->opcode)->name);
+}
+
 static bool row_like(const MoeOp *op) {
     return kind_of(op) == MOE_KIND_EW || kind_of(op) == MOE_KIND_ROW ||
            op->opcode == MOE_OP_COL_SUM;
@@ -41,6 +48,7 @@ static bool can_join(const MoeTarget *base, MoeOp *const *ops, size_t n, const M
 
 static int64_t workspace_bytes(MoeTarget *base, const MoeGroup *g) {
     const MoeFakeTarget *t = (const MoeFakeTarget *)base;
+    check_group(g);
     for (size_t i = 0; i < g->n_ops; i++)
         if (kind_of(g->ops[i]) == MOE_KIND_REDUCE || kind_of(g->ops[i]) == MOE_KIND_WGRAD)
             return t->workspace;
@@ -51,6 +59,7 @@ static int64_t workspace_bytes(MoeTarget *base, const MoeGroup *g) {
 static bool can_alias(const MoeTarget *base, const MoeGroup *g, const MoeValue *in,
                       const MoeValue *out) {
     const MoeFakeTarget *t = (const MoeFakeTarget *)base;
+    check_group(g);
     for (size_t i = 0; i < g->n_ops; i++)
         if (kind_of(g->ops[i]) != MOE_KIND_EW)
             return false;
@@ -59,6 +68,7 @@ static bool can_alias(const MoeTarget *base, const MoeGroup *g, const MoeValue *
 
 static MoeStatus lower(MoeTarget *base, const MoeGroup *g, MoeLowered *out) {
     MoeFakeTarget *t = (MoeFakeTarget *)base;
+    check_group(g);
     MoeBufRef *bufs = MOE_NEW_N(out->arena, MoeBufRef, g->n_inputs + g->n_outputs + 1);
     size_t n = 0;
     for (size_t i = 0; i < g->n_inputs; i++)

@@ -14,7 +14,8 @@
 #include "base/pool.h"
 #include "codegen/codegen.h"
 
-enum { FENCE = 256, PATTERN = 0xff };
+/* Bytes of memory that nobody wrote: NaNs as floats; integers get others, for all ones are -1. */
+enum { FENCE = 256, PATTERN = 0xff, INT_PATTERN = 0x5a };
 
 typedef struct {
     unsigned char *base;   /* fence, data, slack and fence */
@@ -36,6 +37,7 @@ struct MoeGroupRun {
     LLVMOrcLLJITRef jit;
     Step *steps;
     size_t n_steps, n_launches, n_aliases;
+    int64_t n_tasks; /* of the last run */
     Buffer *buffers; /* by value id */
     Buffer scratch;
     MoePool *pool;          /* NULL: one thread */
@@ -386,6 +388,7 @@ static MoeStatus run_launch(MoeGroupRun *r, const Step *s, const MoeLaunch *l) {
     launch_bufs(r, s, l, bufs);
     copy_before(r);
     int64_t n_tasks = tasks(bufs);
+    r->n_tasks += n_tasks;
     if (r->pool) {
         MOE_TRY(run_on_pool(r, bufs, n_tasks, run, l->kernel));
         return check_memory(r, s, l->kernel);
@@ -398,11 +401,17 @@ static MoeStatus run_launch(MoeGroupRun *r, const Step *s, const MoeLaunch *l) {
 }
 
 MoeStatus moe_group_run(MoeGroupRun *r, const MoeInputs *in) {
-    for (int i = 0; i < r->g->n_values; i++)
-        if (r->buffers[i].base)
-            memset(buffer_data(&r->buffers[i]), PATTERN, r->buffers[i].bytes);
+    for (size_t i = 0; i < r->g->n_ops; i++)
+        for (int k = 0; k < r->g->ops[i]->n_results; k++) {
+            const MoeValue *v = r->g->ops[i]->results[k];
+            Buffer *b = &r->buffers[v->id];
+            memset(buffer_data(b), v->type.dtype == MOE_I32 ? INT_PATTERN : PATTERN, b->bytes);
+        }
     for (size_t i = 0; i < in->n; i++)
         moe_tensor_pack(&in->items[i].t, buffer_data(home(r, in->items[i].value)));
+    for (size_t i = 0; i < r->n_steps; i++)
+        memset(buffer_data(&r->steps[i].work), PATTERN, r->steps[i].work.bytes);
+    r->n_tasks = 0;
     for (size_t i = 0; i < r->n_steps; i++)
         for (size_t k = 0; k < r->steps[i].lowered.n_launches; k++)
             MOE_TRY(run_launch(r, &r->steps[i], &r->steps[i].lowered.launches[k]));
@@ -449,6 +458,21 @@ size_t moe_group_run_launches(const MoeGroupRun *r) {
 }
 size_t moe_group_run_aliases(const MoeGroupRun *r) {
     return r->n_aliases;
+}
+
+int64_t moe_group_run_tasks(const MoeGroupRun *r) {
+    return r->n_tasks;
+}
+
+size_t moe_group_run_work_used(const MoeGroupRun *r) {
+    size_t sum = 0;
+    for (size_t i = 0; i < r->n_steps; i++) {
+        size_t n = r->steps[i].work.bytes;
+        while (n > 0 && buffer_data(&r->steps[i].work)[n - 1] == PATTERN)
+            n--;
+        sum += n;
+    }
+    return sum;
 }
 
 void moe_group_run_destroy(MoeGroupRun *r) {

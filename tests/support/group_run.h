@@ -32,6 +32,10 @@ const void *moe_group_run_data(const MoeGroupRun *r, const MoeValue *v);
 double moe_group_run_time(MoeGroupRun *r, int n);
 size_t moe_group_run_launches(const MoeGroupRun *r);
 size_t moe_group_run_aliases(const MoeGroupRun *r);
+/* Of the last run: tasks of all launches; bytes of workspace from its start to the last one that was written,
+ * summed over the groups. */
+int64_t moe_group_run_tasks(const MoeGroupRun *r);
+size_t moe_group_run_work_used(const MoeGroupRun *r);
 void moe_group_run_destroy(MoeGroupRun *r);
 
 /* Gives consecutive ops one group number for as long as the target lets them join. */

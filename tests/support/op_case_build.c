@@ -107,9 +107,36 @@ static MoeOp *build_routed(Build *b) {
     return moe_op_build(b->g, c->op, in, 2, moe_ai("cols", c->experts), MOE_END);
 }
 
+/* send_plan, expert_plan. */
+static MoeOp *build_rank_plan(Build *b) {
+    const MoeOpCase *c = b->c;
+    MoeValue *in[3] = {rows_by(b, MOE_I32, c->topk)};
+    in[1] = moe_build_input(b->g, "place", moe_type_1d(MOE_I32, c->experts));
+    if (c->op == MOE_OP_SEND_PLAN)
+        return moe_op_build(b->g, c->op, in, 2, moe_ai("slots", c->slots),
+                            moe_ai("ranks", c->ranks), moe_ai("chunks", c->chunks),
+                            moe_ai("expect", c->rows), MOE_END);
+    in[2] = moe_build_input(b->g, "ep_rank", moe_type_1d(MOE_I32, 1));
+    return moe_op_build(b->g, c->op, in, 3, moe_ai("slots", c->slots), moe_ai("chunks", c->chunks),
+                        moe_ai("expect_recv", c->rows), moe_ai("expect_rows", c->rows), MOE_END);
+}
+
+static MoeOp *build_block_tree(Build *b) {
+    const MoeOpCase *c = b->c;
+    if (!c->experts)
+        return moe_op_build(b->g, c->op, (MoeValue *[]){input(b, form_type(b, false))}, 1, MOE_END);
+    MoeValue *in[2] = {input(b, moe_type_2d(MOE_F32, moe_dim(c->ranks * c->slots), c->cols))};
+    in[1] = moe_build_input(b->g, "place", moe_type_1d(MOE_I32, c->experts));
+    return moe_op_build(b->g, c->op, in, 2, MOE_END);
+}
+
 /* dispatch, gather_sum, dispatch_weight, collect_weight: the plan comes in as inputs. */
 static MoeOp *build_move(Build *b) {
     const MoeOpCase *c = b->c;
+    if (c->form == MOE_FORM_RECEIVED) {
+        MoeValue *recv = moe_build_input(b->g, "recv", moe_type_segs(c->chunks, c->shards));
+        b->rows = moe_dim_ragged(c->capacity, recv);
+    }
     MoeValue *seg = moe_build_input(b->g, "seg", moe_type_segs(c->experts, c->shards));
     MoeDim expert_rows = moe_dim_ragged(c->capacity * c->topk, seg);
     MoeType src_type = moe_type_1d(MOE_I32, expert_rows.size), t;
@@ -135,13 +162,16 @@ static MoeType row_ids(const Build *b) {
 
 static MoeOp *build_embedding(Build *b) {
     const MoeOpCase *c = b->c;
-    if (c->op == MOE_OP_EMBEDDING) {
-        MoeValue *table = input(b, moe_type_2d(MOE_F32, moe_dim(c->vocab), c->cols));
-        return moe_op_build(b->g, c->op, (MoeValue *[]){table, input(b, row_ids(b))}, 2, MOE_END);
-    }
-    MoeValue *dy = rows_by(b, MOE_F32, c->cols);
-    return moe_op_build(b->g, c->op, (MoeValue *[]){dy, input(b, row_ids(b))}, 2,
-                        moe_ai("vocab", c->vocab), MOE_END);
+    bool forward = c->op == MOE_OP_EMBEDDING;
+    MoeValue *in[3] = {forward ? input(b, moe_type_2d(MOE_F32, moe_dim(c->vocab), c->cols))
+                               : rows_by(b, MOE_F32, c->cols)};
+    in[1] = input(b, row_ids(b));
+    int n = 2;
+    if (c->ranks)
+        in[n++] = moe_build_input(b->g, "part", moe_type_1d(MOE_I32, 1));
+    if (forward)
+        return moe_op_build(b->g, c->op, in, n, MOE_END);
+    return moe_op_build(b->g, c->op, in, n, moe_ai("vocab", c->vocab), MOE_END);
 }
 
 static MoeOp *build_attention(Build *b) {
@@ -168,12 +198,24 @@ static MoeOp *build_attention(Build *b) {
 
 static MoeOp *build_cross_entropy(Build *b) {
     const MoeOpCase *c = b->c;
-    MoeValue *in[4] = {rows_by(b, c->dtype, c->cols)};
+    MoeValue *in[6] = {NULL};
+    if (c->op == MOE_OP_CROSS_ENTROPY_JOIN) {
+        in[0] = rows_by(b, MOE_F32, 3 * c->ranks);
+        in[1] = input(b, row_ids(b));
+        return moe_op_build(b->g, c->op, in, 2, MOE_END);
+    }
+    in[0] = rows_by(b, c->dtype, c->cols);
     in[1] = input(b, moe_type_2d(c->dtype, moe_dim(c->vocab), c->cols));
     in[2] = input(b, row_ids(b));
     int n = 3;
-    if (c->op == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD)
-        in[n++] = rows_by(b, MOE_F32, 1);
+    if (c->ranks)
+        in[n++] = moe_build_input(b->g, "part", moe_type_1d(MOE_I32, 1));
+    if (c->op == MOE_OP_LINEAR_CROSS_ENTROPY_PART)
+        return moe_op_build(b->g, c->op, in, n, moe_ai("parts", c->ranks), MOE_END);
+    if (c->op == MOE_OP_LINEAR_CROSS_ENTROPY_PART_GRAD)
+        in[n++] = rows_by(b, MOE_F32, 1); /* lse */
+    if (c->op != MOE_OP_LINEAR_CROSS_ENTROPY)
+        in[n++] = rows_by(b, MOE_F32, 1); /* dnll */
     return moe_op_build(b->g, c->op, in, n, MOE_END);
 }
 
@@ -238,6 +280,10 @@ static MoeOp *build_op(Build *b) {
         return moe_op_build(b->g, op, (MoeValue *[]){input(b, row_ids(b))}, 1, MOE_END);
     if (info->kind == MOE_KIND_MOVE)
         return build_move(b);
+    if (op == MOE_OP_SEND_PLAN || op == MOE_OP_EXPERT_PLAN)
+        return build_rank_plan(b);
+    if (op == MOE_OP_BLOCK_TREE)
+        return build_block_tree(b);
     if (op == MOE_OP_EMBEDDING || op == MOE_OP_EMBEDDING_GRAD)
         return build_embedding(b);
     if (op == MOE_OP_ROPE || op == MOE_OP_ATTENTION || op == MOE_OP_ATTENTION_GRAD)
@@ -257,7 +303,7 @@ static bool over_experts(const MoeOpCase *c) {
 
 MoeGraph *moe_op_case_build(MoeModule *m, const MoeOpCase *c) {
     Build b = {moe_module_add_graph(m, "case"), c, {0, NULL}, 0};
-    if (c->shards) {
+    if (c->shards && c->form != MOE_FORM_RECEIVED) {
         MoeValue *seg = over_experts(c)
                             ? moe_build_input(b.g, "seg", moe_type_segs(c->experts, c->shards))
                             : moe_build_input(b.g, "tok", moe_type_segs(1, c->shards));
@@ -278,7 +324,15 @@ MoeGraph *moe_op_case_build(MoeModule *m, const MoeOpCase *c) {
 
 MoeStatus moe_case_fill(const MoeGraph *g, const MoeOpCase *c, uint64_t seed, MoeArena *a,
                         MoeInputs *out) {
-    MoeRandomOptions o = {seed, c->rows, c->layout, c->routing, 0.2};
+    MoeRandomOptions o = {.seed = seed,
+                          .rows = c->rows,
+                          .shards = c->layout,
+                          .routing = c->routing,
+                          .ignored = 0.2,
+                          .slots = c->ranks * c->slots,
+                          .ep_rank = c->ep_rank,
+                          .parts = c->ranks,
+                          .elsewhere = c->form == MOE_FORM_RECEIVED};
     return moe_random_inputs(g, &o, a, out);
 }
 

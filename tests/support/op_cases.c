@@ -38,13 +38,12 @@ static void make_id(MoeOpCase *c) {
     const struct {
         const char *key;
         int64_t value;
-    } fields[] = {{"C", c->cols},     {"k", c->k},
-                  {"n", c->n},        {"E", c->experts},
-                  {"K", c->topk},     {"V", c->shards},
-                  {"h", c->heads},    {"kv", c->kv_heads},
-                  {"d", c->head_dim}, {"seq", c->seq},
-                  {"win", c->window}, {"N", c->vocab},
-                  {"tb", c->tb},      {"inverse", c->inverse}};
+    } fields[] = {{"C", c->cols},       {"k", c->k},         {"n", c->n},
+                  {"E", c->experts},    {"K", c->topk},      {"V", c->shards},
+                  {"ranks", c->ranks},  {"slots", c->slots}, {"chunks", c->chunks},
+                  {"rank", c->ep_rank}, {"h", c->heads},     {"kv", c->kv_heads},
+                  {"d", c->head_dim},   {"seq", c->seq},     {"win", c->window},
+                  {"N", c->vocab},      {"tb", c->tb},       {"inverse", c->inverse}};
     MoeStr s = {0};
     moe_str_printf(&s, "%s/%s/T=%lld", moe_op_info(c->op)->name, moe_dtype_name(c->dtype),
                    (long long)c->rows);
@@ -55,6 +54,8 @@ static void make_id(MoeOpCase *c) {
         moe_str_append(&s, ",grouped");
     if (c->form != MOE_FORM_PLAIN)
         moe_str_printf(&s, ",%s", form_name(c->form));
+    if (c->capacity > 2 * (c->rows + 3))
+        moe_str_printf(&s, ",cap=%lld", (long long)c->capacity);
     if (c->shards > 1)
         moe_str_printf(&s, ",shards:%s", layout_name(c->layout));
     if (c->experts)
@@ -142,6 +143,7 @@ static void list_cases(MoeCaseList *l, MoeOpcode op) {
         moe_cases_sum_squares(l);
         break;
     case MOE_OP_ACCUMULATE:
+    case MOE_OP_WAIT:
         moe_cases_identity(l, op, MOE_F32);
         break;
     case MOE_OP_BATCH_SUM:
@@ -186,7 +188,12 @@ static void list_cases(MoeCaseList *l, MoeOpcode op) {
         break;
     case MOE_OP_LINEAR_CROSS_ENTROPY:
     case MOE_OP_LINEAR_CROSS_ENTROPY_GRAD:
+    case MOE_OP_LINEAR_CROSS_ENTROPY_PART:
+    case MOE_OP_LINEAR_CROSS_ENTROPY_PART_GRAD:
         moe_cases_cross_entropy(l, op);
+        break;
+    case MOE_OP_CROSS_ENTROPY_JOIN:
+        moe_cases_cross_entropy_join(l);
         break;
     case MOE_OP_SOFTMAX:
         moe_cases_elementwise(l, op, 1, (MoeTolerance){1e-38, 0, 4e-6}, false);
@@ -197,6 +204,22 @@ static void list_cases(MoeCaseList *l, MoeOpcode op) {
     case MOE_OP_ADAMW:
         moe_cases_adamw(l);
         break;
+    case MOE_OP_SEND_PLAN:
+    case MOE_OP_EXPERT_PLAN:
+        moe_cases_rank_plan(l, op);
+        break;
+    case MOE_OP_BLOCK_SQUARES:
+        moe_cases_block_squares(l);
+        break;
+    case MOE_OP_BLOCK_TREE:
+        moe_cases_block_tree(l);
+        break;
+    case MOE_OP_ALL_GATHER: /* between ranks: tests/unit/eval_ranks.c */
+    case MOE_OP_ALL_GATHER_ROWS:
+    case MOE_OP_REDUCE_SCATTER:
+    case MOE_OP_ALL_REDUCE:
+    case MOE_OP_A2A_DISPATCH:
+    case MOE_OP_A2A_COMBINE:
     case MOE_N_OPS:
         break;
     }

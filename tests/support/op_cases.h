@@ -25,17 +25,18 @@ typedef struct {
 
 /* Shapes of the operands where an op has more than one way. FORM(ID, name) */
 #define MOE_CASE_FORMS(X)                                                                          \
-    X(PLAIN, plain)   /* [T,C], and [T,C] with it for binary ops */                                \
-    X(COLS, cols)     /* [T,C] with [C] */                                                         \
-    X(ROWS, rows)     /* [T,C] with [T,1] */                                                       \
-    X(SCALAR, scalar) /* [T,C] with [1] */                                                         \
-    X(LEFT, left)     /* [1] with [T,C] */                                                         \
-    X(OUTER, outer)   /* [T,1] with [C] */                                                         \
-    X(VECTOR, vector) /* [C] with [C], static */                                                   \
-    X(MATRIX, matrix) /* static [3,C] with [3,C] */                                                \
-    X(STACK, stack)   /* static [3,5,C] with [1] */                                                \
-    X(EXPERT, expert) /* rows over segs<E,V> */                                                    \
-    X(SAME, same)     /* both operands the same value */
+    X(PLAIN, plain)       /* [T,C], and [T,C] with it for binary ops */                            \
+    X(COLS, cols)         /* [T,C] with [C] */                                                     \
+    X(ROWS, rows)         /* [T,C] with [T,1] */                                                   \
+    X(SCALAR, scalar)     /* [T,C] with [1] */                                                     \
+    X(LEFT, left)         /* [1] with [T,C] */                                                     \
+    X(OUTER, outer)       /* [T,1] with [C] */                                                     \
+    X(VECTOR, vector)     /* [C] with [C], static */                                               \
+    X(MATRIX, matrix)     /* static [3,C] with [3,C] */                                            \
+    X(STACK, stack)       /* static [3,5,C] with [1] */                                            \
+    X(EXPERT, expert)     /* rows over segs<E,V> */                                                \
+    X(SAME, same)         /* both operands the same value */                                       \
+    X(RECEIVED, received) /* moves: tokens are rows over segs<chunks,V>, some choices elsewhere */
 typedef enum {
 #define X(id, name) MOE_FORM_##id,
     MOE_CASE_FORMS(X)
@@ -51,6 +52,8 @@ typedef struct {
     int64_t capacity;
     int64_t cols, k, n;
     int64_t experts, shards, topk;
+    int64_t ranks, slots, chunks,
+        ep_rank; /* plans between ranks; parts of a vocabulary: ranks, ep_rank */
     int64_t heads, kv_heads, head_dim, seq, window;
     int64_t vocab;
     bool tb, grouped, inverse;

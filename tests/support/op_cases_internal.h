@@ -40,10 +40,13 @@ void moe_cases_rmsnorm(MoeCaseList *l);
 void moe_cases_count_valid(MoeCaseList *l);
 void moe_cases_col_sum(MoeCaseList *l);
 void moe_cases_sum_squares(MoeCaseList *l);
+void moe_cases_block_squares(MoeCaseList *l);
+void moe_cases_block_tree(MoeCaseList *l);
 void moe_cases_identity(MoeCaseList *l, MoeOpcode op, MoeDtype d);
 void moe_cases_adamw(MoeCaseList *l);
 /* op_cases_model.c: contractions, experts, sequence, loss. */
 void moe_cases_routed(MoeCaseList *l, MoeOpcode op); /* by tokens and experts alone */
+void moe_cases_rank_plan(MoeCaseList *l, MoeOpcode op);
 void moe_cases_move(MoeCaseList *l, MoeOpcode op, bool bf16);
 void moe_cases_count(MoeCaseList *l, MoeOpcode op);
 void moe_cases_matmul(MoeCaseList *l);
@@ -52,6 +55,7 @@ void moe_cases_embedding(MoeCaseList *l, MoeOpcode op);
 void moe_cases_rope(MoeCaseList *l);
 void moe_cases_attention(MoeCaseList *l, MoeOpcode op);
 void moe_cases_cross_entropy(MoeCaseList *l, MoeOpcode op);
+void moe_cases_cross_entropy_join(MoeCaseList *l);
 
 /* Rows around the leaf of 128 of the trees; token tables with empty shards. */
 typedef struct {

@@ -30,9 +30,43 @@ static MoeOpCase on_route(MoeOpcode op, size_t i) {
                        .routing = routes[i].routing};
 }
 
+/* The same moves, over received rows; rows far below the capacity. */
+static void add_received(MoeCaseList *l, MoeOpCase c, size_t i) {
+    static const int64_t chunks[] = {1, 3, 2};
+    c.form = MOE_FORM_RECEIVED;
+    c.chunks = chunks[i % LEN(chunks)];
+    c.capacity = 64 * c.rows;
+    if (c.rows < 1000) /* a thousand rows of that would be mostly waiting */
+        moe_case_add(l, c);
+}
+
 void moe_cases_routed(MoeCaseList *l, MoeOpcode op) {
-    for (size_t i = 0; i < LEN(routes); i++)
+    for (size_t i = 0; i < LEN(routes); i++) {
         moe_case_add(l, on_route(op, i));
+        if (op == MOE_OP_DISPATCH_WEIGHT)
+            add_received(l, on_route(op, i), i);
+    }
+}
+
+/* Plans of 1 .. more ranks than experts; slots rounded up, so some are empty; one chunk, or a slot a
+ * chunk. expert_plan: as the first rank and as the last, so that with all tokens on one expert some
+ * rank has them all and another none. */
+void moe_cases_rank_plan(MoeCaseList *l, MoeOpcode op) {
+    static const int64_t ranks[] = {1, 2, 3, 8, 70};
+    for (size_t i = 0; i < LEN(routes); i++)
+        for (size_t r = 0; r < LEN(ranks); r++) {
+            MoeOpCase c = on_route(op, i);
+            c.ranks = ranks[r];
+            c.slots = (c.experts + c.ranks - 1) / c.ranks;
+            if (i % 4 == 3) /* a multiple of two, also where one would do */
+                c.slots += c.slots % 2;
+            int64_t most = i % 4 == 3 ? 2 : c.slots;
+            for (c.chunks = 1; c.chunks <= most; c.chunks += most > 1 ? most - 1 : 1)
+                for (c.ep_rank = 0; c.ep_rank<c.ranks; c.ep_rank += c.ranks> 1 ? c.ranks - 1 : 1) {
+                    if (op == MOE_OP_EXPERT_PLAN || c.ep_rank == 0)
+                        moe_case_add(l, c);
+                }
+        }
 }
 
 /* Moves of rows with C columns. */
@@ -44,9 +78,13 @@ void moe_cases_move(MoeCaseList *l, MoeOpcode op, bool bf16) {
         if (op == MOE_OP_GATHER_SUM)
             c.tolerance[0] = moe_tol_sum(c.topk);
         moe_case_add(l, c);
+        if (op == MOE_OP_DISPATCH)
+            add_received(l, c, i);
         c.dtype = MOE_BF16;
         if (bf16)
             moe_case_add(l, c);
+        if (bf16)
+            add_received(l, c, i);
     }
 }
 
@@ -131,6 +169,13 @@ void moe_cases_embedding(MoeCaseList *l, MoeOpcode op) {
         if (op == MOE_OP_EMBEDDING_GRAD)
             c.tolerance[0] = moe_tol_sum(moe_leaf_shapes[i].rows);
         moe_case_add(l, c);
+        for (c.ranks = 1; c.ranks <= 3; c.ranks++) /* as the last part */ {
+            c.ep_rank = c.ranks - 1;
+            moe_case_add(l, c);
+        }
+        c.ranks = 3;
+        c.ep_rank = 0;
+        moe_case_add(l, c);
     }
 }
 
@@ -212,6 +257,28 @@ void moe_cases_cross_entropy(MoeCaseList *l, MoeOpcode op) {
             c.tolerance[0] = (MoeTolerance){1e-5, 0, 1e-6};
             c.tolerance[1] = c.tolerance[2] =
                 bf16 ? (MoeTolerance){1e-6, 0x1p-8, 0} : (MoeTolerance){1e-6, 2e-5, 0};
-            moe_case_add(l, c);
+            if (op == MOE_OP_LINEAR_CROSS_ENTROPY || op == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD) {
+                moe_case_add(l, c);
+                continue;
+            }
+            if (op == MOE_OP_LINEAR_CROSS_ENTROPY_PART_GRAD)
+                c.tolerance[0] = c.tolerance[1];
+            else
+                c.tolerance[0].of_element = 4e-6; /* sums of up to 1000 exponentials */
+            for (c.ranks = 1; c.ranks <= 3; c.ranks += 2)
+                for (c.ep_rank = 0; c.ep_rank < c.ranks; c.ep_rank++)
+                    moe_case_add(l, c);
         }
+}
+
+void moe_cases_cross_entropy_join(MoeCaseList *l) {
+    static const int64_t parts[] = {1, 2, 3, 8};
+    for (size_t i = 0; i < MOE_N_LEAF_SHAPES; i++)
+        for (size_t p = 0; p < LEN(parts); p++)
+            moe_case_add(l, (MoeOpCase){.op = MOE_OP_CROSS_ENTROPY_JOIN,
+                                        .rows = moe_leaf_shapes[i].rows,
+                                        .shards = moe_leaf_shapes[i].shards,
+                                        .layout = moe_leaf_shapes[i].layout,
+                                        .ranks = parts[p],
+                                        .tolerance = {{2e-6, 0, 4e-7}, {2e-6, 0, 4e-7}}});
 }

@@ -162,6 +162,40 @@ void moe_cases_sum_squares(MoeCaseList *l) {
                                         .tolerance = {{0, 0, 4e-6}}});
 }
 
+/* VECTOR [n], MATRIX [3,n], STACK [3,5,n]: of each row by itself. */
+void moe_cases_block_squares(MoeCaseList *l) {
+    static const int64_t n[] = {0, 1, 7, 819, 820, 4095, 4096, 4097, 12289};
+    static const MoeCaseForm forms[] = {MOE_FORM_VECTOR, MOE_FORM_MATRIX, MOE_FORM_STACK};
+    for (size_t i = 0; i < LEN(n); i++)
+        for (size_t f = 0; f < LEN(forms); f++)
+            moe_case_add(l, (MoeOpCase){.op = MOE_OP_BLOCK_SQUARES,
+                                        .cols = n[i],
+                                        .form = forms[f],
+                                        .tolerance = {{0, 0, 4e-6}}});
+}
+
+/* VECTOR [n]; MATRIX [3,n]; with experts [ranks * slots, n] and a place. */
+void moe_cases_block_tree(MoeCaseList *l) {
+    static const int64_t n[] = {0, 1, 2, 3, 17, 64, 129};
+    static const struct {
+        int64_t experts, ranks, slots;
+    } places[] = {{0, 0, 0}, {1, 1, 1}, {8, 1, 8}, {5, 2, 3}, {3, 4, 2}};
+    for (size_t i = 0; i < LEN(n); i++) {
+        MoeOpCase c = {.op = MOE_OP_BLOCK_TREE,
+                       .cols = n[i],
+                       .form = MOE_FORM_VECTOR,
+                       .tolerance = {moe_tol_sum(n[i] * 8)}};
+        moe_case_add(l, c);
+        c.form = MOE_FORM_MATRIX;
+        for (size_t p = 0; p < LEN(places); p++) {
+            c.experts = places[p].experts;
+            c.ranks = places[p].ranks;
+            c.slots = places[p].slots;
+            moe_case_add(l, c);
+        }
+    }
+}
+
 void moe_cases_identity(MoeCaseList *l, MoeOpcode op, MoeDtype d) {
     static const MoeCaseForm forms[] = {MOE_FORM_VECTOR, MOE_FORM_MATRIX, MOE_FORM_STACK};
     static const int64_t n[] = {1, 8, 130};

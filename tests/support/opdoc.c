@@ -9,7 +9,7 @@
 static const struct {
     const char *grad, *decomp;
 } rules[MOE_N_OPS] = {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     [MOE_OP_##id] = {#grad, #decomp},
 #include "ir/ops.def"
 #undef OP

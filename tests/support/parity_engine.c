@@ -9,7 +9,8 @@
 #include "base/assert.h"
 #include "cli/driver.h"
 #include "ir/eval/eval.h"
-#include "runtime/exec.h"
+#include "runtime/ranks.h"
+#include "runtime/weights.h"
 
 struct ParityEngine {
     bool interpret;
@@ -20,7 +21,10 @@ struct ParityEngine {
     size_t n_params;
     /* compiled */
     MoePlan *plan;
-    MoeExec *exec;
+    MoeComm **comms; /* [n_ranks] */
+    MoeExec **execs;
+    MoeWeightList *weights_of; /* each rank's pieces */
+    int n_ranks, threads;      /* threads of a rank */
     /* interpreter: weights and states in f64, kept here and given to each run */
     double **weights;
     MoeGraph *train, *logits;
@@ -60,16 +64,27 @@ static MoeStatus create_interpreter(ParityEngine *e) {
     return NULL;
 }
 
+static MoeStatus create_rank(void *ctx, MoeComm *comm) {
+    ParityEngine *e = ctx;
+    MOE_TRY(moe_exec_create(e->plan, comm, e->threads, &e->execs[comm->rank]));
+    return moe_weight_list(e->plan, e->execs[comm->rank], &e->weights_of[comm->rank]);
+}
+
 static MoeStatus create_compiled(ParityEngine *e, int threads) {
     MOE_TRY(moe_driver_load(&e->compiled, &e->plan));
-    MOE_TRY(moe_exec_create(e->plan, threads, &e->exec));
+    e->n_ranks = e->plan->ranks;
+    e->threads = threads / e->n_ranks > 1 ? threads / e->n_ranks : 1;
+    e->comms = calloc((size_t)e->n_ranks, sizeof(MoeComm *));
+    e->execs = calloc((size_t)e->n_ranks, sizeof(MoeExec *));
+    e->weights_of = calloc((size_t)e->n_ranks, sizeof *e->weights_of);
+    MOE_TRY(e->n_ranks == 1 ? moe_comm_self(e->comms) : moe_comm_threads(e->n_ranks, e->comms));
+    MOE_TRY(moe_ranks_run_on(e->comms, e->n_ranks, create_rank, e));
     e->n_params = e->plan->n_params;
     e->params = calloc(e->n_params ? e->n_params : 1, sizeof *e->params);
     for (size_t i = 0; i < e->n_params; i++) {
         const MoePlanParam *p = &e->plan->params[i];
-        const MoePlanBuffer *b = &e->plan->buffers[p->buffer];
         e->params[i] =
-            (ParityParam){p->name, p->stacked, p->stacked ? b->dims[0] : 1, b->elements, (int)i};
+            (ParityParam){p->name, p->stacked, p->stacked ? p->dims[0] : 1, p->elements, (int)i};
     }
     return NULL;
 }
@@ -82,7 +97,7 @@ MoeStatus parity_create(const char *config, const ParityOptions *o, ParityEngine
         return moe_error(MOE_E_MISUSE, "--engine %s: expected compiled or interpreter", o->engine);
     e->batch = o->batch;
     e->seq = o->seq;
-    e->shards = 8;
+    e->shards = o->virtual_shards ? o->virtual_shards : 8;
     MoeDriverOptions d;
     moe_driver_defaults(&d);
     d.model = config;
@@ -93,6 +108,8 @@ MoeStatus parity_create(const char *config, const ParityOptions *o, ParityEngine
                                       .virtual_shards = e->shards,
                                       .micro_batches = o->micro_batches,
                                       .mixed_bf16 = strcmp(o->dtype, "bf16") == 0};
+    d.strategy = (MoeStrategy){o->ranks, o->expert_parallel, o->hybrid_shard, o->tensor_parallel,
+                               o->dense_shard};
     d.pass.recompute = moe_recompute_from_name(o->recompute);
     d.pass.emit_grads = true;
     d.pipeline.verify_each = true;
@@ -112,8 +129,15 @@ void parity_destroy(ParityEngine *e) {
         free(e->weights[i]);
     free(e->weights);
     free(e->params);
-    if (e->exec)
-        moe_exec_destroy(e->exec);
+    for (int r = 0; r < e->n_ranks; r++) {
+        if (e->weights_of[r].items)
+            moe_weight_list_free(&e->weights_of[r]);
+        moe_exec_destroy(e->execs[r]);
+        moe_comm_destroy(e->comms[r]);
+    }
+    free(e->comms);
+    free(e->execs);
+    free(e->weights_of);
     if (e->plan)
         moe_plan_free(e->plan);
     moe_driver_free(&e->compiled);
@@ -129,16 +153,56 @@ int64_t parity_vocab(const ParityEngine *e) {
     return e->vocab;
 }
 
-static float *exec_param(ParityEngine *e, const ParityParam *p) {
-    return moe_exec_buffer(e->exec, e->plan->params[p->index].buffer);
+/* Rank r's piece of the slice that starts at element `first` of the parameter; NULL if it has nothing of it. */
+static const MoePiece *piece_of(const ParityEngine *e, int r, const ParityParam *p, int64_t first) {
+    char name[512];
+    const char *star = strchr(p->name, '*');
+    snprintf(name, sizeof name, "%s", p->name);
+    if (star)
+        snprintf(name, sizeof name, "%.*s%lld%s", (int)(star - p->name), p->name,
+                 (long long)(first / (p->elements / p->slices)), star + 1);
+    const MoeWeight *w = moe_weight_find(&e->weights_of[r], name);
+    MOE_ASSERT(w, "parity: rank %d knows no weight %s", r, name);
+    return w->piece.count ? &w->piece : NULL;
+}
+
+/* The slice out of the ranks' buffers, which hold the pieces at the same places as the parameter's. */
+static void gather(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n,
+                   const float *const *buffers, double *out) {
+    char *seen = calloc((size_t)n, 1);
+    for (int r = 0; r < e->n_ranks; r++) {
+        const MoePiece *piece = piece_of(e, r, p, first);
+        MoeRun run;
+        for (int64_t at = 0; piece && moe_piece_run(piece, at, &run); at = run.first + run.n)
+            for (int64_t i = 0; i < run.n; i++) {
+                double v = (double)buffers[r][run.at + i], *to = &out[run.first + i];
+                MOE_ASSERT(!seen[run.first + i] || !memcmp(to, &v, sizeof v),
+                           "parity: %s, element %lld: rank %d has %g, a lower one %g", p->name,
+                           (long long)(run.first + i), r, v, *to);
+                *to = v;
+                seen[run.first + i] = 1;
+            }
+    }
+    for (int64_t i = 0; i < n; i++)
+        MOE_ASSERT(seen[i], "parity: %s, element %lld: no rank has it", p->name, (long long)i);
+    free(seen);
+}
+
+static const float *exec_param(ParityEngine *e, int r, const ParityParam *p) {
+    return moe_exec_buffer(e->execs[r], e->plan->params[p->index].buffer);
 }
 
 void parity_set(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n,
                 const float *data) {
-    if (!e->interpret) {
-        memcpy(exec_param(e, p) + first, data, sizeof(float) * (size_t)n);
-        return;
+    for (int r = 0; r < e->n_ranks; r++) {
+        const MoePiece *piece = piece_of(e, r, p, first);
+        float *buffer = moe_exec_buffer(e->execs[r], e->plan->params[p->index].buffer);
+        MoeRun run;
+        for (int64_t at = 0; piece && moe_piece_run(piece, at, &run); at = run.first + run.n)
+            memcpy(buffer + run.at, data + run.first, sizeof(float) * (size_t)run.n);
     }
+    if (!e->interpret)
+        return;
     for (int64_t i = 0; i < n; i++)
         e->weights[p->index][first + i] = data[i];
     MoeStatus st = moe_eval_set_f(e->train_eval, param_op(e->train, p->name)->results[0],
@@ -155,30 +219,35 @@ static const MoeValue *assigned_value(const MoeGraph *g, const MoeValue *param) 
 }
 
 void parity_get(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n, double *out) {
-    const MoeTensor *t =
-        e->interpret
-            ? moe_eval_get(e->train_eval,
-                           assigned_value(e->train, param_op(e->train, p->name)->results[0]))
-            : NULL;
-    for (int64_t i = 0; i < n; i++)
-        out[i] = e->interpret ? t->f[first + i] : (double)exec_param(e, p)[first + i];
+    if (!e->interpret) {
+        const float **buffers = malloc(sizeof(float *) * (size_t)e->n_ranks);
+        for (int r = 0; r < e->n_ranks; r++)
+            buffers[r] = exec_param(e, r, p);
+        gather(e, p, first, n, buffers, out);
+        free(buffers);
+        return;
+    }
+    const MoeTensor *t = moe_eval_get(
+        e->train_eval, assigned_value(e->train, param_op(e->train, p->name)->results[0]));
+    memcpy(out, t->f + first, sizeof *out * (size_t)n);
 }
 
 void parity_grad(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n, double *out) {
     char key[600];
     snprintf(key, sizeof key, "grad.%s", p->name);
-    const MoeTensor *t = NULL;
-    const float *f = NULL;
-    if (e->interpret) {
-        MoeValue *v = moe_graph_find_output(e->train, key);
-        MOE_ASSERT(v, "parity: no output %s", key);
-        t = moe_eval_get(e->train_eval, v);
-    } else {
-        f = moe_exec_output(e->exec, "train", key, NULL);
-        MOE_ASSERT(f, "parity: no output %s", key);
+    if (!e->interpret) {
+        const float **buffers = malloc(sizeof(float *) * (size_t)e->n_ranks);
+        for (int r = 0; r < e->n_ranks; r++) {
+            buffers[r] = moe_exec_output(e->execs[r], "train", key, NULL);
+            MOE_ASSERT(buffers[r], "parity: no output %s", key);
+        }
+        gather(e, p, first, n, buffers, out);
+        free(buffers);
+        return;
     }
-    for (int64_t i = 0; i < n; i++)
-        out[i] = t ? t->f[first + i] : (double)f[first + i];
+    MoeValue *v = moe_graph_find_output(e->train, key);
+    MOE_ASSERT(v, "parity: no output %s", key);
+    memcpy(out, moe_eval_get(e->train_eval, v)->f + first, sizeof *out * (size_t)n);
 }
 
 /* tok for the whole batch: shard v starts at sequence floor(v B / V). */
@@ -224,6 +293,25 @@ static MoeStatus interpret(ParityEngine *e, const int32_t *ids, const int32_t *l
     return NULL;
 }
 
+/* One call of every rank's execution. */
+typedef struct {
+    ParityEngine *e;
+    MoeBatch batch;
+    MoeHyper hyper;
+    bool update;
+    const float *logits; /* rank 0's */
+    MoeStepResult *results;
+} Call;
+
+static MoeStatus logits_rank(void *ctx, MoeComm *comm) {
+    Call *c = ctx;
+    const float *logits;
+    MOE_TRY(moe_exec_logits(c->e->execs[comm->rank], &c->batch, &logits));
+    if (comm->rank == 0)
+        c->logits = logits;
+    return NULL;
+}
+
 MoeStatus parity_logits(ParityEngine *e, const int32_t *ids, double *out) {
     int64_t n = e->seq * e->vocab;
     MoeEval *ev = e->interpret ? moe_eval_create(e->logits) : NULL;
@@ -238,26 +326,40 @@ MoeStatus parity_logits(ParityEngine *e, const int32_t *ids, double *out) {
                    sizeof(double) * (size_t)n);
             continue;
         }
-        MoeBatch b = {ids + s * e->seq, NULL, 1};
-        const float *logits;
-        MOE_TRY(moe_exec_logits(e->exec, &b, &logits));
+        Call c = {.e = e, .batch = {ids + s * e->seq, NULL, 1}};
+        MOE_TRY(moe_ranks_run_on(e->comms, e->n_ranks, logits_rank, &c));
         for (int64_t i = 0; i < n; i++)
-            out[s * n + i] = logits[i];
+            out[s * n + i] = c.logits[i];
     }
     if (ev)
         moe_eval_destroy(ev);
     return NULL;
 }
 
+static MoeStatus step_rank(void *ctx, MoeComm *comm) {
+    Call *c = ctx;
+    MoeExec *x = c->e->execs[comm->rank];
+    MoeStepResult *r = &c->results[comm->rank];
+    return c->update ? moe_exec_train_step(x, &c->batch, &c->hyper, r)
+                     : moe_exec_train_grads(x, &c->batch, &c->hyper, r);
+}
+
 static MoeStatus execute(ParityEngine *e, const int32_t *ids, const int32_t *labels,
                          const ParityHyper *h, bool update, ParityLosses *out) {
-    MoeBatch b = {ids, labels, e->batch};
-    MoeHyper hyper = {h->lr, h->beta1, h->beta2, h->eps, h->weight_decay, h->clip, h->step};
-    MoeStepResult r;
-    MOE_TRY(update ? moe_exec_train_step(e->exec, &b, &hyper, &r)
-                   : moe_exec_train_grads(e->exec, &b, &hyper, &r));
-    *out = (ParityLosses){r.loss, r.aux_loss, r.grad_norm, r.has_aux};
-    return NULL;
+    MoeStepResult *r = calloc((size_t)e->n_ranks, sizeof *r);
+    Call c = {.e = e,
+              .batch = {ids, labels, e->batch},
+              .hyper = {h->lr, h->beta1, h->beta2, h->eps, h->weight_decay, h->clip, h->step},
+              .update = update,
+              .results = r};
+    MoeStatus st = moe_ranks_run_on(e->comms, e->n_ranks, step_rank, &c);
+    for (int i = 1; i < e->n_ranks && !st; i++)
+        MOE_ASSERT(r[i].loss == r[0].loss && r[i].grad_norm == r[0].grad_norm &&
+                       r[i].tokens == r[0].tokens,
+                   "parity: rank %d has loss %.17g, rank 0 %.17g", i, r[i].loss, r[0].loss);
+    *out = (ParityLosses){r[0].loss, r[0].aux_loss, r[0].grad_norm, r[0].has_aux};
+    free(r);
+    return st;
 }
 
 MoeStatus parity_grads(ParityEngine *e, const int32_t *ids, const int32_t *labels,

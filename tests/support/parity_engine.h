@@ -1,4 +1,5 @@
-/* Two ways to compute what parity checks: the compiled plan, and the f64 interpreter. */
+/* Two ways to compute what parity checks: the compiled plan (on any number of ranks, each a thread of this process), and the
+ * f64 interpreter. */
 #ifndef MOE_TESTS_PARITY_ENGINE_H
 #define MOE_TESTS_PARITY_ENGINE_H
 
@@ -9,7 +10,9 @@
 
 typedef struct {
     const char *engine, *dtype, *target, *recompute;
-    int threads, micro_batches;
+    int threads, micro_batches; /* threads: of all ranks */
+    int ranks, expert_parallel, hybrid_shard, dense_shard, tensor_parallel,
+        virtual_shards; /* 0: not given */
     int64_t batch, seq;
 } ParityOptions;
 
@@ -35,6 +38,8 @@ MoeStatus parity_create(const char *config, const ParityOptions *o, ParityEngine
 void parity_destroy(ParityEngine *e); /* NULL is fine */
 const ParityParam *parity_params(const ParityEngine *e, size_t *n);
 int64_t parity_vocab(const ParityEngine *e);
+/* One slice of a parameter, an expert's tensor of a stacked one: elements [first, first + n). With ranks each sets its
+ * piece; what is read must be the same on all that hold it. */
 void parity_set(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n, const float *data);
 void parity_get(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n, double *out);
 void parity_grad(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n,

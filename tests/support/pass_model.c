@@ -49,7 +49,8 @@ MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out) {
                                        .virtual_shards = 4,
                                        .mixed_bf16 = o->bf16,
                                        .recompute = o->recompute,
-                                       .memory_limit = o->memory_limit};
+                                       .memory_limit = o->memory_limit,
+                                       .mesh = o->mesh};
     MoePipelineOptions p = {.passes = o->passes, .verify_each = true, .out = stdout, .err = stderr};
     return moe_pipeline_run(&out->cx, &p);
 }
@@ -57,4 +58,43 @@ MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out) {
 void moe_pass_model_free(MoePassModel *m) {
     if (m->cx.module)
         moe_module_destroy(m->cx.module);
+}
+
+typedef struct {
+    MoeValue *v;
+    size_t at;
+} Started;
+
+void moe_pass_start_collectives(MoeGraph *g, size_t gap) {
+    size_t n;
+    moe_graph_renumber(g);
+    int n_values = g->n_values;
+    MoeOp **ops = moe_graph_take_ops(g, &n);
+    MoeValue **arrived = MOE_NEW_N(g->arena, MoeValue *, n_values);
+    Started *open = MOE_NEW_N(g->arena, Started, n);
+    size_t n_open = 0;
+    for (size_t i = 0; i < n; i++) {
+        MoeOp *op = ops[i];
+        for (size_t k = 0; k < n_open;) {
+            bool due = i >= open[k].at + gap || op->phase != open[k].v->def->phase;
+            for (int o = 0; o < op->n_operands; o++)
+                due |= op->operands[o] == open[k].v;
+            if (!due) {
+                k++;
+                continue;
+            }
+            g->phase = open[k].v->def->phase;
+            arrived[open[k].v->id] = moe_build1(g, MOE_OP_WAIT, open[k].v);
+            open[k] = open[--n_open];
+        }
+        for (int o = 0; o < op->n_operands; o++)
+            if (op->operands[o]->id < n_values && arrived[op->operands[o]->id])
+                op->operands[o] = arrived[op->operands[o]->id];
+        moe_graph_append(g, op);
+        if (moe_op_info(op->opcode)->kind == MOE_KIND_COMM && gap) {
+            open[n_open].v = op->results[0];
+            open[n_open++].at = i;
+        }
+    }
+    moe_graph_renumber(g);
 }

@@ -13,6 +13,7 @@ typedef struct {
     bool bf16;
     MoeRecompute recompute;
     int64_t memory_limit;
+    MoeMesh mesh;       /* all zero: one rank */
     const char *passes; /* NULL: all */
     bool refuse_joins, refuse_alias;
 } MoePassModelOptions;
@@ -25,5 +26,9 @@ typedef struct {
 /* Builds and runs; what the pipeline said (verified after every pass). Free the model in any case. */
 MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out);
 void moe_pass_model_free(MoePassModel *m);
+
+/* Divides every collective of a graph, before fuse, into its start and a `wait` that stands `gap` ops later, or before its first
+ * reader. gap 0: nothing is divided. */
+void moe_pass_start_collectives(MoeGraph *g, size_t gap);
 
 #endif

@@ -22,6 +22,10 @@ typedef enum {
     ROLE_COUNT,
     ROLE_WIDE,
     ROLE_PLAN,
+    ROLE_PLACE,
+    ROLE_RANK,
+    ROLE_SUMS,
+    ROLE_LSE,
     ROLE_DERIVED
 } RoleKind;
 
@@ -74,25 +78,73 @@ static bool is_move(const MoeOp *op) {
     return moe_op_info(op->opcode)->kind == MOE_KIND_MOVE;
 }
 
+/* send_plan, expert_plan, block_tree: experts and their slots. */
+static void read_place_roles(Fill *f, const MoeOp *op) {
+    MoeValue *const *in = op->operands;
+    if (op->opcode == MOE_OP_BLOCK_TREE) {
+        if (op->n_operands > 1)
+            set_role(f, in[1], ROLE_PLACE, in[0]->type.dims[0].size);
+        return;
+    }
+    int64_t experts = in[1]->type.dims[0].size, slots = moe_attr_i(op, "slots");
+    bool send = op->opcode == MOE_OP_SEND_PLAN;
+    int64_t ranks = send ? moe_attr_i(op, "ranks") : (experts + slots - 1) / slots;
+    int64_t all = f->o->slots ? f->o->slots : ranks * slots;
+    set_role(f, in[0], ROLE_DISTINCT, experts);
+    set_role(f, in[1], ROLE_PLACE, all);
+    if (!send)
+        set_role(f, in[2], ROLE_RANK, 0);
+}
+
+/* Rows of a vocabulary; with an operand `part`, of all its parts. */
+static int64_t vocabulary(const Fill *f, int64_t rows, bool in_parts) {
+    return in_parts && f->o->parts ? rows * f->o->parts : rows;
+}
+
+static void read_embedding_roles(Fill *f, const MoeOp *op) {
+    MoeValue *const *in = op->operands;
+    bool in_parts = op->n_operands > 2;
+    int64_t rows =
+        op->opcode == MOE_OP_EMBEDDING ? in[0]->type.dims[0].size : moe_attr_i(op, "vocab");
+    set_role(f, in[1], ROLE_IDS, vocabulary(f, rows, in_parts));
+    if (in_parts)
+        set_role(f, in[2], ROLE_RANK, 0);
+}
+
+/* linear_cross_entropy and its kin: h, w, labels, then part, lse where w is a part. */
+static void read_loss_roles(Fill *f, const MoeOp *op) {
+    MoeValue *const *in = op->operands;
+    bool in_parts = op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_PART ||
+                    op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_PART_GRAD;
+    set_role(f, in[1], ROLE_SMALL, 0);
+    set_role(f, in[2], ROLE_LABELS, vocabulary(f, in[1]->type.dims[0].size, in_parts));
+    if (in_parts)
+        set_role(f, in[3], ROLE_RANK, 0);
+    if (op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_PART_GRAD)
+        set_role(f, in[4], ROLE_LSE, 0);
+}
+
 static void read_roles(Fill *f, const MoeOp *op) {
     MoeValue *const *in = op->operands;
     MoeOpcode c = op->opcode;
-    if (c == MOE_OP_EMBEDDING)
-        set_role(f, in[1], ROLE_IDS, in[0]->type.dims[0].size);
-    else if (c == MOE_OP_EMBEDDING_GRAD)
-        set_role(f, in[1], ROLE_IDS, moe_attr_i(op, "vocab"));
+    if (c == MOE_OP_EMBEDDING || c == MOE_OP_EMBEDDING_GRAD)
+        read_embedding_roles(f, op);
     else if (c == MOE_OP_TAKE)
         set_role(f, in[1], ROLE_DISTINCT, moe_type_cols(&in[0]->type));
     else if (c == MOE_OP_PUT)
         set_role(f, in[1], ROLE_DISTINCT, moe_attr_i(op, "cols"));
     else if (c == MOE_OP_ROUTE_PLAN)
         set_role(f, in[0], ROLE_DISTINCT, moe_attr_i(op, "experts"));
+    else if (c == MOE_OP_SEND_PLAN || c == MOE_OP_EXPERT_PLAN || c == MOE_OP_BLOCK_TREE)
+        read_place_roles(f, op);
     else if (c == MOE_OP_COUNT_VALID)
         set_role(f, in[0], ROLE_LABELS, 0);
-    else if (c == MOE_OP_LINEAR_CROSS_ENTROPY || c == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD) {
-        set_role(f, in[2], ROLE_LABELS, in[1]->type.dims[0].size);
-        set_role(f, in[1], ROLE_SMALL, 0);
-    } else if (is_move(op)) {
+    else if (c == MOE_OP_CROSS_ENTROPY_JOIN) {
+        set_role(f, in[0], ROLE_SUMS, 0);
+        set_role(f, in[1], ROLE_LABELS, 0);
+    } else if (moe_op_info(c)->kind == MOE_KIND_XENT)
+        read_loss_roles(f, op);
+    else if (is_move(op)) {
         set_role(f, in[1], ROLE_PLAN, 0);
         set_role(f, in[2], ROLE_PLAN, 0);
     } else if (c == MOE_OP_LOG || c == MOE_OP_SQRT || c == MOE_OP_RSQRT)
@@ -219,7 +271,7 @@ void moe_random_expert_ids(int32_t *ids, int64_t rows, int64_t k, int64_t expert
 }
 
 /* Plan inputs of a move op: segs<E,V> table, src (R), inv (T, K), as route_plan makes them from
- * random ids. */
+ * random ids; `elsewhere`: as expert_plan does, with as many experts again on other ranks. */
 static MoeStatus fill_plan(Fill *f, const MoeOp *op) {
     const MoeValue *src_v = op->operands[1], *inv_v = op->operands[2];
     MoeTensor *src = moe_inputs_of(f->out, src_v), *inv = moe_inputs_of(f->out, inv_v);
@@ -234,25 +286,49 @@ static MoeStatus fill_plan(Fill *f, const MoeOp *op) {
     if (f->planned[seg_v->id] == PLAN_FILLED)
         return NULL; /* at an earlier move op of the same plan */
     f->planned[seg_v->id] = PLAN_FILLED;
+    if (tok_v->type.groups > 1 && f->planned[tok_v->id] == PLAN_NONE) { /* received rows by chunk */
+        fill_group_table(f, tok_v, tok);
+        f->planned[tok_v->id] = PLAN_FILLED;
+    }
     int64_t k = inv_v->type.dims[1].size, experts = seg_v->type.groups, shards = seg_v->type.shards;
-    int64_t rows = tok->i[tok->n - 1] * k;
+    int64_t rows = tok->i[tok->n - 1] * k, choices = f->o->elsewhere ? 2 * experts : experts;
     int32_t *ids = MOE_NEW_N(f->a, int32_t, rows), at = 0;
-    moe_random_expert_ids(ids, rows / k, k, experts, f->o->routing, f->o->seed, stream_of(src_v));
+    moe_random_expert_ids(ids, rows / k, k, choices, f->o->routing, f->o->seed, stream_of(src_v));
     src->i = MOE_NEW_N(f->a, int32_t, rows);
     inv->i = MOE_NEW_N(f->a, int32_t, rows);
+    for (int64_t p = 0; p < rows; p++)
+        inv->i[p] = -1;
     for (int64_t e = 0; e < experts; e++)
         for (int64_t v = 0; v < shards; v++) {
-            for (int64_t p = tok->i[v] * k; p < tok->i[v + 1] * k; p++)
-                if (ids[p] == e) {
-                    src->i[at] = (int32_t)p;
-                    inv->i[p] = at++;
-                }
+            for (int64_t c = 0; c < tok_v->type.groups; c++)
+                for (int64_t p = tok->i[c * shards + v] * k; p < tok->i[c * shards + v + 1] * k;
+                     p++)
+                    if (ids[p] == e) {
+                        src->i[at] = (int32_t)p;
+                        inv->i[p] = at++;
+                    }
             seg->i[e * shards + v + 1] = at;
         }
     return NULL;
 }
 
 /* ---- tensors ---- */
+
+/* Experts in slots of their own: the first of the slots' numbers in a random order. */
+static void fill_place(const Fill *f, MoeTensor *t, int64_t slots, uint64_t stream) {
+    MOE_ASSERT(t->n <= slots, "random inputs: %lld experts in %lld slots", (long long)t->n,
+               (long long)slots);
+    int32_t *all = MOE_NEW_N(f->a, int32_t, slots);
+    for (int64_t i = 0; i < slots; i++)
+        all[i] = (int32_t)i;
+    for (int64_t i = 0; i < t->n; i++) {
+        int64_t j =
+            i + (int64_t)moe_rng_below(f->o->seed, stream, (uint64_t)i, (uint64_t)(slots - i));
+        int32_t other = all[j];
+        all[j] = all[i];
+        t->i[i] = all[i] = other;
+    }
+}
 
 static void fill_ints(const Fill *f, const MoeValue *v, MoeTensor *t) {
     Role r = f->roles[v->id];
@@ -262,6 +338,10 @@ static void fill_ints(const Fill *f, const MoeValue *v, MoeTensor *t) {
                               f->o->routing, seed, s);
         return;
     }
+    if (r.kind == ROLE_PLACE) {
+        fill_place(f, t, r.range, s);
+        return;
+    }
     uint64_t range = r.range ? (uint64_t)r.range : 1000;
     for (int64_t k = 0; k < t->n; k++) {
         int64_t x = (int64_t)moe_rng_below(seed, s, (uint64_t)k, range);
@@ -269,6 +349,8 @@ static void fill_ints(const Fill *f, const MoeValue *v, MoeTensor *t) {
             x = k % 2 ? -1 : -100;
         if (r.kind == ROLE_NORMAL) /* plain integers: of both signs */
             x -= 500;
+        if (r.kind == ROLE_RANK)
+            x = f->o->ep_rank;
         if (r.kind == ROLE_WIDE) /* still exact in f32 */
             x = (int64_t)moe_rng_below(seed, s, (uint64_t)k, 1u << 25) - (1 << 24);
         t->i[k] = (int32_t)x;
@@ -280,6 +362,10 @@ static double shape_float(Role r, double x, int64_t k, int64_t cols) {
         return exp(x);
     if (r.kind == ROLE_DIVISOR)
         return x < 0 ? x - 0.5 : x + 0.5;
+    if (r.kind == ROLE_SUMS) /* the middle one of three columns is a sum of exponentials */
+        return k % cols % 3 == 1 ? 1 + exp(x) : 2 * x;
+    if (r.kind == ROLE_LSE) /* above most logits */
+        return 6 + 0.5 * x;
     if (r.kind == ROLE_SQUARE)
         return x * x * 0.01;
     if (r.kind == ROLE_SMALL)

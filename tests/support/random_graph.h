@@ -1,7 +1,7 @@
 /* Random data for the inputs, params and states of any graph: deterministic by seed and value name,
  * and sensible by how a value is used. Segment tables are valid and fit the capacities; ids are in
- * range (a few labels -1), expert ids distinct in a row; src and inv of a move op form a plan with
- * their tables; operands of log, sqrt, rsqrt are positive, divisors away from zero; floats
+ * range (a few labels -1), expert ids distinct in a row, experts in slots of their own; src and inv of
+ * a move op form a plan with their tables; operands of log, sqrt, rsqrt are positive, divisors away from zero; floats
  * otherwise standard normal, exact in their dtype. Used by the op cases, the gradient and property
  * tests, and whoever compares a compiled graph with the interpreter. */
 #ifndef MOE_TESTS_RANDOM_GRAPH_H
@@ -39,6 +39,13 @@ typedef struct {
     MoeShardLayout shards;
     MoeRouting routing;
     double ignored; /* share of labels that are -1 */
+    /* Plans between ranks: global slots that a place may name (0: as many as the plan's ops need at least), and this rank's
+     * number in its group. */
+    int64_t slots, ep_rank;
+    int64_t
+        parts; /* of a vocabulary, where its ops have an operand `part` (which is ep_rank); 0: one */
+    bool
+        elsewhere; /* plans of move ops over received rows: about half of the choices are -1 in inv */
 } MoeRandomOptions;
 
 typedef struct {

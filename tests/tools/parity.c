@@ -2,7 +2,8 @@
  *
  * The fixture (config.json, model.safetensors, expected.safetensors, expected.json) holds one batch with logits, losses and all gradients, and a
  * training run of some steps with losses, gradient norms and final weights. One line a quantity: largest error, bound. Exit 0 only if all hold.
- * The engine is the compiled plan, or with --engine interpreter the f64 interpreter over the graph after the grad pass. */
+ * The engine is the compiled plan, on as many ranks as --ranks says (threads of this process; --threads are divided among them),
+ * or with --engine interpreter the f64 interpreter over the graph after the grad pass. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -252,7 +253,10 @@ static MoeStatus check_steps(Run *r) {
 
 static const char usage[] = "usage: parity FIXTURE_DIR [--engine compiled|interpreter] [--dtype "
                             "f32|bf16] [--threads N] [--micro-batches M]\n"
-                            "              [--target NAME] [--recompute none|cheap|layer]\n";
+                            "              [--target NAME] [--recompute none|cheap|layer]\n"
+                            "              [--ranks N] [--expert-parallel-degree N] "
+                            "[--hybrid-shard-degree N] [--dense-shard-degree N]\n"
+                            "              [--tensor-parallel-degree N] [--virtual-shards N]\n";
 
 static MoeStatus run(const char *dir, const ParityOptions *options, Run *r) {
     char path[4096];
@@ -293,9 +297,18 @@ int main(int argc, char **argv) {
         struct {
             const char *name, **text;
             int *number;
-        } table[] = {{"--engine", &o.engine, NULL},   {"--dtype", &o.dtype, NULL},
-                     {"--threads", NULL, &o.threads}, {"--micro-batches", NULL, &o.micro_batches},
-                     {"--target", &o.target, NULL},   {"--recompute", &o.recompute, NULL}};
+        } table[] = {{"--engine", &o.engine, NULL},
+                     {"--dtype", &o.dtype, NULL},
+                     {"--threads", NULL, &o.threads},
+                     {"--micro-batches", NULL, &o.micro_batches},
+                     {"--target", &o.target, NULL},
+                     {"--recompute", &o.recompute, NULL},
+                     {"--ranks", NULL, &o.ranks},
+                     {"--expert-parallel-degree", NULL, &o.expert_parallel},
+                     {"--hybrid-shard-degree", NULL, &o.hybrid_shard},
+                     {"--dense-shard-degree", NULL, &o.dense_shard},
+                     {"--tensor-parallel-degree", NULL, &o.tensor_parallel},
+                     {"--virtual-shards", NULL, &o.virtual_shards}};
         bool found = false;
         for (size_t t = 0; t < sizeof table / sizeof *table && !found; t++)
             if (strcmp(argv[i], table[t].name) == 0 && next) {

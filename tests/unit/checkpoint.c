@@ -25,7 +25,7 @@ static char run[600];
 static void make_model(void) {
     plan = fake_plan(
         &(FakePlanOptions){.batch = 4, .seq = 8, .virtual_shards = 4, .micro_batches = 1});
-    MoeStatus st = moe_exec_create(plan, 1, &x);
+    MoeStatus st = moe_exec_create(plan, NULL, 1, &x);
     if (st)
         abort();
 }
@@ -165,13 +165,13 @@ START_TEST(test_other_plan) {
     for (int i = 0; i < 2; i++) {
         teardown();
         plan = fake_plan(&cases[i].o);
-        OK(moe_exec_create(plan, 1, &x));
+        OK(moe_exec_create(plan, NULL, 1, &x));
         FAILS(moe_checkpoint_load_newest(plan, x, run, true, &s, &found), MOE_E_INPUT,
               "another model or plan", cases[i].named, cases[i].value, "another --out");
     }
     teardown(); /* another batch, sequence length or number of micro-batches may go on */
     plan = fake_plan(&(FakePlanOptions){8, 16, 4, 2, ""});
-    OK(moe_exec_create(plan, 1, &x));
+    OK(moe_exec_create(plan, NULL, 1, &x));
     ck_assert_int_eq(newest(), 2);
 }
 END_TEST
@@ -248,7 +248,7 @@ START_TEST(test_newer_format) {
     size_t n;
     read_file(path, &data, &n);
     json_t *m = json_loadb(data, n, 0, NULL);
-    json_object_set_new(m, "format_version", json_integer(2));
+    json_object_set_new(m, "format_version", json_integer(3));
     json_object_del(m, "manifest_xxh3");
     MoeStr text = {0};
     char hash[33];
@@ -258,7 +258,7 @@ START_TEST(test_newer_format) {
     moe_str_clear(&text);
     moe_json_dump(m, &text);
     write_file(path, text.data, text.len);
-    FAILS(moe_checkpoint_verify(in_run("step-1"), NULL), MOE_E_INPUT, "format version 2");
+    FAILS(moe_checkpoint_verify(in_run("step-1"), NULL), MOE_E_INPUT, "format version 3");
     moe_str_free(&text);
     json_decref(m);
     free(data);

@@ -649,10 +649,15 @@ END_TEST
 
 /* ---- the case table ---- */
 
+/* One rank cannot run it: tests/unit/eval_ranks.c does. */
+static bool between_ranks(int op) {
+    return moe_op_info((MoeOpcode)op)->kind == MOE_KIND_COMM;
+}
+
 START_TEST(every_op_has_cases) {
     for (int op = 0; op < MOE_N_OPS; op++)
-        ck_assert_msg(moe_op_cases((MoeOpcode)op, NULL, 0) > 0, "%s has no case",
-                      moe_op_info((MoeOpcode)op)->name);
+        ck_assert_msg(between_ranks(op) || moe_op_cases((MoeOpcode)op, NULL, 0) > 0,
+                      "%s has no case", moe_op_info((MoeOpcode)op)->name);
 }
 END_TEST
 
@@ -734,7 +739,7 @@ START_TEST(case_runs) {
         moe_str_free(&why);
         moe_case_run_close(&run);
     }
-    ck_assert_uint_gt(checked, 0);
+    ck_assert(checked > 0 || between_ranks(_i));
     free(cases);
 }
 END_TEST

@@ -6,20 +6,21 @@
 #include <string.h>
 
 #include "runtime/exec.h"
+#include "runtime/ranks.h"
 #include "tests/support/fake_plan.h"
 #include "tests/support/status_checks.h"
 
 
 enum { SEQ = 5, BATCH = 19, V = 8, STEPS = 4, MAX_T = SEQ * BATCH };
 
-static int32_t ids[MAX_T], labels[MAX_T];
+static int32_t ids[STEPS][MAX_T], labels[STEPS][MAX_T];
 
 static void make_batch(int step) {
     unsigned s = 12345u + (unsigned)step;
     for (int i = 0; i < MAX_T; i++) {
         s = s * 1664525u + 1013904223u;
-        ids[i] = (int32_t)(s >> 24);
-        labels[i] = s % 17 == 0 ? -100 : (int32_t)((s >> 16) & 255);
+        ids[step][i] = (int32_t)(s >> 24);
+        labels[step][i] = s % 17 == 0 ? -100 : (int32_t)((s >> 16) & 255);
     }
 }
 
@@ -46,46 +47,74 @@ static const MoeHyper hyper = {.lr = 0.01,
                                .max_grad_norm = 1.0,
                                .step = 1};
 
-static void run(int micro_batches, int threads, int64_t n_seqs, Outcome *o) {
-    MoePlan *p = fake_plan(&(FakePlanOptions){
-        .batch = BATCH, .seq = SEQ, .virtual_shards = V, .micro_batches = micro_batches});
+typedef struct {
+    const MoePlan *plan;
+    int threads;
+    int64_t n_seqs;
+    Outcome *o; /* of each rank */
+} Job;
+
+static MoeStatus run_rank(void *ctx, MoeComm *comm) {
+    const Job *job = ctx;
+    Outcome *o = &job->o[comm->rank];
     MoeExec *x;
-    memset(o, 0, sizeof *o);
-    OK(moe_exec_create(p, threads, &x));
-    ck_assert_int_eq(moe_exec_threads(x), threads);
+    OK(moe_exec_create(job->plan, comm, job->threads, &x));
+    ck_assert_int_eq(moe_exec_threads(x), job->threads);
+    ck_assert(moe_exec_rank(x) == comm->rank && moe_exec_comm(x) == comm);
     float *w = moe_exec_buffer(x, 0);
     for (int i = 0; i < 8; i++)
         w[i] = 0.3f + 0.17f * (float)i;
     for (int s = 0; s < STEPS; s++) {
         MoeHyper h = hyper;
         h.step = s + 1;
-        make_batch(s);
-        OK(moe_exec_train_step(x, &(MoeBatch){ids, labels, n_seqs}, &h, &o->r[s]));
+        OK(moe_exec_train_step(x, &(MoeBatch){ids[s], labels[s], job->n_seqs}, &h, &o->r[s]));
         o->r[s].seconds = 0;
         ck_assert(o->r[s].updated);
     }
     copy_out(x, o);
     double nll;
-    OK(moe_exec_eval(x, &(MoeBatch){ids, labels, n_seqs}, &nll, &o->tokens));
+    OK(moe_exec_eval(x, &(MoeBatch){ids[STEPS - 1], labels[STEPS - 1], job->n_seqs}, &nll,
+                     &o->tokens));
     o->nll = (float)nll;
     moe_exec_destroy(x);
+    return NULL;
+}
+
+static void run(int ranks, int micro_batches, int threads, int64_t n_seqs, Outcome *o) {
+    static Outcome all[V];
+    MoePlan *p = fake_plan(&(FakePlanOptions){.batch = BATCH,
+                                              .seq = SEQ,
+                                              .virtual_shards = V,
+                                              .micro_batches = micro_batches,
+                                              .ranks = ranks});
+    Job job = {p, threads, n_seqs, all};
+    memset(all, 0, sizeof all);
+    for (int s = 0; s < STEPS; s++)
+        make_batch(s);
+    OK(moe_ranks_run(ranks, 0, run_rank, &job));
+    *o = all[0];
+    for (int r = 1; r < ranks; r++) { /* all have the same but the load: their own tokens' */
+        memcpy(all[r].load, all[0].load, sizeof all[0].load);
+        ck_assert_msg(!memcmp(&all[r], o, sizeof *o), "rank %d differs from rank 0", r);
+    }
     moe_plan_free(p);
 }
 
-/* Every division into micro-batches and any number of threads: the same bits, for whole and short
- * batches. */
+/* Every number of ranks, division into micro-batches and number of threads: the same bits, for whole and short
+ * batches (some ranks then have none). */
 START_TEST(test_same_bits) {
     static const int64_t sizes[] = {BATCH, 8, 7, 3, 1};
     for (size_t n = 0; n < sizeof sizes / sizeof *sizes; n++) {
         Outcome one, other;
-        run(1, 1, sizes[n], &one);
-        for (int micro = 1; micro <= V; micro *= 2)
-            for (int threads = 1; threads <= 4; threads *= 2) {
-                run(micro, threads, sizes[n], &other);
-                ck_assert_msg(!memcmp(&one, &other, sizeof one),
-                              "%lld sequences, %d micro-batches, %d threads differ",
-                              (long long)sizes[n], micro, threads);
-            }
+        run(1, 1, 1, sizes[n], &one);
+        for (int ranks = 1; ranks <= V; ranks *= 2)
+            for (int micro = 1; micro * ranks <= V; micro *= 2)
+                for (int threads = 1; threads <= (ranks > 1 ? 2 : 4); threads *= 2) {
+                    run(ranks, micro, threads, sizes[n], &other);
+                    ck_assert_msg(!memcmp(&one, &other, sizeof one),
+                                  "%lld sequences, %d ranks, %d micro-batches, %d threads differ",
+                                  (long long)sizes[n], ranks, micro, threads);
+                }
     }
 }
 END_TEST
@@ -93,7 +122,7 @@ END_TEST
 /* What the numbers should be, worked out here in double. */
 START_TEST(test_values) {
     Outcome o;
-    run(4, 2, BATCH, &o);
+    run(1, 4, 2, BATCH, &o);
     double w[8], sum = 0;
     int64_t n = 0, by_class[8] = {0}, load[V][FAKE_EXPERTS] = {{0}};
     make_batch(0);
@@ -131,7 +160,7 @@ START_TEST(test_skip) {
     MoeExec *x;
     MoeStepResult r;
     Outcome before, after;
-    OK(moe_exec_create(p, 2, &x));
+    OK(moe_exec_create(p, NULL, 2, &x));
     memset(&before, 0, sizeof before);
     memset(&after, 0, sizeof after);
     make_batch(0);
@@ -162,7 +191,7 @@ START_TEST(test_logits_and_errors) {
             .batch = BATCH, .seq = SEQ, .virtual_shards = V, .micro_batches = micro});
         MoeExec *x;
         const float *logits;
-        OK(moe_exec_create(p, 1, &x));
+        OK(moe_exec_create(p, NULL, 1, &x));
         make_batch(1);
         for (int k = 0; k < BATCH; k += 6) {
             const int32_t *one = ids + k * SEQ;
@@ -199,7 +228,7 @@ START_TEST(test_profile_and_memory) {
         &(FakePlanOptions){.batch = 4, .seq = SEQ, .virtual_shards = 4, .micro_batches = 2});
     MoeExec *x;
     MoeStepResult r;
-    OK(moe_exec_create(p, 1, &x));
+    OK(moe_exec_create(p, NULL, 1, &x));
     ck_assert_ptr_null(moe_exec_profile_seconds(x, "train"));
     moe_exec_profile(x, true);
     make_batch(0);

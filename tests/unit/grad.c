@@ -350,7 +350,7 @@ START_TEST(test_every_rule_has_a_case) {
     static const struct {
         const char *op, *rule;
     } ops[] = {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     {#name, #grad},
 #include "ir/ops.def"
 #undef OP

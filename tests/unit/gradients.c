@@ -157,7 +157,7 @@ static double check_gradients(const Check *c) {
 
 /* What the grad column says of each op. */
 static const char *const grad_column[] = {
-#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, cost, doc)           \
+#define OP(id, name, min_in, max_in, n_out, kind, attrs, infer, grad, decomp, shard, cost, doc)    \
     [MOE_OP_##id] = #grad,
 #include "ir/ops.def"
 #undef OP
@@ -213,7 +213,11 @@ START_TEST(op_gradient) {
         Check c = {cases[i].id,
                    case_loss,
                    &cases[i],
-                   {7 + i, cases[i].rows, cases[i].layout, cases[i].routing, 0.2},
+                   {.seed = 7 + i,
+                    .rows = cases[i].rows,
+                    .shards = cases[i].layout,
+                    .routing = cases[i].routing,
+                    .ignored = 0.2},
                    NULL};
         seen = fmax(seen, check_gradients(&c));
         used++;
@@ -466,7 +470,10 @@ static void check_block(const char *name, BuildFn build, int arg,
         Check c = {name,
                    build,
                    &arg,
-                   {11 + i, batches[i].rows, batches[i].layout, MOE_ROUTING_RANDOM, 0.2},
+                   {.seed = 11 + i,
+                    .rows = batches[i].rows,
+                    .shards = batches[i].layout,
+                    .ignored = 0.2},
                    prepare};
         double seen = check_gradients(&c);
         ck_assert_msg(seen > 1e-3, "%s: largest gradient %g", name, seen);

@@ -358,6 +358,76 @@ START_TEST(test_types) {
 }
 END_TEST
 
+/* Dims as an attribute's text, both ways; what the parser of it refuses is in tests/golden/errors/ranks.txt. */
+START_TEST(test_dims_text) {
+    static const char *const texts[] = {"0", "7", "8,1024,512", "1,2,3,4", "281474976710656"};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        MoeType t = {0};
+        MoeStr back = {0};
+        const char *problem = moe_dims_from_text(texts[i], &t);
+        ck_assert_msg(!problem, "%s: %s", texts[i], problem);
+        moe_dims_to_text(&t, &back);
+        ck_assert_str_eq(moe_str_c(&back), texts[i]);
+        moe_str_free(&back);
+    }
+    static const char *const wrong[] = {"",
+                                        ",",
+                                        "1,",
+                                        "1,,2",
+                                        " 1",
+                                        "-1",
+                                        "1, 2",
+                                        "1,2,3,4,5",
+                                        "281474976710657",
+                                        "1x",
+                                        "+1",
+                                        "0x10",
+                                        "99999999999999999999999",
+                                        "281474976710656,2"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        MoeType t = {0};
+        ck_assert_msg(moe_dims_from_text(wrong[i], &t) != NULL, "'%s' was taken", wrong[i]);
+    }
+}
+END_TEST
+
+static void expect_rows(const MoeValue *v, int64_t elements) {
+    ck_assert_int_eq(moe_value_expected_elements(v), elements);
+    ck_assert_int_eq(moe_value_expected_bytes(v), elements * moe_dtype_bytes(v->type.dtype));
+}
+
+/* Plans say how many rows to count on; everything else has its capacity. */
+START_TEST(test_expected_rows) {
+    MoeValue *place = moe_build_input(g, "place", moe_type_1d(MOE_I32, 8));
+    MoeValue *rank = moe_build_input(g, "ep_rank", moe_type_1d(MOE_I32, 1));
+    MoeOp *home = route(ids);
+    MoeOp *send =
+        moe_op_build(g, MOE_OP_SEND_PLAN, (MoeValue *[]){ids, place}, 2, moe_ai("slots", 4),
+                     moe_ai("ranks", 2), moe_ai("chunks", 1), moe_ai("expect", 96), MOE_END);
+    MoeOp *plan = moe_op_build(g, MOE_OP_EXPERT_PLAN, (MoeValue *[]){ids, place, rank}, 3,
+                               moe_ai("slots", 4), moe_ai("chunks", 1), moe_ai("expect_recv", 48),
+                               moe_ai("expect_rows", 64), MOE_END);
+    MoeValue *u =
+        moe_build(g, MOE_OP_A2A_DISPATCH, (MoeValue *[]){x, send->results[1], plan->results[3]}, 3,
+                  moe_as("group", "ep"), MOE_END);
+    MoeValue *rows = moe_build(g, MOE_OP_DISPATCH,
+                               (MoeValue *[]){u, plan->results[2], plan->results[3]}, 3, MOE_END);
+    expect_sound();
+    expect_rows(x, 64 * 8);
+    expect_rows(home->results[0], 4 * 8 + 1);
+    expect_rows(home->results[1], 64 * 2);
+    expect_rows(send->results[0], 3);
+    expect_rows(send->results[1], 96);
+    expect_rows(plan->results[2], 64);
+    expect_rows(plan->results[3], 48 * 2);
+    expect_rows(u, 48 * 8);
+    expect_rows(rows, 64 * 8);
+    ck_assert_int_eq(moe_type_elements(&rows->type), 128 * 8);
+    /* a value of less room than that */
+    ck_assert_int_eq(moe_segs_expected_rows(plan->results[1], 10), 10);
+}
+END_TEST
+
 START_TEST(test_op_table) {
     for (int i = 0; i < MOE_N_OPS; i++) {
         const MoeOpInfo *info = moe_op_info((MoeOpcode)i);
@@ -406,6 +476,8 @@ int main(void) {
     tcase_add_test(tc, test_verify_groups);
     tcase_add_test(tc, test_verify_after_names_the_pass);
     tcase_add_test(tc, test_types);
+    tcase_add_test(tc, test_dims_text);
+    tcase_add_test(tc, test_expected_rows);
     tcase_add_test(tc, test_op_table);
     suite_add_tcase(s, tc);
     SRunner *r = srunner_create(s);

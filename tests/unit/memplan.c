@@ -73,6 +73,61 @@ START_TEST(test_place_stack_is_perfect) { /* forward and backward: last made, fi
 }
 END_TEST
 
+/* ---- lanes ---- */
+
+START_TEST(test_lanes_random) {
+    for (uint64_t seed = 0; seed < 60; seed++) {
+        MoeArena *a = moe_arena_create();
+        MoeElastic v[60];
+        size_t n = (size_t)moe_rng_below(seed, 0, 0, 60);
+        for (size_t i = 0; i < n; i++) {
+            int start = (int)moe_rng_below(seed, 1, i, 40);
+            v[i] = (MoeElastic){.expect = 64 * (int64_t)(1 + moe_rng_below(seed, 2, i, 100)),
+                                .start = start,
+                                .end = start + (int)moe_rng_below(seed, 3, i, 10)};
+            v[i].bytes = v[i].expect * (int64_t)(1 + moe_rng_below(seed, 4, i, 8));
+        }
+        MoeLane *lanes;
+        size_t n_lanes = moe_place_lanes(v, n, &lanes, a);
+        int64_t end = 0, sum = 0, live = 0;
+        for (size_t l = 0; l < n_lanes; l++) {
+            ck_assert_int_eq(lanes[l].offset, end); /* side by side */
+            end += lanes[l].bytes;
+            sum += lanes[l].expect;
+        }
+        for (size_t i = 0; i < n; i++) {
+            ck_assert_uint_lt(v[i].lane, n_lanes);
+            ck_assert_int_le(v[i].bytes, lanes[v[i].lane].bytes); /* the worst case has room */
+            ck_assert_int_le(v[i].expect, lanes[v[i].lane].expect);
+            int64_t now = 0;
+            for (size_t k = 0; k < n; k++) {
+                now += v[k].start <= v[i].start && v[i].start <= v[k].end ? v[k].expect : 0;
+                if (k < i && v[k].lane == v[i].lane)
+                    ck_assert(v[k].end < v[i].start || v[i].end < v[k].start);
+            }
+            live = now > live ? now : live;
+        }
+        ck_assert_int_ge(sum, live);
+        ck_assert_msg((double)sum <= 1.5 * (double)live, "seed %d: lanes of %ld for %ld",
+                      (int)seed, (long)sum, (long)live);
+        moe_arena_destroy(a);
+    }
+}
+END_TEST
+
+/* Equal values, as a layer's are: as many lanes as live at a time. */
+START_TEST(test_lanes_of_equal_values) {
+    MoeArena *a = moe_arena_create();
+    MoeElastic v[30];
+    for (int i = 0; i < 30; i++)
+        v[i] = (MoeElastic){.bytes = 4096, .expect = 640, .start = i, .end = i + 2};
+    MoeLane *lanes;
+    ck_assert_uint_eq(moe_place_lanes(v, 30, &lanes, a), 3);
+    ck_assert_uint_eq(moe_place_lanes(v, 0, &lanes, a), 0);
+    moe_arena_destroy(a);
+}
+END_TEST
+
 /* ---- the slab of tags ---- */
 
 enum { UNIT = MOE_BUFFER_ALIGN };
@@ -134,10 +189,29 @@ static void read_value(const Machine *x, const MoeValue *v, const char *reader) 
                       reader, moe_op_info(v->def->opcode)->name, (int)x->slab[u]);
 }
 
+/* Until an exchange ends nobody touches what it reads and writes. */
+static void run_wait(Machine *x, const MoeGroup *g) {
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeGroup *exchange = &x->gs.groups[x->gs.step_of[g->ops[i]->operands[0]->id]];
+        for (size_t k = 0; k < exchange->n_inputs; k++)
+            read_value(x, exchange->inputs[k], "an exchange under way");
+        for (size_t k = 0; k < exchange->n_outputs; k++)
+            read_value(x, exchange->outputs[k], "an exchange under way");
+    }
+    for (size_t i = 0; i < g->n_outputs; i++) {
+        ck_assert(root_of(x, g->outputs[i]) == root_of(x, g->outputs[i]->def->operands[0]));
+        write_value(x, g->outputs[i]);
+    }
+}
+
 static void run_step(Machine *x, size_t s) {
     const MoeGroup *g = &x->gs.groups[s];
     const char *name = moe_op_info(g->ops[0]->opcode)->name;
     int64_t work = 1000000000 + (int64_t)s;
+    if (g->ops[0]->opcode == MOE_OP_WAIT) {
+        run_wait(x, g);
+        return;
+    }
     for (size_t i = 0; i < g->n_inputs; i++)
         read_value(x, g->inputs[i], name);
     if (x->m->workspace_bytes[s]) {
@@ -260,6 +334,81 @@ START_TEST(test_values_stay_while_they_are_read) {
             run_program(&m, i);
         moe_pass_model_free(&m);
     }
+}
+END_TEST
+
+static const MoeMesh meshes[] = {{1, 1, 2, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 4},
+                                 {2, 1, 2, 1, 1}, {1, 1, 4, 1, 1}, {1, 4, 1, 1, 1}};
+
+/* The program of a rank, collectives at once or started early. */
+START_TEST(test_values_of_a_rank_stay) {
+    static const size_t gaps[] = {0, 3, 40};
+    static const MoeRecompute levels[] = {MOE_RECOMPUTE_NONE, MOE_RECOMPUTE_CHEAP,
+                                          MOE_RECOMPUTE_LAYER};
+    for (int i = 0; i < 54; i++) {
+        MoePassModelOptions o = {.mesh = meshes[i % 6],
+                                 .bf16 = i % 4 == 1,
+                                 .micro_batches = i % 6 < 2 && i / 6 % 2 ? 2 : 1,
+                                 .layers = 2,
+                                 .recompute = levels[i / 6 % 3],
+                                 .passes = "grad,decompose,shard,recompute"};
+        size_t gap = gaps[i / 18];
+        MoePassModel m;
+        ok(moe_pass_model_make(&o, &m));
+        for (size_t k = 0; k < m.cx.module->n_graphs; k++)
+            moe_pass_start_collectives(m.cx.module->graphs[k], gap);
+        MoePipelineOptions p = {
+            .passes = "fuse,memplan,kernels", .verify_each = true, .out = stdout, .err = stderr};
+        ok(moe_pipeline_run(&m.cx, &p));
+        int n_waits = 0;
+        for (size_t k = 0; k < m.cx.programs[0].n_steps; k++)
+            n_waits += m.cx.programs[0].steps[k].group.ops[0]->opcode == MOE_OP_WAIT;
+        ck_assert_int_eq(n_waits > 0, gap > 0);
+        for (size_t k = 0; k < m.cx.module->n_graphs; k++)
+            run_program(&m, k);
+        moe_pass_model_free(&m);
+    }
+}
+END_TEST
+
+/* What routing decides lies in the slab's end, and counts with its expected size; one rank has none of it. */
+START_TEST(test_elastic_values_lie_behind_the_others) {
+    for (size_t i = 0; i < sizeof meshes / sizeof *meshes; i++) {
+        MoePassModelOptions o = {.mesh = meshes[i], .batch = 8, .seq = 32};
+        MoePassModel m;
+        ok(moe_pass_model_make(&o, &m));
+        const MoeMemoryPlan *p = &m.cx.programs[0].memory;
+        int64_t seam = p->slab_bytes - p->elastic_bytes, n_elastic = 0, used = 0;
+        for (int v = 0; v < m.cx.programs[0].graph->n_values; v++) {
+            const MoeValueMemory *x = &p->values[v];
+            if (x->offset < 0)
+                continue;
+            ck_assert(x->expect < 0 ? x->offset + x->bytes <= seam : x->offset >= seam);
+            ck_assert_int_lt(x->expect, x->bytes);
+            n_elastic += x->expect >= 0;
+            used = x->expect > used ? x->expect : used;
+        }
+        bool ep = meshes[i].ep > 1;
+        ck_assert_int_eq(n_elastic > 0, ep);
+        ck_assert_int_eq(p->elastic_bytes > 0, ep);
+        ck_assert_int_ge(p->elastic_expect, used);
+        ck_assert_int_le(p->elastic_expect, p->elastic_bytes);
+        /* balanced routing sends as many rows as one rank has: the worst case is ep times that */
+        ck_assert(!ep || p->elastic_bytes > 3 * p->elastic_expect / 2);
+        /* the categories: the lanes, and the largest moment of the rest */
+        int64_t rest = p->activations + p->gradients + p->workspace + p->other - p->elastic_expect;
+        ck_assert_int_le(rest, seam - MOE_BUFFER_SLACK);
+        ck_assert_msg((double)rest * 1.05 > (double)seam - MOE_BUFFER_SLACK, "mesh %zu", i);
+        ck_assert_int_le(p->lower_bound, seam + p->elastic_expect);
+        ck_assert_int_gt(p->comm_bytes, 0);
+        moe_pass_model_free(&m);
+    }
+    MoePassModelOptions one = {0};
+    MoePassModel m;
+    ok(moe_pass_model_make(&one, &m));
+    ck_assert_int_eq(m.cx.programs[0].memory.elastic_bytes, 0);
+    ck_assert_int_eq(m.cx.programs[0].memory.comm_bytes, 0);
+    moe_pass_model_free(&m);
 }
 END_TEST
 
@@ -472,6 +621,10 @@ int main(void) {
     tcase_add_test(c, test_place_random);
     tcase_add_test(c, test_place_stack_is_perfect);
     tcase_add_test(c, test_values_stay_while_they_are_read);
+    tcase_add_test(c, test_lanes_random);
+    tcase_add_test(c, test_lanes_of_equal_values);
+    tcase_add_test(c, test_values_of_a_rank_stay);
+    tcase_add_test(c, test_elastic_values_lie_behind_the_others);
     tcase_add_test(c, test_peak_is_near_the_lower_bound);
     tcase_add_test(c, test_in_place_saves_memory);
     tcase_add_test(c, test_assign_needs_the_old_value_no_more);

@@ -3,7 +3,7 @@
  *
  * A golden file tests/golden/passes/PASS/NAME.moe is a .moe file, so it parses as it stands:
  *   // moec opt --passes=a,b [--micro-batches=N --virtual-shards=N --batch=N --seq=N --emit-grads
- * --target=T]
+ * --target=T --ranks=N --expert-parallel-degree=N ...]
  *   // what the case is about
  *   moe 1
  *   ...
@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/io.h"
+#include "cli/strategy.h"
 #include "codegen/codegen.h"
 #include "frontends/frontend.h"
 #include "ir/text.h"
@@ -48,6 +49,7 @@ static void parse_recompute(const char *name, MoeRecompute *out) {
 /* "// moec opt --passes=... ..." */
 static Command parse_command(const char *text, const char *file) {
     Command c = {.options = {.micro_batches = 1, .virtual_shards = 4, .batch = 4, .seq = 1}};
+    MoeStrategy ranks = {0};
     char line[512];
     snprintf(line, sizeof line, "%.*s", (int)strcspn(text, "\n"), text);
     ck_assert_msg(strncmp(line, "// moec opt ", 12) == 0, "%s: the first line is the command",
@@ -73,9 +75,20 @@ static Command parse_command(const char *text, const char *file) {
             parse_recompute(value, &c.options.recompute);
         else if (strcmp(w, "--emit-grads") == 0)
             c.options.emit_grads = true;
+        else if (strncmp(w, "--ranks", n) == 0)
+            ranks.ranks = atoi(value);
+        else if (strncmp(w, "--expert-parallel-degree", n) == 0)
+            ranks.ep = atoi(value);
+        else if (strncmp(w, "--hybrid-shard-degree", n) == 0)
+            ranks.shard = atoi(value);
+        else if (strncmp(w, "--tensor-parallel-degree", n) == 0)
+            ranks.tp = atoi(value);
+        else if (strncmp(w, "--dense-shard-degree", n) == 0)
+            ranks.dense_shard = atoi(value);
         else
             ck_abort_msg("%s: unknown option %s", file, w);
     }
+    ok(moe_strategy_resolve(&ranks, ranks.ep, &c.options.mesh));
     return c;
 }
 
@@ -166,8 +179,8 @@ START_TEST(test_golden) {
 END_TEST
 
 START_TEST(test_golden_exist) {
-    static const char *const passes[] = {"/grad/", "/decompose/"};
-    for (size_t p = 0; p < 2; p++) {
+    static const char *const passes[] = {"/grad/", "/decompose/", "/shard/"};
+    for (size_t p = 0; p < 3; p++) {
         int n = 0;
         for (size_t i = 0; i < golden.gl_pathc; i++)
             n += strstr(golden.gl_pathv[i], passes[p]) != NULL;
@@ -249,7 +262,7 @@ static void refused(MoePipelineOptions o, const char *part) {
 
 START_TEST(test_refused) {
     refused((MoePipelineOptions){.passes = "grad,decompos"}, "did you mean decompose?");
-    refused((MoePipelineOptions){.passes = "xyzzy"}, "the passes are grad, decompose, recompute");
+    refused((MoePipelineOptions){.passes = "xyzzy"}, "the passes are grad, decompose, shard, recompute");
     refused((MoePipelineOptions){.passes = "grad,"}, "missing at the end");
     refused((MoePipelineOptions){.passes = "grad,grad"}, "named twice");
     refused((MoePipelineOptions){.passes = "decompose,grad"}, "grad must run before decompose: ");

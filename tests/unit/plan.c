@@ -162,7 +162,7 @@ START_TEST(test_damage) {
         j = fake_json(1);
         set_at(j, renamed[i][0], "\"other\"");
         OK(load_json(j, &p));
-        FAILS(moe_exec_create(p, 1, &x), MOE_E_CORRUPT, "damaged plan", renamed[i][1]);
+        FAILS(moe_exec_create(p, NULL, 1, &x), MOE_E_CORRUPT, "damaged plan", renamed[i][1]);
         moe_plan_free(p);
         json_decref(j);
     }
@@ -182,7 +182,7 @@ static void try_load(json_t *root) {
     moe_status_free(st);
     if (p && p->batch * p->seq < 1000 && moe_plan_program(p, "train") &&
         moe_plan_program(p, "train")->slab_bytes < 1 << 20) {
-        moe_status_free(moe_exec_create(p, 1, &x));
+        moe_status_free(moe_exec_create(p, NULL, 1, &x));
         moe_exec_destroy(x);
     }
     moe_plan_free(p);
@@ -222,6 +222,166 @@ START_TEST(test_every_value) {
     change_all(j, json_object_get(j, "params"));
     change_all(j, json_object_get(j, "buffers"));
     ck_assert_int_gt(n_changed, 1000);
+    ck_assert_int_gt(n_refused, n_changed / 2);
+    json_decref(j);
+}
+END_TEST
+
+/* ---- several ranks ---- */
+
+/* Two ranks that divide three experts: every collective, one of them split, an elastic value, sliced and whole
+ * parameters. */
+static const char ranks_json[] =
+    "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"model\": {}, "
+    "\"tokenizer\": \"byte\","
+    " \"vocab_size\": 256, \"batch\": 4, \"seq\": 2, \"virtual_shards\": 4, \"micro_batches\": 1, "
+    "\"dtype\": \"f32\","
+    " \"moe_layers\": [0], \"experts\": 3, \"experts_per_token\": 2, \"ranks\": 4, \"slots\": 2,"
+    " \"mesh\": {\"dp\": 1, \"shard\": 2, \"ep\": 2, \"tp\": 1, \"dense_shard\": 4},"
+    " \"buffers\": [{\"name\": \"w\", \"dtype\": \"f32\", \"dims\": [4096], \"bytes\": 16384},"
+    "  {\"name\": \"m\", \"dtype\": \"f32\", \"dims\": [4096], \"bytes\": 16384},"
+    "  {\"name\": \"e\", \"dtype\": \"f32\", \"dims\": [2, 4096], \"bytes\": 32768}],"
+    " \"params\": [{\"name\": \"w\", \"dims\": [128, 100], \"stacked\": false, \"expert\": false, "
+    "\"tp_dim\": -1, \"init\": \"ones\","
+    "   \"decay\": true, \"buffer\": 0, \"states\": [{\"name\": \"m\", \"buffer\": 1}]},"
+    "  {\"name\": \"e.*\", \"dims\": [3, 80, 60], \"stacked\": true, \"expert\": true, \"tp_dim\": "
+    "1, \"init\": \"ones\","
+    "   \"decay\": true, \"buffer\": 2, \"states\": []}],"
+    " \"programs\": {\"t\": {\"slab_bytes\": 262144, \"slab_lower_bound\": 1, \"scratch_bytes\": "
+    "0, \"elastic_bytes\": 65536,"
+    "  \"elastic_expect\": 512,"
+    "  \"values\": [{\"buffer\": 0}, {\"slab\": 0, \"bytes\": 51200}, {\"slab\": 51200, \"bytes\": "
+    "51200},"
+    "   {\"slab\": 102400, \"bytes\": 64}, {\"slab\": 102464, \"bytes\": 64}, {\"input\": "
+    "\"segs\", \"bytes\": 100},"
+    "   {\"slab\": 196608, \"bytes\": 1024, \"expect\": 512, \"rows\": 5, \"row_bytes\": 8},"
+    "   {\"slab\": 102528, \"bytes\": 16384}],"
+    "  \"inputs\": [], \"outputs\": [],"
+    "  \"steps\": ["
+    "   {\"name\": \"a\", \"kind\": \"comm\", \"phase\": \"forward\", \"count\": false, \"layer\": "
+    "0, \"start\": true, \"comm\": ["
+    "    {\"op\": \"all_gather\", \"in\": [0], \"out\": 1, \"dtype\": \"f32\", \"group\": "
+    "\"dense_shard\", \"unit\": 4096, \"outer\": 1,"
+    "     \"elements\": 12800},"
+    "    {\"op\": \"all_gather_rows\", \"in\": [3], \"out\": 4, \"group\": \"ep\", \"row_bytes\": "
+    "8, \"rows\": 4}]},"
+    "   {\"name\": \"b\", \"kind\": \"comm\", \"phase\": \"forward\", \"count\": false, \"layer\": "
+    "0, \"comm\": ["
+    "    {\"op\": \"a2a_dispatch\", \"in\": [3, 5, 5, 5], \"out\": 6, \"group\": \"ep\", "
+    "\"row_bytes\": 8, \"chunks\": 2, \"capacity\": 128},"
+    "    {\"op\": \"a2a_combine\", \"in\": [3, 5, 5, 5], \"out\": 4, \"group\": \"ep\", "
+    "\"row_bytes\": 8, \"slots\": 2, \"experts\": 3}]},"
+    "   {\"name\": \"w\", \"kind\": \"wait\", \"phase\": \"backward\", \"count\": false, "
+    "\"layer\": 0, \"wait\": 0},"
+    "   {\"name\": \"c\", \"kind\": \"comm\", \"phase\": \"reduce\", \"count\": false, \"layer\": "
+    "-1, \"comm\": ["
+    "    {\"op\": \"reduce_scatter\", \"in\": [2], \"out\": 7, \"sum\": \"data\", \"scatter\": "
+    "\"dense_shard\", \"unit\": 4096,"
+    "     \"outer\": 1, \"elements\": 12800},"
+    "    {\"op\": \"all_reduce\", \"in\": [3], \"out\": 4, \"dtype\": \"i32\", \"group\": "
+    "\"data\", \"elements\": 16},"
+    "    {\"op\": \"all_gather_rows\", \"in\": [3, 5], \"out\": 6, \"group\": \"ep\", "
+    "\"row_bytes\": 8}]}]}}}";
+
+static json_t *json_of_ranks(void) {
+    json_t *j = NULL;
+    OK(moe_json_load_text(ranks_json, sizeof ranks_json - 1, "ranks", &j));
+    return j;
+}
+
+START_TEST(test_ranks) {
+    json_t *j = json_of_ranks();
+    MoePlan *p;
+    MoeExec *x;
+    OK(load_json(j, &p));
+    ck_assert(p->ranks == 4 && p->slots == 2 && p->mesh.shard == 2 && p->mesh.dense_shard == 4);
+    ck_assert(p->params[1].expert && p->params[1].tp_dim == 1 && p->params[1].dims[0] == 3);
+    ck_assert_int_eq(p->params[0].elements, 12800);
+    ck_assert_int_eq(p->buffers[p->params[0].buffer].elements, 4096); /* of 4 blocks, one each */
+    const MoePlanProgram *g = moe_plan_program(p, "t");
+    ck_assert(g->steps[0].start && g->steps[0].n_comm == 2 && !g->steps[0].kernel);
+    ck_assert(g->steps[2].wait == 0 && g->steps[0].wait == -1 && g->steps[3].wait == -1);
+    ck_assert(g->steps[3].comm[0].group == MOE_GROUP_DATA &&
+              g->steps[3].comm[0].scatter == MOE_GROUP_DENSE_SHARD);
+    ck_assert(g->values[6].elastic && g->values[6].rows == 5 && g->values[6].row_bytes == 8);
+    FAILS(moe_exec_create(p, NULL, 1, &x), MOE_E_MISUSE, "for 4 ranks", "--ranks 1");
+    moe_plan_free(p);
+    json_decref(j);
+}
+END_TEST
+
+START_TEST(test_ranks_damage) {
+    static const struct {
+        const char *path, *value, *named;
+    } cases[] = {
+        {"ranks", "2", "ranks is 2, but the mesh has 4"},
+        {"ranks", "0", "ranks"},
+        {"slots", "3", "slots is 3, expected 2"},
+        {"mesh.ep", "0", "mesh.ep"},
+        {"mesh.ep", "3", "power of two"},
+        {"mesh.dp", "4", "virtual shards"},
+        {"mesh.dense_shard", "3", "dense shard degree 3"},
+        {"mesh", "7", "mesh.dp"},
+        {"params.0.dims", "[200, 100]", "params[0].buffer"},
+        {"params.0.tp_dim", "2", "params[0].tp_dim"},
+        {"params.1.dims", "[2, 80, 60]", "params[1].expert"},
+        {"params.1.expert", "false", "params[1].buffer"},
+        {"params.1.tp_dim", "0", "params[1].tp_dim"},
+        {"params.0.expert", "true", "params[0].expert"},
+        {"programs.t.elastic_bytes", "300000", "elastic_bytes"},
+        {"programs.t.elastic_bytes", "1024", "values[6].slab"},
+        {"programs.t.elastic_expect", "70000", "elastic_expect"},
+        {"programs.t.values.6.expect", "1025", "values[6].expect"},
+        {"programs.t.values.6.rows", "8", "values[6].rows"},
+        {"programs.t.values.6.row_bytes", "0", "values[6].row_bytes"},
+        {"programs.t.values.6.slab", "1024", "values[6].slab"},
+        {"programs.t.values.1.bytes", "262144", "values[1].bytes"},
+        {"programs.t.values.5.bytes", "4", "values[6].rows"},
+        {"programs.t.steps.0.comm", "[]", "steps[0].comm"},
+        {"programs.t.steps.0.comm.0.op", "\"gather\"", "steps[0].comm[0].op"},
+        {"programs.t.steps.0.comm.0.in", "[0, 1]", "steps[0].comm[0].in"},
+        {"programs.t.steps.0.comm.0.in", "[12]", "steps[0].comm[0].in"},
+        {"programs.t.steps.0.comm.0.out", "-1", "steps[0].comm[0].out"},
+        {"programs.t.steps.0.comm.0.out", "3", "steps[0].comm[0].out"},
+        {"programs.t.steps.0.comm.0.group", "\"dense\"", "steps[0].comm[0].group"},
+        {"programs.t.steps.0.comm.0.group", "\"ep\"", "steps[0].comm[0].in"},
+        {"programs.t.steps.0.comm.0.dtype", "\"f64\"", "steps[0].comm[0].dtype"},
+        {"programs.t.steps.0.comm.0.elements", "12801", "steps[0].comm[0].out"},
+        {"programs.t.steps.0.comm.0.unit", "0", "steps[0].comm[0].unit"},
+        {"programs.t.steps.0.comm.0.outer", "0", "steps[0].comm[0].outer"},
+        {"programs.t.steps.0.comm.1.rows", "5", "steps[0].comm[1].out"},
+        {"programs.t.steps.0.comm.1.out", "3", "[1] has its result where [1] reads value 3"},
+        {"programs.t.steps.0.comm.1.in", "[1]", "[0] has its result where [1] reads value 1"},
+        {"programs.t.steps.1.comm.0.out", "4", "steps[1].comm[0].out"},
+        {"programs.t.steps.1.comm.0.chunks", "13", "steps[1].comm[0].in"},
+        {"programs.t.steps.1.comm.0.capacity", "129", "steps[1].comm[0].out"},
+        {"programs.t.steps.1.comm.0.group", "\"data\"", "steps[1].comm[0].group"},
+        {"programs.t.steps.1.comm.1.slots", "7", "steps[1].comm[1].in"},
+        {"programs.t.steps.1.comm.1.experts", "5", "steps[1].comm[1].experts"},
+        {"programs.t.steps.1.comm.1.row_bytes", "0", "steps[1].comm[1].row_bytes"},
+        {"programs.t.steps.0.start", "false", "wait 0 is not a step that starts"},
+        {"programs.t.steps.2.wait", "1", "wait 1 is not a step that starts"},
+        {"programs.t.steps.2.wait", "2", "steps[2].wait"},
+        {"programs.t.steps.2.count", "true", "another time"},
+        {"programs.t.steps.2.phase", "\"reduce\"", "another time"},
+        {"programs.t.steps.1.start", "true", "steps[1].start is true, and no step waits"},
+        {"programs.t.steps.3.comm.0.scatter", "\"world\"", "steps[3].comm[0].out"},
+        {"programs.t.steps.3.comm.0.sum", "\"ep\"", "dense_shard is not inside ep"},
+        {"programs.t.steps.3.comm.1.dtype", "\"bf16\"", "sums are f32 or i32"},
+        {"programs.t.steps.3.comm.1.elements", "17", "steps[3].comm[1].in"},
+        {"programs.t.steps.3.comm.2.in", "[3, 1, 5]", "steps[3].comm[2].in"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *j = json_of_ranks();
+        MoePlan *p = NULL;
+        set_at(j, cases[i].path, cases[i].value);
+        const char *wrong =
+            moe_test_error(load_json(j, &p), MOE_E_CORRUPT, "damaged plan", cases[i].named, NULL);
+        ck_assert_msg(!wrong, "%s = %s: %s", cases[i].path, cases[i].value, wrong);
+        json_decref(j);
+    }
+    json_t *j = json_of_ranks();
+    change_all(j, j);
     ck_assert_int_gt(n_refused, n_changed / 2);
     json_decref(j);
 }
@@ -357,6 +517,8 @@ int main(void) {
     tcase_add_test(t, test_reads);
     tcase_add_test(t, test_damage);
     tcase_add_test(t, test_every_value);
+    tcase_add_test(t, test_ranks);
+    tcase_add_test(t, test_ranks_damage);
     tcase_add_test(t, test_links);
     tcase_add_test(t, test_target);
     suite_add_tcase(s, t);

@@ -7,6 +7,7 @@
 #include <unistd.h>
 #include "base/io.h"
 #include "base/json.h"
+#include "passes/pipeline.h"
 #include "passes/plan_write.h"
 #include "runtime/plan.h"
 #include "tests/support/files.h"
@@ -113,6 +114,127 @@ START_TEST(test_runtime_reads_it) {
         free(json);
         moe_pass_model_free(&m);
     }
+}
+END_TEST
+
+/* ---- the program of a rank ---- */
+
+static const MoeMesh meshes[] = {{1, 1, 2, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 4}, {2, 1, 2, 1, 1}};
+
+static MoePlan *load(MoePassModel *m) {
+    MoePlan *p;
+    char *json = build(m, NULL);
+    ok(moe_plan_load_memory(json, strlen(json), "plan.json", NULL, 0, &p));
+    free(json);
+    return p;
+}
+
+static const MoePlanParam *find_param(const MoePlan *p, const char *name) {
+    for (size_t i = 0; i < p->n_params; i++)
+        if (strcmp(p->params[i].name, name) == 0)
+            return &p->params[i];
+    ck_abort_msg("no parameter %s", name);
+}
+
+/* What the runtime's reader checks by itself: groups, sizes against the mesh, places, waits. Here: the layout, and who sends what. */
+START_TEST(test_runtime_reads_a_rank) {
+    for (size_t i = 0; i < sizeof meshes / sizeof *meshes; i++) {
+        const MoeMesh *mesh = &meshes[i];
+        MoePassModelOptions o = {.mesh = *mesh, .bf16 = i & 1, .recompute = MOE_RECOMPUTE_LAYER};
+        MoePassModel m;
+        ok(moe_pass_model_make(&o, &m));
+        MoePlan *p = load(&m);
+        ck_assert_int_eq(p->ranks, moe_mesh_size(mesh));
+        ck_assert_mem_eq(&p->mesh, mesh, sizeof *mesh);
+        ck_assert_int_eq(p->slots, 4 / mesh->ep);
+        const MoePlanParam *w = find_param(p, "model.layers.1.block_sparse_moe.experts.*.w1.weight"),
+                           *q = find_param(p, "model.layers.1.self_attn.q_proj.weight");
+        ck_assert(w->rank == 3 && w->dims[0] == 4 && w->dims[1] == 48 && w->dims[2] == 32);
+        ck_assert_int_eq(w->expert, mesh->ep > 1 || mesh->shard > 1);
+        ck_assert(q->rank == 2 && q->dims[0] == 32 && q->dims[1] == 32 && !q->expert);
+        ck_assert_int_eq(q->tp_dim, -1);
+        const MoePlanProgram *t = moe_plan_program(p, "train");
+        ck_assert_int_eq(t->elastic_bytes > 0, mesh->ep > 1);
+        ck_assert_int_gt(t->mem_communication, 0);
+        const MoePlanStep *gather = find_step(t, "layers.1.gather"),
+                          *send = find_step(t, "layers.1.dispatch.send"),
+                          *home = find_step(t, "layers.1.combine.home"),
+                          *again = find_step(t, "layers.1.dispatch.send.again"),
+                          *norm = find_step(t, "norm.gather");
+        ck_assert_int_eq(gather != NULL, mesh->shard * mesh->ep > 1 && mesh->dense_shard > 1);
+        ck_assert_int_eq(send && home && again, mesh->ep > 1);
+        ck_assert_int_eq(norm != NULL, mesh->dense_shard > 1 || mesh->ep > 1);
+        if (send) {
+            ck_assert_str_eq(send->kind, "comm");
+            ck_assert_int_eq(send->layer, 1);
+            ck_assert_uint_eq(send->n_comm, 2); /* the rows and their weights */
+            ck_assert(send->kernel == NULL && !send->start && send->wait < 0);
+            const MoePlanComm *c = &send->comm[0];
+            ck_assert_int_eq(c->op, MOE_PLAN_A2A_DISPATCH);
+            ck_assert_int_eq(c->group, MOE_GROUP_EP);
+            ck_assert_int_eq(c->row_bytes, o.bf16 ? 64 : 128); /* hidden_size 32 */
+            ck_assert(p->mesh.ep != 2 || c->bytes > 0);
+            /* the rows that arrive: as many as were sent, when routing is balanced */
+            const MoePlanValue *in = &t->values[c->out];
+            ck_assert(in->elastic && in->row_bytes == c->row_bytes);
+            ck_assert_int_eq(in->bytes, c->capacity * c->row_bytes);
+            ck_assert_int_lt(in->expect, in->bytes);
+            ck_assert_int_eq(in->rows, c->in[3]);
+            ck_assert_double_le(send->bytes, (double)in->expect * 1.2);
+            ck_assert_double_gt(send->seconds, 0);
+        }
+        moe_plan_free(p);
+        moe_pass_model_free(&m);
+    }
+}
+END_TEST
+
+/* Exchanges that are started: each ends at a step that names it. */
+START_TEST(test_runtime_reads_waits) {
+    MoePassModelOptions o = {
+        .mesh = meshes[2], .layers = 2, .passes = "grad,decompose,shard,recompute"};
+    MoePassModel m;
+    ok(moe_pass_model_make(&o, &m));
+    for (size_t k = 0; k < m.cx.module->n_graphs; k++)
+        moe_pass_start_collectives(m.cx.module->graphs[k], 5);
+    MoePipelineOptions rest = {
+        .passes = "fuse,memplan,kernels", .verify_each = true, .out = stdout, .err = stderr};
+    ok(moe_pipeline_run(&m.cx, &rest));
+    MoePlan *p = load(&m);
+    const MoePlanProgram *t = moe_plan_program(p, "train");
+    int n_waits = 0;
+    for (size_t i = 0; i < t->n_steps; i++) {
+        const MoePlanStep *s = &t->steps[i];
+        if (s->wait < 0)
+            continue;
+        n_waits++;
+        char name[256];
+        snprintf(name, sizeof name, "%s.wait", t->steps[s->wait].name);
+        ck_assert_str_eq(s->name, name);
+        ck_assert_str_eq(s->kind, "wait");
+        ck_assert(t->steps[s->wait].start && (size_t)s->wait < i);
+    }
+    ck_assert_int_gt(n_waits, 10);
+    moe_plan_free(p);
+    moe_pass_model_free(&m);
+}
+END_TEST
+
+START_TEST(test_one_rank_has_no_exchanges) {
+    MoePassModelOptions o = {0};
+    MoePassModel m;
+    ok(moe_pass_model_make(&o, &m));
+    MoePlan *p = load(&m);
+    ck_assert_int_eq(p->ranks, 1);
+    ck_assert_int_eq(p->slots, 4);
+    for (size_t g = 0; g < p->n_programs; g++) {
+        ck_assert_int_eq(p->programs[g].elastic_bytes, 0);
+        ck_assert_int_eq(p->programs[g].mem_communication, 0);
+        for (size_t i = 0; i < p->programs[g].n_steps; i++)
+            ck_assert(p->programs[g].steps[i].kernel && !p->programs[g].steps[i].n_comm);
+    }
+    moe_plan_free(p);
+    moe_pass_model_free(&m);
 }
 END_TEST
 
@@ -234,6 +356,9 @@ int main(void) {
     TCase *c = tcase_create("plan_write");
     tcase_set_timeout(c, 60);
     tcase_add_test(c, test_runtime_reads_it);
+    tcase_add_test(c, test_runtime_reads_a_rank);
+    tcase_add_test(c, test_runtime_reads_waits);
+    tcase_add_test(c, test_one_rank_has_no_exchanges);
     tcase_add_test(c, test_same_bytes_twice);
     tcase_add_test(c, test_writes_and_replaces);
     tcase_add_test(c, test_refuses_what_is_no_plan);

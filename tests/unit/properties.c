@@ -342,7 +342,10 @@ START_TEST(names_and_order_do_not_matter) {
     for (uint64_t seed = 0; seed < 300; seed++) {
         MoeArena *a = moe_arena_create();
         MoeInputs in;
-        MoeRandomOptions o = {seed, T, (MoeShardLayout)(seed % 4), (MoeRouting)(seed % 3), 0};
+        MoeRandomOptions o = {.seed = seed,
+                              .rows = T,
+                              .shards = (MoeShardLayout)(seed % 4),
+                              .routing = (MoeRouting)(seed % 3)};
         ok(moe_random_inputs(g, &o, a, &in));
         double want[T * N], got[T * N];
         run_layer(g, &in, want);

@@ -100,7 +100,7 @@ static size_t count_lines(const char *dir, const char *name) {
 }
 
 START_TEST(test_run) {
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     ck_assert(report.reason == MOE_STOP_DONE && report.state.step == 12 &&
               report.state.updates == 12 && report.first_step == 1);
     ck_assert(report.has_eval && report.eval_bits_per_byte > 0 && !report.checkpoint_failed &&
@@ -146,7 +146,7 @@ START_TEST(test_run) {
     int64_t load[FAKE_EXPERTS];
     memcpy(load, report.load, sizeof load);
     moe_train_report_free(&report);
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     ck_assert(report.first_step == 13 && report.state.step == 12 && report.has_eval);
     for (int e = 0; e < FAKE_EXPERTS; e++)
         ck_assert_int_eq(report.load[e], load[e]); /* of the whole run, from its trace */
@@ -155,7 +155,7 @@ START_TEST(test_run) {
     /* More steps: it goes on. */
     moe_train_report_free(&report);
     o.steps = 14;
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     ck_assert(report.first_step == 13 && report.state.step == 14);
     ck_assert_int_eq(count_lines(out_dir, "log.jsonl"), 14);
     ck_assert_int_eq(count_lines(out_dir, "trace.csv"), 1 + 14 * V);
@@ -205,7 +205,7 @@ static pid_t run_child(void) {
     if (pid)
         return pid;
     MoeTrainReport r;
-    MoeStatus st = moe_train_run(plan, &o, &r);
+    MoeStatus st = moe_train_run(plan, NULL, &o, &r);
     _exit(st ? 1 : 0);
 }
 
@@ -215,7 +215,7 @@ START_TEST(test_kill_and_resume) {
     o.steps = 60;
     o.checkpoint_every = 3;
     set_out("whole");
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     fake_sleep_us = 2000;
     set_out("killed");
     unsigned s = (unsigned)_i * 77 + 1;
@@ -284,7 +284,7 @@ START_TEST(test_time_budget) {
     o.steps = 100000;
     o.max_seconds = 0.3;
     fake_sleep_us = 2000;
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     ck_assert(report.reason == MOE_STOP_TIME && report.has_eval && report.state.step > 3 &&
               report.state.step < 1000);
     ck_assert_int_eq(report.state.step, log_steps());
@@ -294,7 +294,7 @@ END_TEST
 
 START_TEST(test_not_finite) {
     fake_poison_steps = 9;
-    OK(moe_train_run(plan, &o, &report)); /* nine in a row are borne */
+    OK(moe_train_run(plan, NULL, &o, &report)); /* nine in a row are borne */
     ck_assert(report.state.skipped == 9 && report.state.updates == 3 &&
               report.state.skipped_in_row == 0);
     json_t *log[20];
@@ -308,7 +308,7 @@ START_TEST(test_not_finite) {
     moe_train_report_free(&report);
     fake_poison_steps = 10;
     o.steps = 40;
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "10 steps in a row", "step-20", "--lr");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_INPUT, "10 steps in a row", "step-20", "--lr");
     char *dir;
     int64_t step;
     OK(moe_checkpoint_find(out_dir, &dir,
@@ -331,7 +331,7 @@ END_TEST
 START_TEST(test_disk_full) {
     struct rlimit old, now;
     o.steps = 8;
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     moe_train_report_free(&report);
     o.steps = 16;
     signal(SIGXFSZ, SIG_IGN);
@@ -339,14 +339,14 @@ START_TEST(test_disk_full) {
     now = old;
     now.rlim_cur = 600; /* below any weights file; the log is longer by now too */
     setrlimit(RLIMIT_FSIZE, &now);
-    MoeStatus st = moe_train_run(plan, &o, &report);
+    MoeStatus st = moe_train_run(plan, NULL, &o, &report);
     setrlimit(RLIMIT_FSIZE, &old);
     if (st) { /* not even config.json could be written */
         ck_assert(strstr(moe_status_message(st), "config.json"));
         moe_status_free(st);
         now.rlim_cur = 1500;
         setrlimit(RLIMIT_FSIZE, &now);
-        st = moe_train_run(plan, &o, &report);
+        st = moe_train_run(plan, NULL, &o, &report);
         setrlimit(RLIMIT_FSIZE, &old);
     }
     OK(st);
@@ -354,7 +354,7 @@ START_TEST(test_disk_full) {
               report.state.checkpoint_failures == 2);
     ck_assert(strstr(report.checkpoint, "step-8"));
     moe_train_report_free(&report);
-    OK(moe_train_run(plan, &o, &report)); /* room again: from step 8 */
+    OK(moe_train_run(plan, NULL, &o, &report)); /* room again: from step 8 */
     ck_assert(report.first_step == 9 && report.state.step == 16 && !report.checkpoint_failed);
     ck_assert_int_eq(log_steps(), 16);
 }
@@ -362,39 +362,39 @@ END_TEST
 
 START_TEST(test_refusals) {
     o.out_dir = moe_test_file("a_file", "x", 1);
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "a_file", "another --out");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_INPUT, "a_file", "another --out");
     OK(moe_dir_make(moe_test_path("other")));
     moe_test_file("other/letter.txt", "x", 1);
     set_out("other");
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "not a run directory", "config.json");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_INPUT, "not a run directory", "config.json");
     moe_test_file("other/config.json", "{\"model_type\": \"mixtral\"}", 25);
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "not a run directory");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_INPUT, "not a run directory");
     set_out("run");
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     moe_train_report_free(&report);
     o.resume = MOE_RESUME_NEVER;
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "start anew", "--out");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_INPUT, "start anew", "--out");
     o.resume = MOE_RESUME_AUTO;
     make_plan(2, ", \"num_hidden_layers\": 3");
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "num_hidden_layers", "start anew");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_INPUT, "num_hidden_layers", "start anew");
     make_plan(2, "");
     int fd;
     OK(moe_run_lock(out_dir, &fd));
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "another moec is training");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_INPUT, "another moec is training");
     moe_run_unlock(fd);
     o.data_path = moe_test_file("short.txt", "short", 5);
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "short.txt", "too few");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_INPUT, "short.txt", "too few");
     o.data_path = data_path;
     o.steps = 0;
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_MISUSE, "--steps");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_MISUSE, "--steps");
     o.steps = 12;
     o.lr = NAN;
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_MISUSE, "--lr");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_MISUSE, "--lr");
     o.lr = 0.01;
     o.resume = MOE_RESUME_DIR;
     o.resume_dir = moe_test_path("nowhere");
     set_out("new");
-    FAILS(moe_train_run(plan, &o, &report), MOE_E_INPUT, "--resume", "nowhere");
+    FAILS(moe_train_run(plan, NULL, &o, &report), MOE_E_INPUT, "--resume", "nowhere");
 }
 END_TEST
 
@@ -402,7 +402,7 @@ END_TEST
  * go on. */
 START_TEST(test_resume_dir) {
     char from[800];
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     moe_train_report_free(&report);
     snprintf(from, sizeof from, "%s/checkpoints/step-8", out_dir);
     o.resume = MOE_RESUME_DIR;
@@ -410,11 +410,11 @@ START_TEST(test_resume_dir) {
     char first[600];
     snprintf(first, sizeof first, "%s", out_dir);
     set_out("second");
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     ck_assert(report.first_step == 9 && report.state.step == 12 && log_steps() == 4);
     moe_train_report_free(&report);
     set_out("run");
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     ck_assert(report.first_step == 9 && log_steps() == 12);
     json_t *a, *b;
     OK(moe_checkpoint_verify(moe_test_path("run/checkpoints/step-12"), &a));
@@ -430,7 +430,7 @@ START_TEST(test_resume_dir) {
     set_out("third");
     moe_train_report_free(&report);
     o.lr = 0; /* weights in, unchanged */
-    OK(moe_train_run(plan, &o, &report));
+    OK(moe_train_run(plan, NULL, &o, &report));
     json_t *c;
     OK(moe_checkpoint_verify(moe_test_path("run/checkpoints/step-12"), &a));
     OK(moe_checkpoint_verify(moe_test_path("third/checkpoints/step-12"), &c));
@@ -492,7 +492,7 @@ START_TEST(test_sample) {
     MoeExec *x;
     MoeStr text = {0};
     MoeSampleOptions s;
-    OK(moe_exec_create(plan, 1, &x));
+    OK(moe_exec_create(plan, NULL, 1, &x));
     moe_sample_options_default(&s);
     s.prompt = "ab";
     s.prompt_bytes = 2;

@@ -19,7 +19,7 @@ static MoeExec *x;
 static void setup_model(const char *extra_model) {
     plan = fake_plan(&(FakePlanOptions){
         .batch = 4, .seq = 8, .virtual_shards = 4, .micro_batches = 1, .extra_model = extra_model});
-    OK(moe_exec_create(plan, 1, &x));
+    OK(moe_exec_create(plan, NULL, 1, &x));
 }
 
 static void setup(void) {
@@ -258,7 +258,7 @@ START_TEST(test_init) {
     }
     ck_assert(fabs(sum / 24) < 0.02 && sqrt(squares / 24) > 0.01 && sqrt(squares / 24) < 0.04);
     moe_exec_destroy(x);
-    OK(moe_exec_create(plan, 3, &x)); /* any number of threads */
+    OK(moe_exec_create(plan, NULL, 3, &x)); /* any number of threads */
     OK(moe_init_params(plan, x, 7));
     ck_assert_mem_eq(w, moe_exec_buffer(x, 0), sizeof w);
     ck_assert_mem_eq(u, moe_exec_buffer(x, 3), sizeof u);

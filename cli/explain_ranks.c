@@ -1,0 +1,226 @@
+/* What a rank of a plan holds and sends: the mesh, experts, virtual shards and slices of each rank, the memory that all have
+ * alike, the bytes of each collective. In: a plan. Out: numbers, Markdown, JSON. */
+#include "cli/explain_ranks.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/str.h"
+
+#define MAX_RANKS_SHOWN 64
+
+/* ---- memory ---- */
+
+static double larger(double a, double b) {
+    return a > b ? a : b;
+}
+
+static double sum_of_inputs(const MoePlan *p) {
+    double total = 0;
+    for (size_t g = 0; g < p->n_programs; g++)
+        for (size_t i = 0; i < p->programs[g].n_values; i++) {
+            const MoePlanValue *v = &p->programs[g].values[i];
+            if (v->kind != MOE_VALUE_INPUT)
+                continue;
+            bool counted = false; /* the programs share inputs of one name: the largest counts */
+            double most = (double)v->bytes;
+            for (size_t h = 0; h < p->n_programs; h++)
+                for (size_t k = 0; k < p->programs[h].n_values; k++) {
+                    const MoePlanValue *u = &p->programs[h].values[k];
+                    if (u->kind != MOE_VALUE_INPUT || strcmp(u->input, v->input) != 0)
+                        continue;
+                    counted |= h < g || (h == g && k < i);
+                    most = larger(most, (double)u->bytes);
+                }
+            total += counted ? 0 : most;
+        }
+    return total;
+}
+
+MoeExplainMemory moe_explain_memory(const MoePlan *p, const MoePlanProgram *g, int threads) {
+    MoeExplainMemory m = {.gradients = (double)g->mem_gradients,
+                          .activations = (double)g->mem_activations,
+                          .workspace = (double)g->mem_workspace,
+                          .other = (double)g->mem_other,
+                          .inputs = sum_of_inputs(p)};
+    for (size_t i = 0; i < p->n_params; i++) {
+        m.parameters += (double)p->buffers[p->params[i].buffer].bytes;
+        for (size_t s = 0; s < p->params[i].n_states; s++)
+            m.states += (double)p->buffers[p->params[i].states[s].buffer].bytes;
+    }
+    double fixed = 0, elastic = 0, scratch = 0;
+    for (size_t i = 0; i < p->n_programs; i++) { /* they share one slab */
+        const MoePlanProgram *q = &p->programs[i];
+        fixed = larger(fixed, (double)(q->slab_bytes - q->elastic_bytes));
+        elastic = larger(elastic, (double)q->elastic_expect);
+        scratch = larger(scratch, (double)q->scratch_bytes);
+        m.communication = larger(m.communication, (double)q->mem_communication);
+    }
+    m.scratch = scratch * threads;
+    m.gaps = fixed + elastic - m.gradients - m.activations - m.workspace - m.other;
+    return m;
+}
+
+double moe_explain_memory_total(const MoeExplainMemory *m) {
+    return m->parameters + m->states + m->gradients + m->activations + m->workspace + m->other +
+           m->communication + m->inputs + m->scratch + m->gaps;
+}
+
+/* ---- traffic ---- */
+
+double moe_explain_times(const MoePlan *p, const MoePlanProgram *g, const MoePlanStep *s) {
+    if (s->phase > MOE_PHASE_BWD)
+        return 1;
+    return p->micro_batches * (s->count && g->n_batch_sums ? 2.0 : 1.0);
+}
+
+MoeExplainComm moe_explain_traffic(const MoePlan *p, const MoePlanProgram *g) {
+    MoeExplainComm c = {.rows = calloc(MOE_N_PLAN_COMM_OPS * MOE_N_GROUPS, sizeof *c.rows)};
+    MOE_ASSERT(c.rows, "no memory for %d rows", MOE_N_PLAN_COMM_OPS * MOE_N_GROUPS);
+    for (int op = 0; op < MOE_N_PLAN_COMM_OPS; op++)
+        for (int group = 0; group < MOE_N_GROUPS; group++) {
+            MoeExplainTraffic row = {.op = (MoePlanCommOp)op, .group = (MoeMeshGroup)group};
+            for (size_t i = 0; i < g->n_steps; i++)
+                for (size_t k = 0; k < g->steps[i].n_comm; k++) {
+                    const MoePlanComm *x = &g->steps[i].comm[k];
+                    if (x->op != row.op || x->group != row.group)
+                        continue;
+                    row.ops += moe_explain_times(p, g, &g->steps[i]);
+                    row.bytes += moe_explain_times(p, g, &g->steps[i]) * x->bytes;
+                }
+            if (row.ops > 0)
+                c.rows[c.n_rows++] = row;
+        }
+    for (size_t i = 0; i < g->n_steps; i++) {
+        double times = g->steps[i].n_comm ? moe_explain_times(p, g, &g->steps[i]) : 0;
+        c.exchanges += times;
+        c.bytes += times * g->steps[i].bytes;
+        c.seconds += times * g->steps[i].seconds;
+    }
+    return c;
+}
+
+/* ---- what each rank holds ---- */
+
+typedef struct {
+    MoeCoords at;
+    int first_shard, n_shards;   /* virtual shards of the first micro-batch */
+    int first_expert, n_experts; /* as placed at first; n_experts = 0: dense, or empty slots */
+    double elements;             /* of parameters, without padding */
+} Holds;
+
+/* This rank's place among those that share out the parameter. */
+static double elements_held(const MoePlan *p, const MoePlanParam *q, const Holds *h, int rank) {
+    int ranks[MOE_MAX_RANKS];
+    MoeMeshGroup group = q->expert ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
+    int at = moe_mesh_group_ranks(&p->mesh, rank, group, ranks),
+        parts = moe_mesh_group_size(&p->mesh, group);
+    int64_t n = q->elements / (q->tp_dim >= 0 ? p->mesh.tp : 1), tensors = 1;
+    if (q->expert) {
+        n /= q->dims[0];
+        tensors = h->n_experts;
+    }
+    return (double)(tensors * (parts == 1 ? n : moe_slice(n, MOE_SLICE_BLOCK, parts, at).count));
+}
+
+static Holds holds_of(const MoePlan *p, int rank) {
+    Holds h = {.at = moe_mesh_coords(&p->mesh, rank)};
+    h.n_shards = moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, 0, h.at.data,
+                                    &h.first_shard);
+    h.first_expert = h.at.ep * p->slots;
+    h.n_experts = p->experts - h.first_expert;
+    h.n_experts = h.n_experts < 0 ? 0 : h.n_experts > p->slots ? p->slots : h.n_experts;
+    for (size_t i = 0; i < p->n_params; i++)
+        h.elements += elements_held(p, &p->params[i], &h, rank);
+    return h;
+}
+
+/* "4-7", "4", "none" */
+static void print_range(int first, int n) {
+    if (n > 1)
+        printf(" %d-%d |", first, first + n - 1);
+    else if (n == 1)
+        printf(" %d |", first);
+    else
+        printf(" none |");
+}
+
+static void print_holds(const MoePlan *p) {
+    printf("\n| rank | dp | shard | ep | tp | virtual shards%s | experts | parameters |\n"
+           "|---:|---:|---:|---:|---:|---|---|---:|\n",
+           p->micro_batches > 1 ? " of micro-batch 0" : "");
+    int n = p->ranks < MAX_RANKS_SHOWN ? p->ranks : MAX_RANKS_SHOWN;
+    for (int r = 0; r < n; r++) {
+        Holds h = holds_of(p, r);
+        printf("| %d | %d | %d | %d | %d |", r, h.at.dp, h.at.shard, h.at.ep, h.at.tp);
+        print_range(h.first_shard, h.n_shards);
+        print_range(h.first_expert, h.n_experts);
+        printf(" %.3f M |\n", h.elements / 1e6);
+    }
+    if (n < p->ranks)
+        printf("\n(%d more ranks: -o json has all)\n", p->ranks - n);
+}
+
+static void print_traffic(const MoePlan *p, const MoePlanProgram *g) {
+    MoeExplainComm c = moe_explain_traffic(p, g);
+    char text[32];
+    printf("\n| a rank sends in a step | group | ranks | collectives | bytes |\n"
+           "|---|---|---:|---:|---:|\n");
+    for (size_t i = 0; i < c.n_rows; i++)
+        printf("| %s | %s | %d | %.0f | %s |\n", moe_plan_comm_op_name(c.rows[i].op),
+               moe_mesh_group_name(c.rows[i].group),
+               moe_mesh_group_size(&p->mesh, c.rows[i].group), c.rows[i].ops,
+               moe_format_bytes(c.rows[i].bytes, text));
+    printf("| **all, in %.0f exchanges** | | | | %s |\n\npredicted %.3f ms for exchanges, none of it "
+           "hidden behind kernels\n",
+           c.exchanges, moe_format_bytes(c.bytes, text), c.seconds * 1e3);
+    free(c.rows);
+}
+
+void moe_explain_ranks_md(const MoePlan *p, const MoePlanProgram *g) {
+    if (p->ranks == 1)
+        return;
+    const MoeMesh *m = &p->mesh;
+    printf("\n%d ranks: dp %d x shard %d x ep %d x tp %d; dense parameters in %d parts", p->ranks,
+           m->dp, m->shard, m->ep, m->tp, m->dense_shard);
+    if (p->experts)
+        printf(", %d expert slot%s a rank", p->slots, p->slots == 1 ? "" : "s");
+    printf("\n");
+    print_holds(p);
+    print_traffic(p, g);
+}
+
+void moe_explain_ranks_json(const MoePlan *p, const MoePlanProgram *g, json_t *root) {
+    json_t *holds = json_array(), *traffic = json_array();
+    for (int r = 0; r < p->ranks; r++) {
+        Holds h = holds_of(p, r);
+        json_array_append_new(
+            holds, json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f}", "rank", r, "dp",
+                             h.at.dp, "shard", h.at.shard, "ep", h.at.ep, "tp", h.at.tp,
+                             "first_virtual_shard", h.first_shard, "virtual_shards", h.n_shards,
+                             "first_expert", h.first_expert, "experts", h.n_experts,
+                             "parameter_elements", h.elements));
+    }
+    MoeExplainComm c = moe_explain_traffic(p, g);
+    for (size_t i = 0; i < c.n_rows; i++)
+        json_array_append_new(
+            traffic, json_pack("{s:s, s:s, s:i, s:f, s:f}", "collective",
+                               moe_plan_comm_op_name(c.rows[i].op), "group",
+                               moe_mesh_group_name(c.rows[i].group), "ranks",
+                               moe_mesh_group_size(&p->mesh, c.rows[i].group), "times",
+                               c.rows[i].ops, "bytes", c.rows[i].bytes));
+    free(c.rows);
+    json_object_set_new(root, "ranks", json_integer(p->ranks));
+    json_object_set_new(root, "mesh",
+                        json_pack("{s:i, s:i, s:i, s:i, s:i}", "dp", p->mesh.dp, "shard",
+                                  p->mesh.shard, "ep", p->mesh.ep, "tp", p->mesh.tp, "dense_shard",
+                                  p->mesh.dense_shard));
+    json_object_set_new(root, "slots", json_integer(p->slots));
+    json_object_set_new(root, "holds", holds);
+    json_object_set_new(root, "traffic", traffic);
+    json_object_set_new(root, "exchanges", json_real(c.exchanges));
+    json_object_set_new(root, "sent_bytes", json_real(c.bytes));
+    json_object_set_new(root, "exchange_seconds", json_real(c.seconds));
+}

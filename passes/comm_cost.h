@@ -1,0 +1,32 @@
+/* What exchanges between ranks cost: bytes that a rank sends when routing is balanced, the seconds that the cluster's links
+ * are busy with them, and the staging memory of sums. Called by memplan, overlap and kernels, which see groups of COMM ops
+ * (passes/group.h). */
+#ifndef MOE_PASSES_COMM_COST_H
+#define MOE_PASSES_COMM_COST_H
+
+#include "passes/cost.h"
+#include "passes/pass.h"
+#include "passes/simulate.h"
+
+/* The mesh on a cluster: how many ranks of a group are reached over each class of links, from the rank that has the most of
+ * them. */
+typedef struct {
+    MoeMesh mesh;
+    MoeCluster cluster;
+    int peers[MOE_N_GROUPS][MOE_N_LINKS];
+    int owners[MOE_N_GROUPS][MOE_N_LINKS]; /* of a sum over the group: those that want the same slice of it */
+} MoeCommModel;
+void moe_comm_model(const MoePassOptions *o, MoeCommModel *out);
+
+/* Bytes that a rank sends to others for a COMM op. */
+double moe_comm_sent_bytes(const MoeOp *op, const MoeMesh *mesh);
+/* Seconds that links are busy with an exchange; nothing for a group of `wait`. */
+MoeLinkSeconds moe_comm_links(const MoeGroup *g, const MoeCommModel *m);
+/* Bytes that the runtime needs beside the slab to carry out the exchange: room for other ranks' terms of sums. */
+int64_t moe_comm_staging(const MoeGroup *g, const MoeMesh *mesh);
+
+/* Of any step: a kernel by the cluster's rates, or the target's where it gives none (moe_group_cost); an exchange by itself: no
+ * FLOPs, the bytes sent; nothing for a wait. */
+MoeCost moe_step_cost(const MoeTarget *t, const MoeGroup *g, const MoeCommModel *m);
+
+#endif

@@ -1,0 +1,32 @@
+/* Shared by plan_json.c and plan_json_comm.c: one program while it is written. */
+#ifndef MOE_PASSES_PLAN_JSON_INTERNAL_H
+#define MOE_PASSES_PLAN_JSON_INTERNAL_H
+
+#include "passes/plan_json.h"
+
+typedef struct {
+    const char *name; /* of the buffer */
+    const MoeOp *op;  /* PARAM or STATE, as first declared */
+} MoePlanShared;
+
+typedef struct {
+    MoePassContext *cx;
+    MoePlanShared *shared;
+    size_t n_shared, cap_shared;
+} MoePlanJson;
+
+typedef struct {
+    const MoePlanJson *plan;
+    const MoeProgram *p;
+    json_t *values;
+    int *index; /* by value id: entry of its memory; -1 = not mentioned yet */
+} MoePlanWriter;
+
+/* The entry of the memory that v lives in; made when it is first asked for. */
+int moe_plan_value_entry(MoePlanWriter *w, const MoeValue *v);
+
+/* plan_json_comm.c. What a step of COMM ops adds to the members that all steps have: "comm", "start"; of a `wait`: "wait", the
+ * index in plan.json of the step that it ends. json_step: by group, that index. */
+void moe_plan_json_comm(MoePlanWriter *w, size_t step, const int *json_step, json_t *o);
+
+#endif

@@ -1,0 +1,146 @@
+/* Reads cluster.json. See cluster.h and docs/CLUSTER.md. */
+#include "placement/cluster.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/io.h"
+#include "base/json.h"
+#include "base/mesh.h"
+#include "base/str.h"
+
+#define MAX_BYTES ((size_t)1 << 20)
+#define FORMAT    1
+
+static const char *const keys[] = {"format_version", "nodes", "ranks_per_node",   "intra",
+                                   "inter",          "flops", "memory_bandwidth", "real_time"};
+static const char *const link_keys[] = {"latency", "bandwidth"};
+static const char *const link_names[MOE_N_LINKS] = {"intra", "inter"};
+#define N_KEYS(list) (sizeof(list) / sizeof *(list))
+
+/* A key that is misspelt would be left out in silence. */
+static MoeStatus check_keys(const json_t *o, const char *where, const char *const *known,
+                            size_t n) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)o, key, value) {
+        size_t i = 0;
+        while (i < n && strcmp(key, known[i]))
+            i++;
+        if (i < n)
+            continue;
+        const char *near = moe_nearest_name(key, known, n);
+        return moe_error(MOE_E_INPUT, "%s: unknown key \"%s\"%s%s%s", where, key,
+                         near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    }
+    return NULL;
+}
+
+static MoeStatus read_count(const json_t *o, const char *where, const char *key, int *out) {
+    int64_t n = 0;
+    MOE_TRY(moe_json_i64(o, where, key, true, &n));
+    if (n < 1 || n > MOE_MAX_RANKS)
+        return moe_error(MOE_E_INPUT, "%s: \"%s\" is %lld; expected 1 to %d", where, key,
+                         (long long)n, MOE_MAX_RANKS);
+    *out = (int)n;
+    return NULL;
+}
+
+/* A rate: above zero where it is there. */
+static MoeStatus read_rate(const json_t *o, const char *where, const char *key, bool required,
+                           double *out) {
+    double v = NAN;
+    MOE_TRY(moe_json_f64(o, where, key, required, &v));
+    if (isnan(v))
+        return NULL;
+    if (!(v > 0) || isinf(v))
+        return moe_error(MOE_E_INPUT, "%s: \"%s\" is %g; expected a number above 0", where, key, v);
+    *out = v;
+    return NULL;
+}
+
+static MoeStatus read_link(const json_t *root, const char *name, MoeLinkClass k, bool needed,
+                           MoeLink *out) {
+    json_t *o = NULL;
+    MOE_TRY(moe_json_object(root, name, link_names[k], needed, &o));
+    *out = (MoeLink){0, INFINITY};
+    if (!o)
+        return NULL;
+    char where[512];
+    snprintf(where, sizeof where, "%s: %s", name, link_names[k]);
+    MOE_TRY(check_keys(o, where, link_keys, N_KEYS(link_keys)));
+    MOE_TRY(moe_json_f64(o, where, "latency", true, &out->latency));
+    if (!(out->latency >= 0) || isinf(out->latency))
+        return moe_error(MOE_E_INPUT, "%s: \"latency\" is %g; expected seconds, 0 or more", where,
+                         out->latency);
+    return read_rate(o, where, "bandwidth", true, &out->bandwidth);
+}
+
+static MoeStatus read_all(const json_t *root, const char *name, MoeCluster *c) {
+    int64_t version = 0;
+    MOE_TRY(moe_json_i64(root, name, "format_version", true, &version));
+    if (version != FORMAT)
+        return moe_error(MOE_E_INPUT, "%s: format version %lld; this moec reads version %d", name,
+                         (long long)version, FORMAT);
+    MOE_TRY(check_keys(root, name, keys, N_KEYS(keys)));
+    MOE_TRY(read_count(root, name, "nodes", &c->nodes));
+    MOE_TRY(read_count(root, name, "ranks_per_node", &c->ranks_per_node));
+    if (c->nodes > MOE_MAX_RANKS / c->ranks_per_node)
+        return moe_error(MOE_E_INPUT, "%s: %d nodes of %d ranks; at most %d ranks in all", name,
+                         c->nodes, c->ranks_per_node, MOE_MAX_RANKS);
+    MOE_TRY(
+        read_link(root, name, MOE_LINK_INTRA, c->ranks_per_node > 1, &c->links[MOE_LINK_INTRA]));
+    MOE_TRY(read_link(root, name, MOE_LINK_INTER, c->nodes > 1, &c->links[MOE_LINK_INTER]));
+    MOE_TRY(read_rate(root, name, "flops", false, &c->flops));
+    MOE_TRY(read_rate(root, name, "memory_bandwidth", false, &c->memory_bandwidth));
+    return moe_json_bool(root, name, "real_time", false, &c->real_time);
+}
+
+MoeStatus moe_cluster_parse(const char *text, size_t n, const char *name, MoeCluster *out) {
+    json_t *root;
+    MoeCluster c = {0};
+    MOE_TRY(moe_json_load_text(text, n, name, &root));
+    MoeStatus st = read_all(root, name, &c);
+    json_decref(root);
+    if (!st)
+        *out = c;
+    return st;
+}
+
+MoeStatus moe_cluster_load(const char *path, MoeCluster *out) {
+    char *text;
+    size_t n;
+    MOE_TRY(moe_file_read(path, MAX_BYTES, &text, &n));
+    MoeStatus st = moe_cluster_parse(text, n, path, out);
+    free(text);
+    return st;
+}
+
+int moe_cluster_ranks(const MoeCluster *c) {
+    return c->nodes * c->ranks_per_node;
+}
+
+MoeStatus moe_cluster_check_ranks(const MoeCluster *c, int ranks) {
+    if (moe_cluster_ranks(c) == ranks)
+        return NULL;
+    return moe_error(MOE_E_MISUSE,
+                     "the cluster has %d ranks (%d nodes of %d), the plan has %d; change \"nodes\" "
+                     "or \"ranks_per_node\", or compile for %d ranks",
+                     moe_cluster_ranks(c), c->nodes, c->ranks_per_node, ranks,
+                     moe_cluster_ranks(c));
+}
+
+MoeLinkClass moe_cluster_link(const MoeCluster *c, int a, int b) {
+    return a / c->ranks_per_node == b / c->ranks_per_node ? MOE_LINK_INTRA : MOE_LINK_INTER;
+}
+
+bool moe_cluster_predicts(const MoeCluster *c) {
+    return c->flops > 0 || c->memory_bandwidth > 0;
+}
+
+double moe_cluster_seconds(const MoeCluster *c, double flops, double bytes) {
+    double compute = c->flops > 0 ? flops / c->flops : 0;
+    double memory = c->memory_bandwidth > 0 ? bytes / c->memory_bandwidth : 0;
+    return fmax(compute, memory);
+}

@@ -1,0 +1,232 @@
+/* Exchanges of a program: started, waited for, finished. See exec_comm.h. */
+#include "runtime/exec_comm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/mem.h"
+
+#define COPY_BYTES 262144 /* of a task */
+
+static MoeStatus no_memory(void) {
+    return moe_error(MOE_E_NOMEM, "no memory for the tables of exchanges between ranks");
+}
+
+/* ---- making ---- */
+
+static MoeStatus make_groups(MoeExec *x) {
+    const MoeMesh *m = &x->plan->mesh;
+    for (int g = 0; g < MOE_N_GROUPS; g++) {
+        MoeExecGroup *out = &x->between->groups[g];
+        out->n = moe_mesh_group_size(m, (MoeMeshGroup)g);
+        out->ranks = malloc(sizeof *out->ranks * (size_t)out->n);
+        if (!out->ranks)
+            return no_memory();
+        out->self = moe_mesh_group_ranks(m, x->rank, (MoeMeshGroup)g, out->ranks);
+    }
+    return NULL;
+}
+
+static int64_t stage_bytes(const MoeExec *x, const MoePlanStep *s) {
+    int64_t n = 0;
+    for (size_t i = 0; i < s->n_comm; i++)
+        n += moe_exec_is_sum(&s->comm[i]) ? moe_exec_sum_stage(x, &s->comm[i]) : 0;
+    return n;
+}
+
+static int free_flight(MoeExecComm *c) {
+    for (int f = 0; f < c->n_flights; f++)
+        if (!c->flights[f].busy)
+            return f;
+    MoeExecFlight *flights = realloc(c->flights, sizeof *flights * ((size_t)c->n_flights + 1));
+    if (!flights)
+        return -1;
+    c->flights = flights;
+    flights[c->n_flights] = (MoeExecFlight){0};
+    return c->n_flights++;
+}
+
+/* Walks the steps as they will run: which flight each exchange takes, and the staging memory it needs there. */
+static MoeStatus plan_flights(MoeExec *x, const MoePlanProgram *g, int *flight) {
+    MoeExecComm *c = x->between;
+    for (size_t i = 0; i < g->n_steps; i++) {
+        const MoePlanStep *s = &g->steps[i];
+        if (s->wait >= 0) {
+            flight[i] = flight[s->wait];
+            c->flights[flight[i]].busy = false;
+        }
+        if (!s->n_comm)
+            continue;
+        for (size_t k = 0; k < s->n_comm; k++)
+            if (moe_exec_is_sum(&s->comm[k]))
+                MOE_TRY(moe_exec_sum_prepare(x, &s->comm[k]));
+        if ((flight[i] = free_flight(c)) < 0)
+            return no_memory();
+        MoeExecFlight *f = &c->flights[flight[i]];
+        int64_t n = stage_bytes(x, s);
+        f->bytes = n > f->bytes ? n : f->bytes;
+        f->busy = s->start;
+    }
+    return NULL;
+}
+
+MoeStatus moe_exec_comm_create(MoeExec *x) {
+    const MoePlan *p = x->plan;
+    MoeExecComm *c = x->between = calloc(1, sizeof *c);
+    if (!c)
+        return no_memory();
+    MOE_TRY(make_groups(x));
+    c->flight = calloc(p->n_programs + 1, sizeof *c->flight);
+    c->slot_expert = calloc((size_t)p->mesh.ep * (size_t)p->slots + 1, sizeof *c->slot_expert);
+    if (!c->flight || !c->slot_expert)
+        return no_memory();
+    for (size_t g = 0; g < p->n_programs; g++) {
+        c->flight[g] = calloc(p->programs[g].n_steps + 1, sizeof **c->flight);
+        if (!c->flight[g])
+            return no_memory();
+        MOE_TRY(plan_flights(x, &p->programs[g], c->flight[g]));
+    }
+    for (int f = 0; f < c->n_flights; f++) {
+        void *stage = NULL;
+        if (c->flights[f].bytes)
+            MOE_TRY(moe_alloc_big((size_t)c->flights[f].bytes, "sums over ranks", &stage));
+        c->flights[f].stage = stage;
+    }
+    return NULL;
+}
+
+void moe_exec_comm_destroy(MoeExec *x) {
+    MoeExecComm *c = x->between;
+    if (!c)
+        return;
+    for (int f = 0; f < c->n_flights; f++) {
+        if (c->flights[f].request) /* after an error: nothing may write into our memory any more */
+            moe_status_free(moe_comm_wait(x->comm, c->flights[f].request));
+        moe_free_big(c->flights[f].stage, (size_t)c->flights[f].bytes);
+    }
+    for (size_t g = 0; c->flight && g < x->plan->n_programs; g++)
+        free(c->flight[g]);
+    for (int g = 0; g < MOE_N_GROUPS; g++)
+        free(c->groups[g].ranks);
+    for (size_t i = 0; i < c->n_sums; i++)
+        free(c->sums[i].slice);
+    free(c->sums);
+    free(c->flight);
+    free(c->flights);
+    free(c->sends.items);
+    free(c->recvs.items);
+    free(c->copies);
+    free(c->slot_expert);
+    free(c);
+    x->between = NULL;
+}
+
+int64_t moe_exec_comm_bytes(const MoeExec *x) {
+    int64_t n = 0;
+    for (int f = 0; x->between && f < x->between->n_flights; f++)
+        n += x->between->flights[f].bytes;
+    return n;
+}
+
+/* ---- copies to oneself, while the transfer goes on ---- */
+
+static void copy_task(void *ctx, int64_t task, int thread) {
+    (void)thread;
+    const MoeExecCopy *c = ctx;
+    if (!c->index) {
+        int64_t total = c->row_bytes * c->n, at = task * COPY_BYTES,
+                n = total - at < COPY_BYTES ? total - at : COPY_BYTES;
+        memcpy(c->to + at, c->from + at, (size_t)n);
+        return;
+    }
+    int64_t rows = COPY_BYTES / c->row_bytes + 1, end = (task + 1) * rows;
+    for (int64_t i = task * rows; i < end && i < c->n; i++)
+        memcpy(c->to + i * c->row_bytes, c->from + c->index[i] * c->row_bytes,
+               (size_t)c->row_bytes);
+}
+
+static void run_copies(MoeExec *x) {
+    MoeExecComm *c = x->between;
+    for (size_t i = 0; i < c->n_copies; i++) {
+        MoeExecCopy *k = &c->copies[i];
+        int64_t tasks = k->index ? k->n / (COPY_BYTES / k->row_bytes + 1) + 1
+                                 : (k->row_bytes * k->n + COPY_BYTES - 1) / COPY_BYTES;
+        moe_pool_run(x->pool, tasks, copy_task, k);
+    }
+}
+
+/* ---- running ---- */
+
+static void clear_lists(MoeExecComm *c) {
+    c->sends.n = c->recvs.n = c->n_copies = 0;
+}
+
+/* Whether the step's groups have any other rank in them: the same on every rank. */
+static bool has_peers(const MoeExec *x, const MoePlanStep *s) {
+    for (size_t i = 0; i < s->n_comm; i++)
+        if (x->between->groups[s->comm[i].group].n > 1)
+            return true;
+    return false;
+}
+
+static MoeStatus begin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+                       MoeExecFlight *f) {
+    MoeExecComm *c = x->between;
+    char *stage = f->stage;
+    MOE_ASSERT(!f->request, "%s: the flight is taken", s->name);
+    clear_lists(c);
+    for (size_t i = 0; i < s->n_comm; i++) {
+        MOE_TRY(
+            moe_status_prefix(moe_exec_op_blocks(x, g, &s->comm[i], stage), "step %s", s->name));
+        stage += moe_exec_is_sum(&s->comm[i]) ? moe_exec_sum_stage(x, &s->comm[i]) : 0;
+    }
+    if (c->failed)
+        return no_memory();
+    if (has_peers(x, s))
+        MOE_TRY(moe_comm_start(x->comm, c->sends.items, c->sends.n, c->recvs.items, c->recvs.n,
+                               s->name, &f->request));
+    run_copies(x);
+    return NULL;
+}
+
+/* Parts of slices that were added up apart come together. */
+static MoeStatus rejoin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s) {
+    MoeExecComm *c = x->between;
+    bool any = false;
+    clear_lists(c);
+    for (size_t i = 0; i < s->n_comm; i++)
+        if (moe_exec_is_sum(&s->comm[i]) && moe_exec_sum_twice(x, &s->comm[i])) {
+            moe_exec_sum_rejoin(x, g, &s->comm[i]);
+            any = true;
+        }
+    if (c->failed)
+        return no_memory();
+    return any ? moe_comm_exchange(x->comm, c->sends.items, c->sends.n, c->recvs.items, c->recvs.n,
+                                   s->name)
+               : NULL;
+}
+
+static MoeStatus finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+                        MoeExecFlight *f) {
+    MoeRequest *request = f->request;
+    const char *stage = f->stage;
+    f->request = NULL;
+    if (request)
+        MOE_TRY(moe_comm_wait(x->comm, request));
+    for (size_t i = 0; i < s->n_comm; i++)
+        if (moe_exec_is_sum(&s->comm[i])) {
+            moe_exec_sum_fold(x, g, &s->comm[i], stage);
+            stage += moe_exec_sum_stage(x, &s->comm[i]);
+        }
+    return rejoin(x, g, s);
+}
+
+MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i) {
+    const MoePlanStep *s = &g->plan->steps[i];
+    MoeExecFlight *f = &x->between->flights[x->between->flight[g - x->programs][i]];
+    if (s->wait >= 0)
+        return finish(x, g, &g->plan->steps[s->wait], f);
+    MOE_TRY(begin(x, g, s, f));
+    return s->start ? NULL : finish(x, g, s, f);
+}

@@ -1,0 +1,91 @@
+/* The steps between ranks: exchanges over the communicator, and what this rank does with what it got (docs/RANKS.md).
+ *
+ * A step's ops go in one exchange. Sums are exchange plus local tree: each rank receives its share of the others' terms
+ * into staging memory and adds them up in the group's order (docs/NUMBERS.md 4). Where several ranks own the same slice
+ * and it is less traffic, each of them adds up a part of it and a second exchange puts the parts together: the same bits.
+ * Staging memory is taken once, for as many exchanges as are under way at a time. */
+#ifndef MOE_RUNTIME_EXEC_COMM_H
+#define MOE_RUNTIME_EXEC_COMM_H
+
+#include "runtime/exec_internal.h"
+
+/* Once the programs are bound. With one rank and no exchange in the plan there is nothing to make. */
+MoeStatus moe_exec_comm_create(MoeExec *x);
+void moe_exec_comm_destroy(MoeExec *x);
+/* Step i of the program, an exchange or a wait. */
+MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i);
+int64_t moe_exec_comm_bytes(const MoeExec *x); /* of staging memory */
+
+/* exec_collect.c: what rank 0 gets from all after a run. Every rank calls. */
+MoeStatus moe_exec_collect_load(MoeExec *x); /* x->load, of every shard */
+/* Each data rank's logits start its memory; on rank 0 they end up by sequence. */
+MoeStatus moe_exec_collect_logits(MoeExec *x, float *logits, int64_t n_seqs);
+
+/* ---- shared by exec_comm.c, exec_comm_blocks.c and exec_comm_sum.c ---- */
+
+/* A group of ranks as this rank sees it. */
+typedef struct {
+    int n, self; /* self: this rank's place */
+    int *ranks;  /* world ranks, in the group's order */
+} MoeExecGroup;
+
+/* Who adds up what in a sum over `group` that is scattered over `scatter`. */
+typedef struct {
+    MoeMeshGroup group, scatter; /* scatter: MOE_N_GROUPS for all_reduce */
+    int slices, copies;          /* slices of the tensor, ranks that own each */
+    int *slice, *copy; /* [group's n]: the member's slice, its place among that slice's owners */
+} MoeExecSum;
+
+typedef struct {
+    MoeBlock *items;
+    size_t n, cap;
+} MoeBlockList;
+
+/* A copy from this rank to itself: n rows of row_bytes; index: of the source rows, NULL = in order. */
+typedef struct {
+    char *to;
+    const char *from;
+    int64_t row_bytes, n;
+    const int32_t *index;
+} MoeExecCopy;
+
+/* An exchange under way, and the staging memory it uses. */
+typedef struct {
+    char *stage;
+    int64_t bytes;
+    bool busy;
+    MoeRequest *request; /* NULL: none of its ranks is another */
+} MoeExecFlight;
+
+struct MoeExecComm {
+    MoeExecGroup groups[MOE_N_GROUPS];
+    MoeExecSum *sums;
+    size_t n_sums;
+    MoeExecFlight *flights;
+    int n_flights;
+    int **flight; /* [programs][steps]: of an exchange, and of the wait for it */
+    MoeBlockList sends, recvs;
+    MoeExecCopy *copies;
+    size_t n_copies, cap_copies;
+    int *slot_expert; /* [ep * slots]; -1 = empty */
+    bool failed;      /* no memory for a list; looked at before the exchange */
+};
+
+/* exec_comm_blocks.c: puts op o's blocks and local copies into the lists. stage: of this op. */
+MoeStatus moe_exec_op_blocks(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
+                             char *stage);
+void moe_block_push(MoeExecComm *c, MoeBlockList *l, int peer, void *base, int64_t bytes);
+
+/* exec_comm_sum.c */
+bool moe_exec_is_sum(const MoePlanComm *o);
+MoeStatus moe_exec_sum_prepare(MoeExec *x, const MoePlanComm *o);   /* fills x->between->sums */
+int64_t moe_exec_sum_stage(const MoeExec *x, const MoePlanComm *o); /* bytes, whole 64s */
+void moe_exec_sum_blocks(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o, char *stage);
+/* The tree over the terms, in the staging memory and this rank's own, into the result. */
+void moe_exec_sum_fold(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
+                       const char *stage);
+/* Whether a second exchange among a slice's owners follows, and its blocks. */
+bool moe_exec_sum_twice(const MoeExec *x, const MoePlanComm *o);
+void moe_exec_sum_rejoin(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o);
+
+#endif

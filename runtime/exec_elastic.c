@@ -1,0 +1,153 @@
+/* Elastic values: rows that routing may send here, with address space for all that could come. Memory is touched by
+ * live rows alone, so what is used is read off the tables of rows as the steps run. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/exec_internal.h"
+
+#define TELL_FROM 1.1 /* times what was said before */
+
+/* Value v, if it is elastic and has not been seen. */
+static void begin_value(MoeExecProgram *g, size_t step, int v, bool *seen) {
+    if (!g->plan->values[v].elastic || seen[v])
+        return;
+    seen[v] = true;
+    g->elastic[g->n_elastic++] = (MoeExecElastic){v, g->plan->steps[step].layer, 0};
+}
+
+/* The program's elastic values in the order of the steps that they begin at. */
+static MoeStatus list_values(MoeExecProgram *g) {
+    const MoePlanProgram *p = g->plan;
+    size_t n = 0;
+    for (size_t i = 0; i < p->n_values; i++)
+        n += p->values[i].elastic;
+    if (!n)
+        return NULL;
+    g->elastic = calloc(n, sizeof *g->elastic);
+    g->elastic_at = calloc(p->n_steps + 1, sizeof *g->elastic_at);
+    bool *seen = calloc(p->n_values, sizeof *seen);
+    if (!g->elastic || !g->elastic_at || !seen) {
+        free(seen);
+        return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
+    }
+    for (size_t s = 0; s < p->n_steps; s++) {
+        g->elastic_at[s] = g->n_elastic;
+        for (size_t b = 0; b < p->steps[s].n_bufs; b++)
+            begin_value(g, s, p->steps[s].buf_value[b], seen);
+        for (size_t c = 0; c < p->steps[s].n_comm; c++)
+            begin_value(g, s, p->steps[s].comm[c].out, seen);
+    }
+    g->elastic_at[p->n_steps] = g->n_elastic;
+    free(seen);
+    return NULL;
+}
+
+static MoeExecLayer *layer_of(MoeExec *x, int layer) {
+    for (size_t i = 0; i < x->n_layers; i++)
+        if (x->layers[i].layer == layer)
+            return &x->layers[i];
+    x->layers[x->n_layers] = (MoeExecLayer){.layer = layer};
+    return &x->layers[x->n_layers++];
+}
+
+MoeStatus moe_exec_elastic_create(MoeExec *x) {
+    size_t most = 0;
+    for (size_t g = 0; g < x->plan->n_programs; g++) {
+        MOE_TRY(list_values(&x->programs[g]));
+        most += x->programs[g].n_elastic;
+    }
+    x->layers = calloc(most + 1, sizeof *x->layers);
+    MoeExecProgram *train = moe_exec_program(x, "train");
+    if (!x->layers)
+        return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
+    for (size_t i = 0; train && i < train->n_elastic; i++) {
+        MoeExecLayer *l = layer_of(x, train->elastic[i].layer);
+        l->planned += train->plan->values[train->elastic[i].value].expect;
+        l->told = l->planned;
+    }
+    return NULL;
+}
+
+void moe_exec_elastic_destroy(MoeExec *x) {
+    for (size_t g = 0; x->programs && g < x->plan->n_programs; g++) {
+        free(x->programs[g].elastic);
+        free(x->programs[g].elastic_at);
+    }
+    free(x->layers);
+}
+
+void moe_exec_elastic_step(MoeExec *x, MoeExecProgram *g, size_t i) {
+    for (size_t k = g->elastic_at[i]; k < g->elastic_at[i + 1]; k++) {
+        MoeExecElastic *e = &g->elastic[k];
+        const MoePlanValue *v = &g->plan->values[e->value];
+        const int32_t *segs = (const int32_t *)(const void *)g->values[v->rows];
+        int64_t used = segs[g->plan->values[v->rows].bytes / 4 - 1] * v->row_bytes;
+        used = used < v->bytes ? used : v->bytes;
+        if (used > e->used) {
+            e->used = used;
+            x->elastic_grew = true;
+        }
+    }
+}
+
+typedef struct {
+    int64_t from, to;
+} Range;
+
+static int by_start(const void *a, const void *b) {
+    const Range *x = a, *y = b;
+    return x->from < y->from ? -1 : x->from > y->from;
+}
+
+/* Values share addresses: what counts is the union of all that was ever touched beyond the fixed part. */
+static void sum_touched(MoeExec *x) {
+    size_t most = 0, n = 0;
+    for (size_t g = 0; g < x->plan->n_programs; g++)
+        most += x->programs[g].n_elastic;
+    Range *r = calloc(most + 1, sizeof *r);
+    for (size_t g = 0; r && g < x->plan->n_programs; g++)
+        for (size_t i = 0; i < x->programs[g].n_elastic; i++) {
+            const MoeExecElastic *e = &x->programs[g].elastic[i];
+            int64_t at = x->programs[g].plan->values[e->value].offset;
+            r[n++] = (Range){at > x->fixed_bytes ? at : x->fixed_bytes, at + e->used};
+        }
+    if (r)
+        qsort(r, n, sizeof *r, by_start);
+    int64_t end = 0, total = 0;
+    for (size_t i = 0; r && i < n; i++) {
+        int64_t from = r[i].from > end ? r[i].from : end;
+        total += r[i].to > from ? r[i].to - from : 0;
+        end = r[i].to > end ? r[i].to : end;
+    }
+    free(r);
+    x->elastic_used = total > x->elastic_used ? total : x->elastic_used;
+}
+
+void moe_exec_elastic_sum(MoeExec *x) {
+    MoeExecProgram *train = moe_exec_program(x, "train");
+    if (!x->elastic_grew)
+        return;
+    x->elastic_grew = false;
+    sum_touched(x);
+    for (size_t i = 0; i < x->n_layers; i++)
+        x->layers[i].used = 0;
+    for (size_t i = 0; train && i < train->n_elastic; i++)
+        layer_of(x, train->elastic[i].layer)->used += train->elastic[i].used;
+}
+
+bool moe_exec_growth(MoeExec *x, MoeExecGrowth *out) {
+    MoeExecLayer *worst = NULL;
+    for (size_t i = 0; i < x->n_layers; i++) {
+        MoeExecLayer *l = &x->layers[i];
+        if ((double)l->used > TELL_FROM * (double)l->told &&
+            (!worst || l->used - l->told > worst->used - worst->told))
+            worst = l;
+    }
+    if (!worst)
+        return false;
+    *out = (MoeExecGrowth){worst->layer, worst->planned, worst->used};
+    for (size_t i = 0; i < x->n_layers; i++) /* one line for all that grew in this step */
+        if (x->layers[i].used > x->layers[i].told)
+            x->layers[i].told = x->layers[i].used;
+    return true;
+}
