@@ -6,6 +6,7 @@
 
 #include "base/pool.h"
 #include "base/str.h"
+#include "cli/cluster_options.h"
 #include "cli/driver.h"
 #include "passes/memplan.h"
 
@@ -32,6 +33,7 @@ static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
     d->pass.recompute = moe_recompute_from_name(moe_opt(o, OPT_RECOMPUTE));
     d->pass.memory_limit = moe_opt_i(o, OPT_MEMORY_LIMIT);
     MOE_TRY(moe_strategy_from_options(o, &d->strategy));
+    MOE_TRY(moe_cluster_from_options(o, &d->strategy, &d->pass));
     MoePipelineOptions *p = &d->pipeline;
     p->print_after = *moe_opt(o, OPT_PRINT_AFTER) ? moe_opt(o, OPT_PRINT_AFTER) : NULL;
     p->stop_after = *moe_opt(o, OPT_STOP_AFTER) ? moe_opt(o, OPT_STOP_AFTER) : NULL;

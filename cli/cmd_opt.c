@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/cluster_options.h"
 #include "cli/driver.h"
 #include "codegen/codegen.h"
 #include "ir/numbers.h"
@@ -11,7 +12,7 @@
 
 /* Passes up to recompute need no target; those after it do. */
 static bool needs_target(const char *passes) {
-    return strstr(passes, "fuse") || strstr(passes, "memplan") || strstr(passes, "kernels") ||
+    return strstr(passes, "fuse") || strstr(passes, "overlap") || strstr(passes, "memplan") || strstr(passes, "kernels") ||
            strstr(passes, "decompose");
 }
 
@@ -54,15 +55,18 @@ static MoeStatus options_of(const MoeOptions *o, const MoeModule *m, MoePassOpti
         out->seq = moe_opt_i(o, OPT_SEQ);
     if (moe_opt_given(o, OPT_VIRTUAL_SHARDS))
         out->virtual_shards = (int)moe_opt_i(o, OPT_VIRTUAL_SHARDS);
-    if (out->micro_batches < 1 || out->micro_batches > MOE_MAX_SHARDS || out->batch < 0 || out->seq < 0 ||
-        out->virtual_shards < 0 || out->virtual_shards > MOE_MAX_SHARDS)
-        return moe_error(MOE_E_MISUSE, "moec opt: --batch, --seq, --micro-batches and --virtual-shards "
-                                       "must be at least 1, the last two at most %d",
+    if (out->micro_batches < 1 || out->micro_batches > MOE_MAX_SHARDS || out->batch < 0 ||
+        out->seq < 0 || out->virtual_shards < 0 || out->virtual_shards > MOE_MAX_SHARDS)
+        return moe_error(MOE_E_MISUSE,
+                         "moec opt: --batch, --seq, --micro-batches and --virtual-shards "
+                         "must be at least 1, the last two at most %d",
                          MOE_MAX_SHARDS);
     sizes_of(m, out);
     MoeStrategy s;
     MOE_TRY(moe_strategy_from_options(o, &s));
-    return moe_strategy_resolve(&s, experts_of(m), &out->mesh);
+    MOE_TRY(moe_cluster_from_options(o, &s, out));
+    MOE_TRY(moe_strategy_resolve(&s, experts_of(m), &out->mesh));
+    return moe_cluster_check_mesh(out);
 }
 
 MoeStatus moe_cmd_opt(const MoeOptions *o) {

@@ -2,14 +2,17 @@
 #include "cli/commands.h"
 
 #include <math.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 #include "base/io.h"
 #include "base/pool.h"
 #include "cli/driver.h"
+#include "runtime/emulate.h"
 #include "runtime/launch.h"
 #include "runtime/ranks.h"
 #include "runtime/train.h"
@@ -113,6 +116,9 @@ static void print_report(const MoePlan *plan, const MoeTrainOptions *t, const Mo
         printf(", %d ranks of %s, at most %s)\n", plan->ranks, memory, most);
     } else
         printf(", %s)\n", memory);
+    if (r->emulated)
+        printf("  emulated: %.6g s a step, %.0f tokens/s on the links of --emulate\n",
+               r->emulated_seconds, (double)(plan->batch * plan->seq) / r->emulated_seconds);
     if (r->state.step >= r->first_step)
         printf("  last training loss %.4f\n", r->loss);
     if (r->state.skipped)
@@ -156,10 +162,41 @@ static MoeStatus run_rank(void *ctx, MoeComm *comm) {
     return st;
 }
 
+/* Whether the launcher gave this process cores of its own: others than it has itself. */
+static bool is_bound(void) {
+    cpu_set_t mine, parents;
+    return !sched_getaffinity(0, sizeof mine, &mine) &&
+           !sched_getaffinity(getppid(), sizeof parents, &parents) && !CPU_EQUAL(&mine, &parents);
+}
+
+/* Of a process among others on its host, when the user leaves the number to us. */
+static int threads_of_process(int threads, const MoeLaunchInfo *launch) {
+    int n = moe_cpu_count();
+    if (threads > 0 || launch->local_size < 2 || is_bound())
+        return threads;
+    return n / launch->local_size > 1 ? n / launch->local_size : 1;
+}
+
 /* --threads is for the process: each of its ranks gets a part. */
 static int threads_a_rank(int threads, int ranks) {
     int all = threads > 0 ? threads : moe_cpu_count();
     return ranks > 1 ? (all / ranks > 1 ? all / ranks : 1) : threads;
+}
+
+/* Ranks as threads on emulated links. */
+static MoeStatus run_emulated(const char *path, Run *run) {
+    MoeCluster cluster;
+    int n = run->plan->ranks;
+    MoeComm **comms = calloc((size_t)n, sizeof(MoeComm *));
+    MoeStatus st = moe_cluster_load(path, &cluster);
+    if (!st)
+        st = moe_comm_threads_emulated(n, &cluster, comms);
+    if (!st)
+        st = moe_ranks_run_on(comms, n, run_rank, run);
+    for (int r = 0; r < n; r++)
+        moe_comm_destroy(comms[r]);
+    free(comms);
+    return st;
 }
 
 static MoeStatus run_ranks(const MoeOptions *o, const MoePlan *plan, MoeTrainOptions *t) {
@@ -177,11 +214,16 @@ static MoeStatus run_ranks(const MoeOptions *o, const MoePlan *plan, MoeTrainOpt
                          "--ranks %lld: the plan is for %d; compile it with --ranks %lld, or leave "
                          "--ranks out",
                          (long long)asked, plan->ranks, (long long)asked);
-    MOE_TRY(moe_comm_choose(moe_opt(o, OPT_COMM), plan->ranks, &launch, &kind));
+    const char *emulate = moe_opt(o, OPT_EMULATE);
+    MOE_TRY(
+        moe_comm_choose(*emulate ? "threads" : moe_opt(o, OPT_COMM), plan->ranks, &launch, &kind));
     if (kind == MOE_COMM_SELF || kind == MOE_COMM_THREADS) {
         t->threads = threads_a_rank(t->threads, plan->ranks);
+        if (*emulate)
+            return run_emulated(emulate, &run);
         return moe_ranks_run(plan->ranks, limit, run_rank, &run);
     }
+    t->threads = threads_of_process(t->threads, &launch);
     MOE_TRY(moe_comm_open(kind, &launch, limit, &comm));
     MoeStatus st = run_rank(&run, comm);
     moe_comm_destroy(comm);

@@ -9,6 +9,7 @@
 #include "base/io.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "cli/cluster_options.h"
 #include "codegen/codegen.h"
 #include "ir/numbers.h"
 #include "ir/text.h"
@@ -36,6 +37,7 @@ void moe_driver_defaults(MoeDriverOptions *o) {
                                        .micro_batches = 1,
                                        .mixed_from_config = true};
     o->pass.recompute = MOE_RECOMPUTE_AUTO;
+    o->pass.overlap = true;
     o->pipeline.verify_each = true;
     o->pipeline.out = stdout;
     o->pipeline.err = stderr;
@@ -176,6 +178,7 @@ MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     c->cx.options.micro_batches = f.micro_batches;
     c->cx.options.mixed_bf16 = f.mixed_bf16;
     MOE_TRY(moe_strategy_resolve(&o->strategy, c->info.experts, &c->cx.options.mesh));
+    MOE_TRY(moe_cluster_check_mesh(&c->cx.options));
     MOE_TRY(moe_mesh_check(&c->cx.options.mesh, f.virtual_shards, f.micro_batches));
     MOE_TRY(moe_pipeline_run(&c->cx, &o->pipeline));
     return NULL;

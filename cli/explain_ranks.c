@@ -96,6 +96,7 @@ MoeExplainComm moe_explain_traffic(const MoePlan *p, const MoePlanProgram *g) {
     for (size_t i = 0; i < g->n_steps; i++) {
         double times = g->steps[i].n_comm ? moe_explain_times(p, g, &g->steps[i]) : 0;
         c.exchanges += times;
+        c.started += g->steps[i].start ? times : 0;
         c.bytes += times * g->steps[i].bytes;
         c.seconds += times * g->steps[i].seconds;
     }
@@ -173,9 +174,12 @@ static void print_traffic(const MoePlan *p, const MoePlanProgram *g) {
                moe_mesh_group_name(c.rows[i].group),
                moe_mesh_group_size(&p->mesh, c.rows[i].group), c.rows[i].ops,
                moe_format_bytes(c.rows[i].bytes, text));
-    printf("| **all, in %.0f exchanges** | | | | %s |\n\npredicted %.3f ms for exchanges, none of it "
-           "hidden behind kernels\n",
-           c.exchanges, moe_format_bytes(c.bytes, text), c.seconds * 1e3);
+    printf("| **all, in %.0f exchanges** | | | | %s |\n\npredicted %.3f ms for exchanges, ", c.exchanges,
+           moe_format_bytes(c.bytes, text), c.seconds * 1e3);
+    if (c.started > 0)
+        printf("of which %.0f go on behind kernels\n", c.started);
+    else
+        printf("none of them behind kernels\n");
     free(c.rows);
 }
 

@@ -27,6 +27,7 @@ typedef struct {
     MoeExplainTraffic *rows;
     size_t n_rows;
     double exchanges, bytes, seconds;
+    double started; /* of the exchanges: those that end at a later step */
 } MoeExplainComm;
 MoeExplainComm moe_explain_traffic(const MoePlan *p, const MoePlanProgram *g);
 

@@ -31,10 +31,10 @@ static MoeStatus unknown_key(const char *path, const char *key) {
         moe_str_printf(&all, "%s%s", i ? ", " : "", names[i]);
     }
     const char *nearest = moe_nearest_name(key, names, N_DEGREES);
-    MoeStatus st =
-        nearest ? moe_error(MOE_E_INPUT, "%s: unknown key \"%s\"; did you mean \"%s\"?", path, key, nearest)
-                : moe_error(MOE_E_INPUT, "%s: unknown key \"%s\"; the keys are %s", path, key,
-                            moe_str_c(&all));
+    MoeStatus st = nearest ? moe_error(MOE_E_INPUT, "%s: unknown key \"%s\"; did you mean \"%s\"?",
+                                       path, key, nearest)
+                           : moe_error(MOE_E_INPUT, "%s: unknown key \"%s\"; the keys are %s", path,
+                                       key, moe_str_c(&all));
     moe_str_free(&all);
     return st;
 }
@@ -42,8 +42,10 @@ static MoeStatus unknown_key(const char *path, const char *key) {
 MoeStatus moe_strategy_load(const char *path, MoeStrategy *out) {
     json_t *json = NULL;
     MOE_TRY(moe_json_load_file(path, 1 << 20, &json));
-    MoeStatus st = json_is_object(json) ? NULL : moe_error(MOE_E_INPUT, "%s: expected a JSON object", path);
-    for (void *it = st ? NULL : json_object_iter(json); it && !st; it = json_object_iter_next(json, it)) {
+    MoeStatus st =
+        json_is_object(json) ? NULL : moe_error(MOE_E_INPUT, "%s: expected a JSON object", path);
+    for (void *it = st ? NULL : json_object_iter(json); it && !st;
+         it = json_object_iter_next(json, it)) {
         const char *key = json_object_iter_key(it);
         int i = 0;
         while (i < N_DEGREES && strcmp(key, degrees[i].key) != 0)
@@ -71,8 +73,8 @@ MoeStatus moe_strategy_from_options(const MoeOptions *o, MoeStrategy *out) {
             continue;
         int64_t n = moe_opt_i(o, degrees[i].option);
         if (n < 1 || n > MOE_MAX_RANKS)
-            return moe_error(MOE_E_MISUSE, "%s %lld: expected 1 to %d", o->source[degrees[i].option],
-                             (long long)n, MOE_MAX_RANKS);
+            return moe_error(MOE_E_MISUSE, "%s %lld: expected 1 to %d",
+                             o->source[degrees[i].option], (long long)n, MOE_MAX_RANKS);
         *degree(out, i) = n;
     }
     return NULL;

@@ -20,6 +20,8 @@ typedef struct {
         outputs; /* values defined here and used outside, in order of definition; also unused results of an
                                  op with several results, which its kernel writes all the same */
     size_t n_outputs;
+    int part, parts; /* a step that works on the rows of one chunk of slots: which, of how many; parts 0: on all rows.
+                        The kernels are the same; the table of rows that they get has the other slots empty */
 } MoeGroup;
 
 /* One launch: a kernel and the buffers it gets. */

@@ -97,10 +97,12 @@ const char *moe_snapshot_name(const MoeSnapshot *s, const MoeOp *op) {
     const char *what = op->opcode == MOE_OP_ASSIGN ? "new" : "given";
     const MoeOp *to = op->opcode == MOE_OP_ASSIGN ? op->operands[0]->def : op;
     const char *of = to->opcode == MOE_OP_STATE ? moe_attr_s(to, "of") : "";
-    return moe_arena_printf(s->arena, "%s %s%s%s", what, moe_attr_s(to, "name"), *of ? " of " : "", of);
+    return moe_arena_printf(s->arena, "%s %s%s%s", what, moe_attr_s(to, "name"), *of ? " of " : "",
+                            of);
 }
 
-const MoeSnapshotEntry *moe_snapshot_find(const MoeSnapshot *s, const char *graph, const char *name) {
+const MoeSnapshotEntry *moe_snapshot_find(const MoeSnapshot *s, const char *graph,
+                                          const char *name) {
     for (size_t i = 0; i < s->n; i++)
         if (strcmp(s->entries[i].graph, graph) == 0 && strcmp(s->entries[i].name, name) == 0)
             return &s->entries[i];
@@ -110,7 +112,8 @@ const MoeSnapshotEntry *moe_snapshot_find(const MoeSnapshot *s, const char *grap
 static void keep_values(MoeSnapshot *s, const MoeGraph *g, const MoeEval *ev) {
     for (size_t i = 0; i < g->n_ops; i++) {
         const MoeOp *op = g->ops[i];
-        bool given = op->opcode == MOE_OP_INPUT || op->opcode == MOE_OP_PARAM || op->opcode == MOE_OP_STATE;
+        bool given =
+            op->opcode == MOE_OP_INPUT || op->opcode == MOE_OP_PARAM || op->opcode == MOE_OP_STATE;
         if (!given && op->opcode != MOE_OP_OUTPUT && op->opcode != MOE_OP_ASSIGN)
             continue;
         const MoeValue *v = given ? op->results[0] : op->operands[op->opcode == MOE_OP_ASSIGN];
@@ -154,7 +157,8 @@ void moe_snapshot_free(MoeSnapshot *s) {
         moe_arena_destroy(s->arena); /* s itself lives there */
 }
 
-static MoeStatus compare_entry(const MoeSnapshotEntry *a, const MoeSnapshotEntry *b, const char *pass, double *largest) {
+static MoeStatus compare_entry(const MoeSnapshotEntry *a, const MoeSnapshotEntry *b,
+                               const char *pass, double *largest) {
     if (a->n != b->n || !a->f != !b->f)
         return moe_error(MOE_E_INTERNAL,
                          "pass %s changed %s of graph @%s: %lld elements before, %lld after", pass,

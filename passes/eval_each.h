@@ -21,8 +21,8 @@ MoeStatus moe_snapshot_take(const MoeModule *m, uint64_t seed, MoeSnapshot **out
 /* The same of graphs that are programs of a rank: they run on all ranks of the mesh on the data of `before`, each rank on its
  * virtual shards, slots and slices (an expert e in the slot e + 1, round and round); what is the same on all ranks is
  * checked to be, rows and slices are put together again. Graphs that `before` lacks are left out. */
-MoeStatus moe_snapshot_take_ranks(const MoeModule *m, const MoeMesh *mesh, const MoeSnapshot *before,
-                                  MoeSnapshot **out, int *out_skipped);
+MoeStatus moe_snapshot_take_ranks(const MoeModule *m, const MoeMesh *mesh,
+                                  const MoeSnapshot *before, MoeSnapshot **out, int *out_skipped);
 void moe_snapshot_free(MoeSnapshot *s); /* NULL is fine */
 /* That all values of `before` are in `after` and agree: integers exactly, floats within 1e-9 of the
  * tensor's largest entry; where a graph rounds to bf16, within 2^-6 of it (eval_each.c says why).

@@ -23,7 +23,8 @@ MoeSnapshot *moe_snapshot_new(void);
 /* Keeps n floats or integers (copied) under a name (borrowed, in the snapshot's arena). */
 void moe_snapshot_keep(MoeSnapshot *s, const MoeGraph *g, const char *name, const double *f,
                        const int32_t *i, int64_t n);
-const MoeSnapshotEntry *moe_snapshot_find(const MoeSnapshot *s, const char *graph, const char *name);
+const MoeSnapshotEntry *moe_snapshot_find(const MoeSnapshot *s, const char *graph,
+                                          const char *name);
 /* The entry's name for what op stands for: OUTPUT, ASSIGN, or a declaration's data. */
 const char *moe_snapshot_name(const MoeSnapshot *s, const MoeOp *op);
 /* Whether the interpreter would take too long, n times. */

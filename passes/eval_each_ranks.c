@@ -39,7 +39,8 @@ static int64_t shard_run(const Run *r, int data, int count, int64_t *first) {
 /* The table with the rows of these shards alone. */
 static int32_t *cut_segs(const Run *r, int data, int count) {
     int64_t first, n = shard_run(r, data, count, &first);
-    int32_t *t = MOE_NEW_N(r->a, int32_t, r->shards + 1), lo = r->tok[first], hi = r->tok[first + n];
+    int32_t *t = MOE_NEW_N(r->a, int32_t, r->shards + 1), lo = r->tok[first],
+            hi = r->tok[first + n];
     for (int64_t v = 0; v <= r->shards; v++) {
         int32_t at = r->tok[v] < lo ? lo : r->tok[v] > hi ? hi : r->tok[v];
         t[v] = at - lo;
@@ -64,9 +65,9 @@ static int64_t slot_of(const Run *r, int64_t e, int64_t experts) {
 typedef struct {
     MoeType whole, part; /* part: of this rank's slots and tp part */
     int expert, tp_dim;
-    int64_t elements;    /* of the whole */
-    MoeSlice slice;      /* of each row (slot) */
-    int64_t rows;        /* slots; 1 */
+    int64_t elements; /* of the whole */
+    MoeSlice slice;   /* of each row (slot) */
+    int64_t rows;     /* slots; 1 */
 } Cut;
 
 static Cut cut_of(const Run *r, const MoeOp *param, int rank) {
@@ -88,7 +89,8 @@ static Cut cut_of(const Run *r, const MoeOp *param, int rank) {
     int64_t n = 1;
     for (int d = c.expert; d < c.part.rank; d++)
         n *= c.part.dims[d].size;
-    c.slice = moe_slice(n, MOE_SLICE_BLOCK, parts, moe_mesh_group_ranks(r->mesh, rank, group, members));
+    c.slice =
+        moe_slice(n, MOE_SLICE_BLOCK, parts, moe_mesh_group_ranks(r->mesh, rank, group, members));
     c.rows = c.expert ? c.part.dims[0].size : 1;
     return c;
 }
@@ -110,7 +112,8 @@ static int64_t whole_index(const Run *r, const Cut *c, int rank, int64_t e, int6
 }
 
 /* For every element of rank's buffer that is one of the whole: its index there; -1 else. */
-static int64_t *cut_map(const Run *r, const MoeOp *param, int rank, int64_t *out_n, int64_t *out_whole) {
+static int64_t *cut_map(const Run *r, const MoeOp *param, int rank, int64_t *out_n,
+                        int64_t *out_whole) {
     Cut c = cut_of(r, param, rank);
     int64_t experts = c.expert ? c.whole.dims[0].size : 1, ep = moe_mesh_coords(r->mesh, rank).ep;
     *out_n = c.rows * c.slice.cap;
@@ -143,7 +146,8 @@ static MoeStatus give_param(Run *r, const MoeOp *op, int rank) {
     int64_t n, whole;
     MOE_ASSERT(param && e, "eval-each: no data for %s", moe_attr_s(op, "name"));
     int64_t *map = cut_map(r, param, rank, &n, &whole);
-    MOE_ASSERT(whole == e->n, "eval-each: %s has %lld elements", moe_attr_s(op, "name"), (long long)e->n);
+    MOE_ASSERT(whole == e->n, "eval-each: %s has %lld elements", moe_attr_s(op, "name"),
+               (long long)e->n);
     double *x = MOE_NEW_N(r->a, double, n);
     for (int64_t i = 0; i < n; i++)
         x[i] = map[i] < 0 ? 0.0 : e->f[map[i]];
@@ -210,7 +214,8 @@ static MoeStatus give_all(Run *r) {
 /* ---- putting results together ---- */
 
 static MoeStatus disagree(const Run *r, const char *name, int a, int b, int64_t i) {
-    return moe_error(MOE_E_INTERNAL, "%s of graph @%s should be the same on ranks %d and %d, element %lld is not",
+    return moe_error(MOE_E_INTERNAL,
+                     "%s of graph @%s should be the same on ranks %d and %d, element %lld is not",
                      name, r->g->name, a, b, (long long)i);
 }
 
@@ -221,7 +226,8 @@ static const MoeTensor *tensor(const Run *r, int rank, const MoeValue *v) {
 }
 
 static bool same(const MoeTensor *a, const MoeTensor *b, int64_t i) {
-    return a->f ? a->f[i] == b->f[i] || (a->f[i] != a->f[i] && b->f[i] != b->f[i]) : a->i[i] == b->i[i];
+    return a->f ? a->f[i] == b->f[i] || (a->f[i] != a->f[i] && b->f[i] != b->f[i])
+                : a->i[i] == b->i[i];
 }
 
 static MoeStatus keep_replicated(Run *r, const char *name, const MoeValue *v) {
@@ -259,8 +265,8 @@ static MoeStatus keep_parts(Run *r, const char *name, const MoeValue *v, const M
     }
     for (int64_t k = 0; k < n_whole; k++)
         if (!from[k])
-            return moe_error(MOE_E_INTERNAL, "no rank has element %lld of %s of graph @%s", (long long)k,
-                             name, r->g->name);
+            return moe_error(MOE_E_INTERNAL, "no rank has element %lld of %s of graph @%s",
+                             (long long)k, name, r->g->name);
     moe_snapshot_keep(r->out, r->g, name, whole, NULL, n_whole);
     return NULL;
 }
@@ -361,6 +367,16 @@ static void keep_given(const MoeSnapshot *before, const MoeGraph *g, MoeSnapshot
     }
 }
 
+/* Rows over segs that are given, but not the tokens': which rank has which is not known. */
+static bool has_other_rows(const MoeGraph *g) {
+    for (size_t i = 0; i < g->n_ops; i++)
+        if (g->ops[i]->opcode == MOE_OP_INPUT &&
+            g->ops[i]->results[0]->type.kind == MOE_TYPE_SEGS &&
+            g->ops[i]->results[0]->type.groups > 1)
+            return true;
+    return false;
+}
+
 static bool has_data(const MoeSnapshot *s, const char *graph) {
     for (size_t i = 0; i < s->n; i++)
         if (s->entries[i].given && strcmp(s->entries[i].graph, graph) == 0)
@@ -368,14 +384,15 @@ static bool has_data(const MoeSnapshot *s, const char *graph) {
     return false;
 }
 
-MoeStatus moe_snapshot_take_ranks(const MoeModule *m, const MoeMesh *mesh, const MoeSnapshot *before,
-                                  MoeSnapshot **out, int *out_skipped) {
+MoeStatus moe_snapshot_take_ranks(const MoeModule *m, const MoeMesh *mesh,
+                                  const MoeSnapshot *before, MoeSnapshot **out, int *out_skipped) {
     MoeSnapshot *s = moe_snapshot_new();
     MoeStatus st = NULL;
     *out_skipped = 0;
     for (size_t i = 0; i < m->n_graphs && !st; i++) {
         const MoeGraph *g = m->graphs[i];
-        if (moe_snapshot_too_large(g, moe_mesh_size(mesh)) || !has_data(before, g->name)) {
+        if (moe_snapshot_too_large(g, moe_mesh_size(mesh)) || !has_data(before, g->name) ||
+            has_other_rows(g)) {
             ++*out_skipped;
             continue;
         }

@@ -106,7 +106,7 @@ static void fill(MoeGroup *g, const Uses *u, int step, MoeArena *a) {
     g->n_outputs = out.n;
 }
 
-MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a) {
+MoeGroups moe_groups_whole(const MoeGraph *g, MoeArena *a) {
     MoeGroups gs = {.n_values = g->n_values};
     size_t cap = 0;
     Uses u = {.step_of = MOE_NEW_N(a, int, g->n_values),
@@ -143,6 +143,69 @@ MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a) {
         fill(&gs.groups[i], &u, (int)i, a);
     return gs;
 }
+
+MoeGroups moe_groups_of(const MoeGraph *g, MoeArena *a) {
+    MoeGroups whole = moe_groups_whole(g, a), gs = whole;
+    int *order = MOE_NEW_N(a, int, whole.n_groups), *first = MOE_NEW_N(a, int, whole.n_groups);
+    MoeGroupStep *steps;
+    for (size_t i = 0; i < whole.n_groups; i++)
+        order[i] = (int)i;
+    gs.n_groups = moe_groups_steps(&whole, order, whole.n_groups, 0, a, &steps);
+    gs.groups = MOE_NEW_N(a, MoeGroup, gs.n_groups);
+    for (size_t s = gs.n_groups; s-- > 0;) {
+        gs.groups[s] = whole.groups[steps[s].group];
+        gs.groups[s].part = steps[s].part;
+        gs.groups[s].parts = steps[s].parts;
+        first[steps[s].group] = (int)s;
+    }
+    for (int i = 0; i < gs.n_values; i++)
+        if (gs.step_of[i] >= 0)
+            gs.step_of[i] = first[gs.step_of[i]];
+    return gs;
+}
+
+int moe_groups_source(const MoeGroups *gs, const MoeValue *v) {
+    while (gs->step_of[v->id] < 0 && v->def->n_operands &&
+           moe_op_info(v->def->opcode)->kind == MOE_KIND_SYNC)
+        v = v->def->operands[0];
+    return gs->step_of[v->id];
+}
+
+/* ---- the counting pass ---- */
+
+static void mark_value(const MoeGroups *gs, bool *need, const MoeValue *v) {
+    int s = gs->step_of[v->id];
+    if (s >= 0)
+        need[s] = true;
+}
+
+bool *moe_groups_counted(const MoeGraph *g, const MoeGroups *gs, int micro_batches, MoeArena *a) {
+    bool *need = MOE_NEW_N(a, bool, gs->n_groups);
+    if (micro_batches <= 1)
+        return need;
+    for (size_t i = 0; i < g->n_ops; i++)
+        if (g->ops[i]->opcode == MOE_OP_BATCH_SUM)
+            mark_value(gs, need, g->ops[i]->operands[0]);
+    for (size_t s = gs->n_groups; s-- > 0;) {
+        if (!need[s])
+            continue;
+        const MoeGroup *grp = &gs->groups[s];
+        MOE_ASSERT(grp->ops[0]->phase == MOE_PHASE_FORWARD,
+                   "@%s: batch_sum depends on a step of phase %s", g->name,
+                   moe_phase_name(grp->ops[0]->phase));
+        for (size_t i = 0; i < grp->n_inputs; i++)
+            mark_value(gs, need, grp->inputs[i]);
+    }
+    for (size_t s = 0; s < gs->n_groups; s++) /* all parts like the first */
+        for (size_t k = s; k-- > 0 && gs->groups[s].part > 0;)
+            if (gs->groups[k].ops == gs->groups[s].ops) {
+                need[s] = need[k];
+                break;
+            }
+    return need;
+}
+
+/* ---- gradients ---- */
 
 /* v and what it was made from by summing up over micro-batches and ranks: of param. */
 static void mark_gradient(const MoeOp **of, const MoeValue *v, const MoeOp *param) {

@@ -2,40 +2,12 @@
  *
  * In: grouped graphs with memory plans. Out: cx->programs[i].steps, one a group in program order. Exchanges between ranks, and
  * the waits for them, have no launches.
- * count_pass marks the steps that the counting pass of several micro-batches repeats: the backward slice, among forward
- * steps, of the operands of batch_sum. */
+ * count_pass marks the steps that the counting pass of several micro-batches repeats. */
 #include <string.h>
 #include "base/assert.h"
-#include "passes/comm_cost.h"
 #include "passes/group.h"
 #include "passes/pass.h"
-
-static void mark_value(const MoeGroups *gs, bool *need, const MoeValue *v) {
-    int s = gs->step_of[v->id];
-    if (s >= 0)
-        need[s] = true;
-}
-
-/* Which steps the batch_sum operands depend on. All false when there is one micro-batch: no counting pass runs. */
-static bool *count_steps(const MoeGraph *g, const MoeGroups *gs, int micro_batches, MoeArena *a) {
-    bool *need = MOE_NEW_N(a, bool, gs->n_groups);
-    if (micro_batches <= 1)
-        return need;
-    for (size_t i = 0; i < g->n_ops; i++)
-        if (g->ops[i]->opcode == MOE_OP_BATCH_SUM)
-            mark_value(gs, need, g->ops[i]->operands[0]);
-    for (size_t s = gs->n_groups; s-- > 0;) {
-        if (!need[s])
-            continue;
-        const MoeGroup *grp = &gs->groups[s];
-        MOE_ASSERT(grp->ops[0]->phase == MOE_PHASE_FORWARD,
-                   "@%s: batch_sum depends on a step of phase %s", g->name,
-                   moe_phase_name(grp->ops[0]->phase));
-        for (size_t i = 0; i < grp->n_inputs; i++)
-            mark_value(gs, need, grp->inputs[i]);
-    }
-    return need;
-}
+#include "passes/predict.h"
 
 /* A launch may only name what the plan can give it. */
 static void check_launches(const MoeGroup *g, const MoeLowered *low, int64_t workspace) {
@@ -59,16 +31,34 @@ static void check_launches(const MoeGroup *g, const MoeLowered *low, int64_t wor
 }
 
 static void set_cost(MoeStep *st, MoeCost c) {
-    st->flops = c.flops;
-    st->bytes = c.bytes;
-    st->seconds = c.seconds;
+    double share = moe_predict_share(&st->group, st->group.part, st->group.parts);
+    st->flops = c.flops * share;
+    st->bytes = c.bytes * share;
+    st->seconds = c.seconds * share;
+}
+
+/* What all steps of the program take together. */
+static void predict(const MoePassContext *cx, MoeProgram *p, const MoeCommModel *model,
+                    const bool *counted) {
+    MoeArena *a = moe_arena_create();
+    MoeGroups whole = moe_groups_whole(p->graph, a);
+    int *order = MOE_NEW_N(a, int, p->n_steps);
+    MoeGroupStep *steps;
+    for (size_t i = 0; i < p->n_steps; i++)
+        order[i] = (int)i;
+    size_t n = moe_groups_steps(&whole, order, whole.n_groups, 0, a, &steps);
+    MOE_ASSERT(n == p->n_steps, "kernels: @%s: %zu steps, not %zu", p->graph->name, n, p->n_steps);
+    MoeSimProblem problem = moe_predict_problem(cx->target, &whole, steps, n, model, a);
+    int micro = cx->options.micro_batches;
+    p->predicted = moe_predict(&problem, order, counted, micro > 1 ? micro : 1);
+    moe_arena_destroy(a);
 }
 
 static MoeStatus lower_graph(MoePassContext *cx, size_t index, const MoeCommModel *model) {
     const MoeGraph *g = cx->module->graphs[index];
     MoeProgram *p = &cx->programs[index];
     MoeGroups gs = moe_groups_of(g, cx->arena);
-    bool *count = count_steps(g, &gs, cx->options.micro_batches, cx->arena);
+    bool *count = moe_groups_counted(g, &gs, cx->options.micro_batches, cx->arena);
     p->graph = g;
     p->steps = MOE_NEW_N(cx->arena, MoeStep, gs.n_groups);
     p->n_steps = gs.n_groups;
@@ -92,6 +82,7 @@ static MoeStatus lower_graph(MoePassContext *cx, size_t index, const MoeCommMode
             p->scratch_bytes = st->lowered.scratch_bytes;
         set_cost(st, moe_step_cost(cx->target, &st->group, model));
     }
+    predict(cx, p, model, count);
     return NULL;
 }
 

@@ -11,7 +11,8 @@
  * - An output of the program lives to its end.
  * - A result takes over the buffer of an operand that dies in its step where the target allows it (in place).
  * - wait: the result is the memory of its operand, which its collective writes; what that collective reads lives until then.
- * - Rows between ranks, whose number routing decides at run time (elastic), lie in lanes at the slab's end (memplan_lanes.c).
+ * - A group that goes chunk by chunk (passes/group.h) uses and makes what it does in each of its steps.
+ * - Rows between ranks, whose number routing decides at run time (elastic), lie in lanes at the slab's end (memplan_slab.c).
  *   They count with the size that balanced routing gives them.
  * No other value crosses from one micro-batch to the next, so all others share memory by their lifetime within one.
  * Sizes are rounded up to MOE_BUFFER_ALIGN. Kernels may read MOE_BUFFER_SLACK bytes past an end: reading a neighbour is
@@ -27,8 +28,7 @@
 typedef enum { CAT_ACTIVATION, CAT_GRADIENT, CAT_WORKSPACE, CAT_OTHER } Category;
 
 typedef struct {
-    MoeInterval at;
-    int64_t expect;       /* elastic: bytes used when routing is balanced; else -1 */
+    MoeSlabBuffer at;
     const MoeValue *root; /* the value that owns it; NULL: a slot or a workspace */
     Category category;
     bool dead; /* merged into another buffer, or moved to a parameter's */
@@ -60,8 +60,7 @@ static int64_t round_up(int64_t n) {
 
 static int add_buffer(Plan *p, const MoeValue *root, int64_t n_bytes, int start, int end,
                       Category c) {
-    Buffer b = {.at = {.bytes = round_up(n_bytes), .start = start, .end = end},
-                .expect = -1,
+    Buffer b = {.at = {.bytes = round_up(n_bytes), .expect = -1, .start = start, .end = end},
                 .root = root,
                 .category = c};
     MOE_PUSH(p->a, p->bufs, p->n_bufs, p->cap_bufs, b);
@@ -72,12 +71,7 @@ static int add_buffer(Plan *p, const MoeValue *root, int64_t n_bytes, int start,
 static void set_expected(Plan *p, int b, int64_t n_bytes) {
     int64_t n = round_up(n_bytes);
     if (n < p->bufs[b].at.bytes)
-        p->bufs[b].expect = n;
-}
-
-/* What buffer b is counted with. */
-static int64_t counted(const Buffer *b) {
-    return b->expect >= 0 ? b->expect : b->at.bytes;
+        p->bufs[b].at.expect = n;
 }
 
 static void live_until(Plan *p, const MoeValue *v, int step) {
@@ -86,13 +80,17 @@ static void live_until(Plan *p, const MoeValue *v, int step) {
         p->bufs[b].at.end = step;
 }
 
-/* Every group output gets a buffer that starts at its step. */
+/* Every group output gets a buffer that starts at its step; where a group is several steps, at the first. */
 static void make_buffers(Plan *p) {
     for (int s = 0; s < p->n_steps; s++) {
         const MoeGroup *grp = &p->gs.groups[s];
         MoePhase ph = grp->ops[0]->phase;
         for (size_t i = 0; i < grp->n_outputs && grp->ops[0]->opcode != MOE_OP_WAIT; i++) {
             const MoeValue *v = grp->outputs[i];
+            if (grp->part > 0) {
+                live_until(p, v, s);
+                continue;
+            }
             int b = add_buffer(p, v, moe_type_bytes(&v->type), s, s,
                                p->gradients[v->id]       ? CAT_GRADIENT
                                : ph == MOE_PHASE_FORWARD ? CAT_ACTIVATION
@@ -259,7 +257,7 @@ static void plan_in_place(Plan *p) {
                 int c = p->buf_of[u->id];
                 if (c < 0 || p->bufs[c].at.end != s || p->bufs[c].at.start == s ||
                     moe_type_bytes(&u->type) != moe_type_bytes(&v->type) ||
-                    p->bufs[c].expect != p->bufs[b].expect ||
+                    p->bufs[c].at.expect != p->bufs[b].at.expect ||
                     !p->target->can_alias(p->target, grp, u, v))
                     continue;
                 p->bufs[c].at.end = p->bufs[b].at.end;
@@ -292,17 +290,9 @@ static void plan_workspaces(Plan *p) {
             Buffer *b = &p->bufs[p->out->workspace_offset[s]];
             set_expected(p, (int)p->out->workspace_offset[s],
                          p->target->workspace_expected(p->target, grp));
-            p->out->workspace_expect[s] = b->expect;
+            p->out->workspace_expect[s] = b->at.expect;
         }
     }
-}
-
-/* ---- places ---- */
-
-static int64_t *sum_of(Plan *p, Category c) {
-    int64_t *sums[] = {&p->out->activations, &p->out->gradients, &p->out->workspace,
-                       &p->out->other};
-    return sums[c];
 }
 
 /* The step that ends the exchange of step s: a later `wait`, or s itself. */
@@ -335,69 +325,29 @@ static void plan_staging(Plan *p) {
         p->out->comm_bytes += bytes[i];
 }
 
-/* The largest sum of bytes at any step, of all buffers as they are counted. */
-static int64_t lower_bound(const Plan *p) {
-    MoeInterval *live = MOE_NEW_N(p->a, MoeInterval, p->n_bufs);
+/* Places all buffers; sums them up by category where they are largest. */
+static void place(Plan *p) {
+    MoeSlabBuffer *v = MOE_NEW_N(p->a, MoeSlabBuffer, p->n_bufs);
+    MoeMemoryPlan *out = p->out;
     size_t n = 0;
     for (size_t i = 0; i < p->n_bufs; i++)
-        if (!p->bufs[i].dead) {
-            live[n] = p->bufs[i].at;
-            live[n++].bytes = counted(&p->bufs[i]);
-        }
-    return moe_place_lower_bound(live, n, p->n_steps, NULL);
-}
-
-/* Buffers of known size: in [0, slab_bytes), summed up by category where they are largest. */
-static void place_fixed(Plan *p) {
-    MoeInterval *live = MOE_NEW_N(p->a, MoeInterval, p->n_bufs);
-    size_t n = 0;
-    for (size_t i = 0; i < p->n_bufs; i++)
-        if (!p->bufs[i].dead && p->bufs[i].expect < 0)
-            live[n++] = p->bufs[i].at;
-    int step = 0;
-    int64_t bound = moe_place_lower_bound(live, n, p->n_steps, &step);
-    p->out->slab_bytes = moe_place(live, n, bound, p->a) + MOE_BUFFER_SLACK;
+        if (!p->bufs[i].dead)
+            v[n++] = p->bufs[i].at;
+    MoeSlab slab = moe_slab_place(v, n, p->n_steps, p->a);
+    out->slab_bytes = slab.slab_bytes;
+    out->elastic_bytes = slab.elastic_bytes;
+    out->elastic_expect = slab.elastic_expect;
+    out->lower_bound = slab.lower_bound;
+    int64_t *sums[] = {&out->activations, &out->gradients, &out->workspace, &out->other};
     n = 0;
     for (size_t i = 0; i < p->n_bufs; i++) {
         Buffer *b = &p->bufs[i];
-        if (b->dead || b->expect >= 0)
+        if (b->dead)
             continue;
-        b->at.offset = live[n++].offset;
-        if (b->at.start <= step && step <= b->at.end)
-            *sum_of(p, b->category) += b->at.bytes;
+        b->at.offset = v[n++].offset;
+        if (b->at.start <= slab.peak && slab.peak <= b->at.end)
+            *sums[b->category] += b->at.expect >= 0 ? b->at.expect : b->at.bytes;
     }
-}
-
-/* Elastic buffers: in lanes behind the others; a lane counts as its largest. */
-static void place_elastic(Plan *p) {
-    MoeElastic *v = MOE_NEW_N(p->a, MoeElastic, p->n_bufs);
-    size_t n = 0;
-    for (size_t i = 0; i < p->n_bufs; i++) {
-        const Buffer *b = &p->bufs[i];
-        if (!b->dead && b->expect >= 0)
-            v[n++] = (MoeElastic){b->at.bytes, b->expect, b->at.start, b->at.end, 0};
-    }
-    if (n == 0)
-        return;
-    MoeLane *lanes;
-    size_t n_lanes = moe_place_lanes(v, n, &lanes, p->a);
-    Category *of = MOE_NEW_N(p->a, Category, n_lanes);
-    n = 0;
-    for (size_t i = 0; i < p->n_bufs; i++) {
-        Buffer *b = &p->bufs[i];
-        if (b->dead || b->expect < 0)
-            continue;
-        size_t l = v[n++].lane;
-        b->at.offset = p->out->slab_bytes + lanes[l].offset;
-        if (b->expect == lanes[l].expect)
-            of[l] = b->category;
-    }
-    for (size_t l = 0; l < n_lanes; l++) {
-        *sum_of(p, of[l]) += lanes[l].expect;
-        p->out->elastic_expect += lanes[l].expect;
-    }
-    p->out->elastic_bytes = lanes[n_lanes - 1].offset + lanes[n_lanes - 1].bytes + MOE_BUFFER_SLACK;
-    p->out->slab_bytes += p->out->elastic_bytes;
 }
 
 static void write_plan(Plan *p) {
@@ -416,7 +366,7 @@ static void write_plan(Plan *p) {
             if (b < 0)
                 continue;
             o->persistent = p->bufs[b].persistent;
-            if (p->bufs[b].expect >= 0)
+            if (p->bufs[b].at.expect >= 0)
                 o->expect = moe_value_expected_bytes(v);
             if (p->bufs[b].root == v)
                 o->offset = p->bufs[b].at.offset;
@@ -459,9 +409,7 @@ MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, const MoePassOption
     plan_in_place(&p);
     plan_workspaces(&p);
     plan_staging(&p);
-    out->lower_bound = lower_bound(&p);
-    place_fixed(&p);
-    place_elastic(&p);
+    place(&p);
     write_plan(&p);
     return NULL;
 }

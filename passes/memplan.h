@@ -24,20 +24,22 @@ int64_t moe_place_lower_bound(const MoeInterval *v, size_t n, int n_steps, int *
 /* Gives every interval its offset; returns the peak. Deterministic; effort is capped by work, not by time. */
 int64_t moe_place(MoeInterval *v, size_t n, int64_t lower_bound, MoeArena *a);
 
-/* An elastic buffer: live in steps start..end, at most `bytes`, usually `expect`. All of a lane start at its base. */
+/* A buffer of a program. */
 typedef struct {
-    int64_t bytes, expect;
-    int start, end;
-    size_t lane; /* out */
-} MoeElastic;
+    int64_t bytes;  /* a multiple of MOE_BUFFER_ALIGN; of an elastic one at worst */
+    int64_t expect; /* elastic: what balanced routing needs of it; -1: its size is known */
+    int start, end; /* live in these steps, both included */
+    int64_t offset; /* out */
+} MoeSlabBuffer;
 
 typedef struct {
-    int64_t offset, bytes; /* address space: its largest buffer's */
-    int64_t expect;        /* the largest that is expected to be used */
-} MoeLane;
+    int64_t slab_bytes; /* with slack at the end of both parts */
+    int64_t elastic_bytes, elastic_expect;
+    int64_t lower_bound; /* the largest sum of live bytes, elastic ones as expected */
+    int peak;            /* the first step where it is reached */
+} MoeSlab;
 
-/* Gives every buffer a lane that no other uses at the same time, with a small sum of `expect` over lanes (the largest first,
- * each into the first lane that is free). Returns how many; the lanes, one after the other from offset 0, are in `a`. */
-size_t moe_place_lanes(MoeElastic *v, size_t n, MoeLane **out, MoeArena *a);
+/* memplan_slab.c: places buffers of both kinds in one slab. Deterministic. */
+MoeSlab moe_slab_place(MoeSlabBuffer *v, size_t n, int n_steps, MoeArena *a);
 
 #endif

@@ -78,12 +78,22 @@ typedef struct {
     double flops, bytes, seconds; /* predicted */
 } MoeStep;
 
+/* Seconds of an optimiser step (of a run, for eval and logits), as the cost model and the simulator have them
+ * (passes/predict.h). */
+typedef struct {
+    double seconds, compute;
+    double a2a, other;                 /* exchanges, each by itself: of expert rows, all others */
+    double a2a_exposed, other_exposed; /* by how much waits for them lengthen the step */
+    double a2a_bound, bound; /* what no order could hide: of expert rows, if they were all there is to hide; of all */
+} MoePrediction;
+
 typedef struct {
     const MoeGraph *graph;
     MoeStep *steps;
     size_t n_steps;
     MoeMemoryPlan memory;
     int64_t scratch_bytes;
+    MoePrediction predicted; /* of these steps */
 } MoeProgram;
 
 typedef struct MoePassContext {

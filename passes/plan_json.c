@@ -268,6 +268,8 @@ static json_t *json_steps(Writer *w) {
         for (size_t k = 0; k < s->lowered.n_launches; k++) {
             json_t *o = json_step(s, &s->lowered.launches[k], k == 0, name);
             set(o, "bufs", json_bufs(w, &s->lowered.launches[k], workspace));
+            if (s->group.parts)
+                moe_plan_json_slots(w, &s->group, o);
             json_array_append_new(a, o);
         }
         if (moe_group_is_comm(&s->group)) {
@@ -312,6 +314,24 @@ static MoeStatus add_sums(Writer *w, json_t *batch_sums, json_t *accumulates) {
     return NULL;
 }
 
+static json_t *json_predicted(const MoePrediction *p) {
+    const struct {
+        const char *key;
+        double value;
+    } rows[] = {{"seconds", p->seconds},
+                {"compute", p->compute},
+                {"a2a", p->a2a},
+                {"other", p->other},
+                {"a2a_exposed", p->a2a_exposed},
+                {"other_exposed", p->other_exposed},
+                {"a2a_bound", p->a2a_bound},
+                {"bound", p->bound}};
+    json_t *o = json_object();
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        set(o, rows[i].key, json_real(rows[i].value));
+    return o;
+}
+
 static MoeStatus add_program(const Plan *plan, const MoeProgram *p, json_t *programs) {
     Writer w = {.plan = plan, .p = p, .values = json_array()};
     w.index = MOE_NEW_N(plan->cx->arena, int, p->graph->n_values);
@@ -331,6 +351,7 @@ static MoeStatus add_program(const Plan *plan, const MoeProgram *p, json_t *prog
     set_i(memory, "other", p->memory.other);
     set_i(memory, "communication", p->memory.comm_bytes);
     set(o, "memory", memory);
+    set(o, "predicted", json_predicted(&p->predicted));
     set(o, "values", w.values);
     set(o, "inputs", inputs);
     set(o, "outputs", outputs);

@@ -3,6 +3,7 @@
 #include "passes/comm_cost.h"
 #include "passes/group.h"
 #include "passes/plan_json_internal.h"
+#include "passes/predict.h"
 
 static void set(json_t *o, const char *key, json_t *v) {
     json_object_set_new(o, key, v);
@@ -104,7 +105,33 @@ static const struct {
                {MOE_OP_REDUCE_SCATTER, reduce_scatter}, {MOE_OP_ALL_REDUCE, all_reduce},
                {MOE_OP_A2A_DISPATCH, a2a_dispatch},     {MOE_OP_A2A_COMBINE, a2a_combine}};
 
-static json_t *json_collective(MoePlanWriter *w, const MoeOp *op, const MoeMesh *mesh) {
+/* ---- chunks ---- */
+
+static json_t *json_slots(const MoeOp *plan, const MoeGroup *g) {
+    int64_t each = moe_attr_i(plan, "slots") / g->parts;
+    return json_pack("[I, I]", (json_int_t)(each * g->part), (json_int_t)(each * (g->part + 1)));
+}
+
+void moe_plan_json_slots(MoePlanWriter *w, const MoeGroup *g, json_t *o) {
+    const MoeOp *plan;
+    MoeChunkRole role = moe_group_chunk_role(g, &plan);
+    MOE_ASSERT(role == MOE_CHUNK_WORK, "plan: a kernel for a chunk of slots that has no slots");
+    set(o, "slots", json_slots(plan, g));
+    set_i(o, "segs", moe_plan_value_entry(w, plan->results[1]));
+}
+
+static void set_part(json_t *o, const MoeGroup *g) {
+    const MoeOp *plan;
+    if (!g->parts)
+        return;
+    if (moe_group_chunk_role(g, &plan) == MOE_CHUNK_SEND)
+        set_i(o, "chunk", g->part);
+    else
+        set(o, "range", json_slots(plan, g));
+}
+
+static json_t *json_collective(MoePlanWriter *w, const MoeGroup *g, const MoeOp *op,
+                               const MoeMesh *mesh) {
     json_t *o = json_object(), *list = json_array();
     const MoeValue *in[4];
     int n = inputs_of(op, in);
@@ -118,17 +145,24 @@ static json_t *json_collective(MoePlanWriter *w, const MoeOp *op, const MoeMesh 
         k++;
     MOE_ASSERT(k < n_writers, "plan: no form for collective %s", moe_op_info(op->opcode)->name);
     writers[k].write(o, op);
-    set(o, "bytes", json_real(moe_comm_sent_bytes(op, mesh)));
+    set_part(o, g);
+    double share = moe_predict_share(g, g->part, g->parts);
+    set(o, "bytes", json_real(moe_comm_sent_bytes(op, mesh) * share));
     return o;
+}
+
+/* Whether step `wait` waits for step `s`: the same exchange, the same chunk. */
+static bool waits_for(const MoeGroup *wait, const MoeGroup *s) {
+    const MoeOp *op = wait->ops[0];
+    return op->opcode == MOE_OP_WAIT && op->operands[0]->def->group == s->ops[0]->group &&
+           wait->part == s->part;
 }
 
 /* Whether a later step waits for the exchange. */
 static bool is_started(const MoeProgram *p, size_t step) {
-    for (size_t s = step + 1; s < p->n_steps; s++) {
-        const MoeOp *op = p->steps[s].group.ops[0];
-        if (op->opcode == MOE_OP_WAIT && op->operands[0]->def->group == p->steps[step].group.ops[0]->group)
+    for (size_t s = step + 1; s < p->n_steps; s++)
+        if (waits_for(&p->steps[s].group, &p->steps[step].group))
             return true;
-    }
     return false;
 }
 
@@ -140,7 +174,7 @@ void moe_plan_json_comm(MoePlanWriter *w, size_t step, const int *json_step, jso
             MOE_ASSERT(g->ops[i]->operands[0]->def->group == exchange,
                        "plan: one step waits for two exchanges");
         size_t s = 0;
-        while (w->p->steps[s].group.ops[0]->group != exchange)
+        while (!waits_for(g, &w->p->steps[s].group))
             s++;
         set_i(o, "wait", json_step[s]);
         return;
@@ -148,7 +182,7 @@ void moe_plan_json_comm(MoePlanWriter *w, size_t step, const int *json_step, jso
     json_t *comm = json_array();
     MoeMesh mesh = moe_pass_mesh(&w->plan->cx->options);
     for (size_t i = 0; i < g->n_ops; i++)
-        json_array_append_new(comm, json_collective(w, g->ops[i], &mesh));
+        json_array_append_new(comm, json_collective(w, g, g->ops[i], &mesh));
     set(o, "comm", comm);
     set(o, "start", json_boolean(is_started(w->p, step)));
 }

@@ -150,9 +150,12 @@ static MoeStatus predict(const MoePassContext *cx, MoeGraph *train, MoeRecompute
     MoeModule *m = copy_graph(train);
     MoePassContext sub = {
         .module = m, .options = cx->options, .target = cx->target, .arena = m->arena};
+    sub.sharded = cx->sharded;
     MoeMemoryPlan plan = {0};
     apply(m->graphs[0], level, n_layers);
     MoeStatus st = moe_pass_fuse(&sub);
+    if (!st)
+        st = moe_pass_overlap(&sub);
     if (!st)
         st = moe_memplan_graph(cx->target, m->graphs[0], &cx->options, m->arena, &plan);
     *out_bytes = moe_memplan_expected_bytes(&plan);

@@ -15,7 +15,6 @@
 
 #include "base/assert.h"
 #include "base/str.h"
-#include "passes/fuse.h"
 #include "passes/phases.h"
 #include "passes/shard_build.h"
 
@@ -46,8 +45,7 @@ static MoeStatus input(MoeShard *s, const MoeOp *op) {
             t.dims[0].size = s->rows;
         t.dims[0].seg = seg;
     }
-    MoeOp *now =
-        moe_op_build_v(s->g, MOE_OP_INPUT, NULL, 0, op->attrs, op->n_attrs, &t, NULL);
+    MoeOp *now = moe_op_build_v(s->g, MOE_OP_INPUT, NULL, 0, op->attrs, op->n_attrs, &t, NULL);
     if (t.kind == MOE_TYPE_SEGS && t.groups == 1 && !s->tok)
         s->tok = now->results[0];
     return declared(s, op, now);
@@ -100,7 +98,8 @@ static MoeStatus rank_inputs(MoeShard *s) {
     if (!s->n_routes)
         return NULL;
     if (!s->tok)
-        return moe_error(MOE_E_INPUT, "shard: graph @%s has experts but no input segs<1,V>", g->name);
+        return moe_error(MOE_E_INPUT, "shard: graph @%s has experts but no input segs<1,V>",
+                         g->name);
     s->tok_ep = moe_build_input(g, "tok_ep", moe_type_segs(1, s->tok->type.shards));
     MOE_TRY(moe_shard_note(s, s->tok_ep->def));
     s->ep_rank = moe_build_input(g, "ep_rank", moe_type_1d(MOE_I32, 1));
@@ -142,15 +141,17 @@ static bool takes_terms(const MoeShard *s, const MoeOp *op) {
     if (op->opcode == MOE_OP_ADD || op->opcode == MOE_OP_SUB)
         return (a->partial < 0 || op->results[0]->type.dtype == MOE_I32) &&
                moe_shard_state_equal(a, moe_shard_now(s, s->map[op->operands[1]->id].now));
-    return a->partial < 0 && (op->opcode == MOE_OP_NEG || op->opcode == MOE_OP_DISPATCH ||
-                              op->opcode == MOE_OP_GATHER_SUM || op->opcode == MOE_OP_COLLECT_WEIGHT ||
-                              op->opcode == MOE_OP_DISPATCH_WEIGHT);
+    return a->partial < 0 &&
+           (op->opcode == MOE_OP_NEG || op->opcode == MOE_OP_DISPATCH ||
+            op->opcode == MOE_OP_GATHER_SUM || op->opcode == MOE_OP_COLLECT_WEIGHT ||
+            op->opcode == MOE_OP_DISPATCH_WEIGHT);
 }
 
 MoeStatus moe_shard_operand(MoeShard *s, const MoeOp *op, int i, MoeValue **out) {
     const MoeValue *old = op->operands[i];
     MoeShardMapped *m = &s->map[old->id];
-    MOE_ASSERT(m->now, "shard: %s reads a value that is not built yet", moe_op_info(op->opcode)->name);
+    MOE_ASSERT(m->now, "shard: %s reads a value that is not built yet",
+               moe_op_info(op->opcode)->name);
     const MoeShardState *st = moe_shard_now(s, m->now);
     if ((st->partial >= 0 || st->tp == MOE_TP_PARTIAL) && !takes_terms(s, op))
         MOE_TRY(moe_shard_reduce(s, old));
@@ -169,7 +170,8 @@ static void set_attr(MoeAttr *attrs, int n, const char *key, int64_t v) {
 }
 
 /* Rows of a broadcast and heads of attention, as many as this rank has. */
-static int local_attrs(const MoeShard *s, const MoeOp *op, MoeValue *const *operands, MoeAttr *attrs) {
+static int local_attrs(const MoeShard *s, const MoeOp *op, MoeValue *const *operands,
+                       MoeAttr *attrs) {
     int n = op->n_attrs;
     for (int i = 0; i < n; i++)
         attrs[i] = op->attrs[i];
@@ -197,7 +199,8 @@ MoeStatus moe_shard_same_op(MoeShard *s, const MoeOp *op, MoeValue *const *opera
     MoeAttr attrs[MOE_MAX_ATTRS];
     int n = local_attrs(s, op, operands, attrs);
     const char *problem = NULL;
-    MoeOp *now = moe_op_build_v(s->g, op->opcode, operands, op->n_operands, attrs, n, NULL, &problem);
+    MoeOp *now =
+        moe_op_build_v(s->g, op->opcode, operands, op->n_operands, attrs, n, NULL, &problem);
     if (!now)
         return moe_error(MOE_E_INPUT, "shard: graph @%s cannot be divided over these ranks: %s",
                          s->g->name, problem);
@@ -218,6 +221,23 @@ static bool counts_pairs(const MoeOp *op) {
            op->opcode == MOE_OP_OUTPUT;
 }
 
+/* A gradient that is whole on every rank, where the parameter is a slice: no op cuts one. */
+static MoeStatus check_gradient(const MoeShard *s, const MoeOp *op, MoeValue *const *operands) {
+    bool any_slice = false;
+    const MoeShardParam *whole = NULL;
+    for (int i = 0; i < op->n_operands; i++) {
+        any_slice |= moe_shard_now(s, operands[i])->slice >= 0;
+        if (moe_shard_now(s, operands[i])->slice < 0 && s->gradient[op->operands[i]->id])
+            whole = s->gradient[op->operands[i]->id];
+    }
+    if (!any_slice || !whole || op->phase < MOE_PHASE_REDUCE)
+        return NULL;
+    return moe_error(MOE_E_INPUT,
+                     "shard: the gradient of parameter %s in graph @%s is no sum over tokens, so "
+                     "ranks cannot share it out; use a hybrid and a dense shard degree of 1",
+                     whole->name, s->g->name);
+}
+
 static MoeStatus any_op(MoeShard *s, const MoeOp *op) {
     MoeValue *operands[MOE_SHARD_MAX_IN];
     MOE_ASSERT(op->n_operands <= MOE_SHARD_MAX_IN, "shard: %s has %d operands",
@@ -229,9 +249,11 @@ static MoeStatus any_op(MoeShard *s, const MoeOp *op) {
         else
             MOE_TRY(moe_shard_operand(s, op, i, &operands[i]));
     }
-    for (int i = 0; i < op->n_operands; i++) /* a later operand's reduction may have changed an earlier one */
+    for (int i = 0; i < op->n_operands;
+         i++) /* a later operand's reduction may have changed an earlier one */
         if (op->operands[i]->type.kind == MOE_TYPE_TENSOR)
             MOE_TRY(moe_shard_operand(s, op, i, &operands[i]));
+    MOE_TRY(check_gradient(s, op, operands));
     return moe_shard_same_op(s, op, operands);
 }
 
@@ -260,15 +282,14 @@ static void find_routes(MoeShard *s) {
     for (size_t i = 0; s->mesh->ep > 1 && i < s->n_old; i++)
         if (s->old[i]->opcode == MOE_OP_ROUTE_PLAN) {
             MoeShardRoute r = {.logical = s->old[i],
-                               .layer = (int)moe_attr_i_or(s->old[i], "layer", (int64_t)s->n_routes)};
+                               .layer =
+                                   (int)moe_attr_i_or(s->old[i], "layer", (int64_t)s->n_routes)};
             s->routes[s->n_routes++] = r;
         }
 }
 
 static MoeStatus shard_graph(MoeGraph *g, const MoePassOptions *o, const MoeMesh *mesh,
                              const MoeShardParams *params, MoeArena *a) {
-    if (mesh->ep > 1)
-        moe_fuse_sink_dispatches(g); /* rows are rounded to bf16 before they travel */
     moe_graph_renumber(g);
     MoeShard s = {.g = g, .mesh = mesh, .params = params, .a = a};
     s.rules = (MoeShardRules){.mesh = mesh, .g = g, .a = a};
@@ -311,8 +332,10 @@ MoeStatus moe_pass_shard(MoePassContext *cx) {
         return NULL;
     MOE_TRY(moe_mesh_check(&mesh, cx->options.virtual_shards, cx->options.micro_batches));
     for (size_t i = 0; i < cx->module->n_graphs; i++)
-        if (moe_shard_is_sharded(cx->module->graphs[i]))
-            return NULL; /* a step.moe read again */
+        if (moe_shard_is_sharded(cx->module->graphs[i])) {
+            cx->sharded = true; /* a step.moe read again */
+            return NULL;
+        }
     MoeArena *a = moe_arena_create();
     MoeShardParams params;
     MoeStatus st = moe_shard_params_find(cx->module, &mesh, a, &params);

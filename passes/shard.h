@@ -41,10 +41,11 @@ enum {
 typedef struct {
     MoeRowSpace rows;
     MoeSlots slots;
-    int partial; /* the MoeMeshGroup over which it is a term of a sum; -1: none */
-    int slice;   /* the MoeMeshGroup that shares it out, flat; -1: none */
-    int tp;      /* the dim divided over TP ranks (of the tensor before it was sliced), or one of MOE_TP_ */
-    bool own;    /* differs between ranks and is no data (ep_rank) */
+    int partial;  /* the MoeMeshGroup over which it is a term of a sum; -1: none */
+    int slice;    /* the MoeMeshGroup that shares it out, flat; -1: none */
+    int64_t unit; /* of a slice: cut at multiples of so many elements; else 0 */
+    int tp; /* the dim divided over TP ranks (of the tensor before it was sliced), or one of MOE_TP_ */
+    bool own; /* differs between ranks and is no data (ep_rank) */
 } MoeShardState;
 
 MoeShardState moe_shard_whole(void);

@@ -10,13 +10,13 @@
 /* How a parameter is shared out: the same in all graphs. */
 typedef struct {
     const char *name;
-    MoeType whole;     /* the logical type */
-    MoeType part;      /* after slots and tp, before it is sliced */
-    MoeType local;     /* of the buffer */
-    bool expert;       /* dim 0 are experts, used by grouped ops */
-    int layer;         /* expert: the number of its layer's map, place.LAYER */
-    int tp_dim;        /* -1: none */
-    bool table;        /* of the vocabulary, divided by rows over tp */
+    MoeType whole;      /* the logical type */
+    MoeType part;       /* after slots and tp, before it is sliced */
+    MoeType local;      /* of the buffer */
+    bool expert;        /* dim 0 are experts, used by grouped ops */
+    int layer;          /* expert: the number of its layer's map, place.LAYER */
+    int tp_dim;         /* -1: none */
+    bool table;         /* of the vocabulary, divided by rows over tp */
     MoeMeshGroup group; /* that shares it out */
 } MoeShardParam;
 
@@ -46,10 +46,10 @@ typedef struct {
 } MoeShardRoute;
 
 typedef struct {
-    MoeValue *now;                      /* in the new graph; NULL before it is built */
-    MoeValue *gathered[MOE_N_PHASES];   /* of a slice: the whole, by phase */
-    MoeValue *joined[MOE_N_PHASES];     /* of a table's part: all its rows */
-    const MoeShardRoute *route;         /* of route_plan's results, with ep > 1 */
+    MoeValue *now;                    /* in the new graph; NULL before it is built */
+    MoeValue *gathered[MOE_N_PHASES]; /* of a slice: the whole, by phase */
+    MoeValue *joined[MOE_N_PHASES];   /* of a table's part: all its rows */
+    const MoeShardRoute *route;       /* of route_plan's results, with ep > 1 */
 } MoeShardMapped;
 
 /* Token rows that travelled to the ranks of their experts, so that they do it once. */
@@ -69,10 +69,10 @@ typedef struct {
     MoeShardRoute *routes;
     size_t n_routes;
     MoeValue *tok, *tok_ep, *ep_rank, *tp_rank;
-    int64_t rows;                   /* capacity for a rank's tokens */
-    MoeOp *const *old;              /* the ops of the logical graph */
+    int64_t rows;      /* capacity for a rank's tokens */
+    MoeOp *const *old; /* the ops of the logical graph */
     size_t n_old;
-    MoeArena *a;                    /* scratch */
+    MoeArena *a; /* scratch */
     MoeShardSent *sent;
     size_t n_sent, cap_sent;
 } MoeShard;

@@ -10,10 +10,10 @@ const MoeShardState *moe_shard_now(const MoeShard *s, const MoeValue *v) {
 
 MoeStatus moe_shard_note(MoeShard *s, const MoeOp *op) {
     const char *problem = moe_shard_derive(&s->rules, op);
-    return problem ? moe_error(MOE_E_INPUT,
-                               "shard: graph @%s cannot be divided over these ranks: %s", s->g->name,
-                               problem)
-                   : NULL;
+    return problem
+               ? moe_error(MOE_E_INPUT, "shard: graph @%s cannot be divided over these ranks: %s",
+                           s->g->name, problem)
+               : NULL;
 }
 
 static MoeStatus note(MoeShard *s, MoeValue *v, MoeValue **out) {
@@ -49,10 +49,9 @@ MoeStatus moe_shard_gather(MoeShard *s, const MoeValue *old, MoePhase phase, Moe
         MoeType part = part_of(s, old, m->now);
         MoeMeshGroup group = (MoeMeshGroup)moe_shard_now(s, m->now)->slice;
         s->g->phase = phase;
-        MoeValue *v = moe_build(s->g, MOE_OP_ALL_GATHER, &m->now, 1,
-                                moe_as("group", moe_mesh_group_name(group)),
-                                moe_ai("unit", MOE_SLICE_BLOCK),
-                                moe_as("dims", dims_text(s, &part)), MOE_END);
+        MoeValue *v = moe_build(
+            s->g, MOE_OP_ALL_GATHER, &m->now, 1, moe_as("group", moe_mesh_group_name(group)),
+            moe_ai("unit", MOE_SLICE_BLOCK), moe_as("dims", dims_text(s, &part)), MOE_END);
         s->g->phase = before;
         MOE_TRY(note(s, v, &m->gathered[phase]));
     }
@@ -107,18 +106,18 @@ MoeStatus moe_shard_reduce_gradient(MoeShard *s, const MoeValue *old) {
     int sum = moe_shard_now(s, *now)->partial;
     if (!p || sum < 0 || (*now)->type.dtype != MOE_F32)
         return NULL;
-    MoeMeshGroup scatter = sum == (int)MOE_GROUP_EXPERT_DATA ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
+    MoeMeshGroup scatter =
+        sum == (int)MOE_GROUP_EXPERT_DATA ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
     if (scatter != p->group)
-        return moe_error(MOE_E_INPUT,
-                         "shard: a gradient of parameter %s comes from a grouped op, another does not",
-                         p->name);
+        return moe_error(
+            MOE_E_INPUT,
+            "shard: a gradient of parameter %s comes from a grouped op, another does not", p->name);
     Place before = go_to(s->g, *now);
-    MoeValue *v =
-        moe_build(s->g, MOE_OP_REDUCE_SCATTER, now, 1,
-                  moe_as("sum", moe_mesh_group_name((MoeMeshGroup)sum)),
-                  moe_as("scatter", moe_mesh_group_name(scatter)), moe_ai("unit", MOE_SLICE_BLOCK),
-                  moe_ai("parts", moe_mesh_group_size(s->mesh, scatter)), moe_ai("outer", p->expert),
-                  MOE_END);
+    MoeValue *v = moe_build(
+        s->g, MOE_OP_REDUCE_SCATTER, now, 1, moe_as("sum", moe_mesh_group_name((MoeMeshGroup)sum)),
+        moe_as("scatter", moe_mesh_group_name(scatter)), moe_ai("unit", MOE_SLICE_BLOCK),
+        moe_ai("parts", moe_mesh_group_size(s->mesh, scatter)), moe_ai("outer", p->expert),
+        MOE_END);
     go_back(s->g, before);
     return note(s, v, now);
 }

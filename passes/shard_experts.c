@@ -31,14 +31,14 @@ static MoeStatus route_plan(MoeShard *s, const MoeOp *op, MoeShardRoute *r) {
     MoeOp *all = moe_op_build(g, MOE_OP_ALL_GATHER_ROWS, (MoeValue *[]){ids, s->tok_ep}, 2,
                               moe_as("group", "ep"), moe_ai("ranks", ep), MOE_END);
     MOE_TRY(moe_shard_note(s, all));
-    MoeOp *send = moe_op_build(g, MOE_OP_SEND_PLAN, (MoeValue *[]){ids, r->place}, 2,
-                               moe_ai("slots", slots), moe_ai("ranks", ep), moe_ai("chunks", 1),
-                               moe_ai("expect", expect), MOE_END);
+    MoeOp *send =
+        moe_op_build(g, MOE_OP_SEND_PLAN, (MoeValue *[]){ids, r->place}, 2, moe_ai("slots", slots),
+                     moe_ai("ranks", ep), moe_ai("chunks", 1), moe_ai("expect", expect), MOE_END);
     MOE_TRY(moe_shard_note(s, send));
-    MoeOp *mine = moe_op_build(g, MOE_OP_EXPERT_PLAN,
-                               (MoeValue *[]){all->results[0], r->place, s->ep_rank}, 3,
-                               moe_ai("slots", slots), moe_ai("chunks", 1),
-                               moe_ai("expect_recv", expect), moe_ai("expect_rows", tokens * k), MOE_END);
+    MoeOp *mine =
+        moe_op_build(g, MOE_OP_EXPERT_PLAN, (MoeValue *[]){all->results[0], r->place, s->ep_rank},
+                     3, moe_ai("slots", slots), moe_ai("chunks", 1), moe_ai("expect_recv", expect),
+                     moe_ai("expect_rows", tokens * k), MOE_END);
     MOE_TRY(moe_shard_note(s, mine));
     r->home_seg = home->results[0];
     r->home_src = home->results[1];

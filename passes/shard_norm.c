@@ -20,8 +20,9 @@ static const char *blocks_text(MoeShard *s, const MoeShardParam *p) {
     for (int i = p->expert; i < p->part.rank; i++)
         n *= p->part.dims[i].size;
     n = (n + MOE_SLICE_BLOCK - 1) / MOE_SLICE_BLOCK;
-    return p->expert ? moe_arena_printf(s->a, "%lld,%lld", (long long)p->part.dims[0].size, (long long)n)
-                     : moe_arena_printf(s->a, "%lld", (long long)n);
+    return p->expert
+               ? moe_arena_printf(s->a, "%lld,%lld", (long long)p->part.dims[0].size, (long long)n)
+               : moe_arena_printf(s->a, "%lld", (long long)n);
 }
 
 /* Sums of blocks come together from all slices, and of all experts, before the trees over them. */
@@ -33,23 +34,25 @@ static MoeStatus sum_squares(MoeShard *s, const MoeOp *op, const MoeShardParam *
     MOE_TRY(moe_shard_note(s, b->def));
     if (st.slice >= 0) {
         b = moe_build(g, MOE_OP_ALL_GATHER, &b, 1,
-                      moe_as("group", moe_mesh_group_name((MoeMeshGroup)st.slice)), moe_ai("unit", 1),
-                      moe_as("dims", blocks_text(s, p)), MOE_END);
+                      moe_as("group", moe_mesh_group_name((MoeMeshGroup)st.slice)),
+                      moe_ai("unit", 1), moe_as("dims", blocks_text(s, p)), MOE_END);
         MOE_TRY(moe_shard_note(s, b->def));
     }
     if (st.slots == MOE_SLOTS_MINE) {
         const MoeShardRoute *r = route_of_layer(s, p->layer);
         if (!r)
-            return moe_error(MOE_E_INPUT,
-                             "shard: graph @%s trains the experts of %s, but has no route_plan that "
-                             "says which layer's they are",
-                             g->name, p->name);
+            return moe_error(
+                MOE_E_INPUT,
+                "shard: graph @%s trains the experts of %s, but has no route_plan that "
+                "says which layer's they are",
+                g->name, p->name);
         place = r->place;
         b = moe_build(g, MOE_OP_ALL_GATHER_ROWS, &b, 1, moe_as("group", "ep"),
                       moe_ai("ranks", s->mesh->ep), MOE_END);
         MOE_TRY(moe_shard_note(s, b->def));
     }
-    MoeValue *sum = moe_build(g, MOE_OP_BLOCK_TREE, (MoeValue *[]){b, place}, place ? 2 : 1, MOE_END);
+    MoeValue *sum =
+        moe_build(g, MOE_OP_BLOCK_TREE, (MoeValue *[]){b, place}, place ? 2 : 1, MOE_END);
     s->map[op->results[0]->id].now = sum;
     return moe_shard_note(s, sum->def);
 }

@@ -41,10 +41,11 @@ static MoeStatus note_expert(const MoeGraph *g, const MoeOp *op, MoeShardParams 
     MoeShardParam *x = (MoeShardParam *)moe_shard_param(p, moe_attr_s(param, "name"));
     int layer = seg && seg->def->opcode == MOE_OP_ROUTE_PLAN ? layer_number(g, seg->def) : -1;
     if (x->expert && x->layer != layer)
-        return moe_error(MOE_E_INPUT,
-                         "shard: parameter %s belongs to the experts of layers %d and %d; each layer "
-                         "has its own map of experts",
-                         x->name, x->layer, layer);
+        return moe_error(
+            MOE_E_INPUT,
+            "shard: parameter %s belongs to the experts of layers %d and %d; each layer "
+            "has its own map of experts",
+            x->name, x->layer, layer);
     x->expert = true;
     x->layer = layer;
     return NULL;
@@ -152,7 +153,8 @@ static void walk_back(const Walk *w, const MoeValue *v) {
 const MoeShardParam **moe_shard_gradients(const MoeGraph *g, const MoeShardParams *p, MoeArena *a) {
     Walk w = {.of = MOE_NEW_N(a, const MoeShardParam *, g->n_values)};
     for (size_t i = 0; i < g->n_ops; i++) {
-        const MoeOp *op = g->ops[i], *to = op->opcode == MOE_OP_ASSIGN ? op->operands[0]->def : NULL;
+        const MoeOp *op = g->ops[i],
+                    *to = op->opcode == MOE_OP_ASSIGN ? op->operands[0]->def : NULL;
         if (!to)
             continue;
         const char *name = moe_attr_s(to, to->opcode == MOE_OP_STATE ? "of" : "name");

@@ -19,6 +19,7 @@ static MoeShardState param_state(const MoeShardRules *r, const MoeOp *op) {
     MoeShardState s = moe_shard_whole();
     bool expert = moe_attr_i_or(op, "expert", 0);
     s.slice = group_or_none(r, expert ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD);
+    s.unit = s.slice >= 0 ? MOE_SLICE_BLOCK : 0;
     if (expert && r->mesh->ep > 1)
         s.slots = MOE_SLOTS_MINE;
     int64_t tp_dim = moe_attr_i_or(op, "tp_dim", -1);
@@ -107,19 +108,23 @@ static bool adds_terms(const MoeOp *op, const MoeShardState *in) {
            ((in[0].partial >= 0 && integers) || (in[0].partial < 0 && in[0].tp == MOE_TP_PARTIAL));
 }
 
-/* Dims aligned at the right; those that are repeated are 1. Text of moe_shard_factors. */
-static void broadcast_rule(const MoeOp *op, char *text) {
+/* Dims aligned at the right; those that are repeated are 1. So is a dim of size 1 that is not divided: it may be what one rank
+ * has of a wider one, elsewhere. Text of moe_shard_factors. */
+static void broadcast_rule(const MoeOp *op, const MoeShardState *in, char *text) {
     const MoeType *result = &op->results[0]->type;
     for (int i = 0; i <= op->n_operands; i++) {
-        const MoeType *t = i < op->n_operands ? &op->operands[i]->type : result;
-        if (i == op->n_operands) {
+        bool is_result = i == op->n_operands;
+        const MoeType *t = is_result ? result : &op->operands[i]->type;
+        if (is_result) {
             *text++ = '-';
             *text++ = '>';
         } else if (i)
             *text++ = ',';
         for (int d = 0; d < t->rank; d++) {
             int at = result->rank - t->rank + d;
-            *text++ = t->dims[d].size == result->dims[at].size ? (char)('a' + at) : '1';
+            bool divided = is_result || in[i].tp == d || (d == 0 && in[i].slots == MOE_SLOTS_MINE);
+            bool one = t->dims[d].size == 1 && !t->dims[d].seg && !divided;
+            *text++ = t->dims[d].size != result->dims[at].size || one ? '1' : (char)('a' + at);
         }
         if (op->opcode == MOE_OP_NEG)
             *text++ = '+';
@@ -137,7 +142,7 @@ const char *moe_shard_ew(MoeShardRules *r, const MoeOp *op, const MoeShardState 
         return NULL;
     }
     char text[(MOE_MAX_RANK + 2) * (MOE_SHARD_MAX_IN + 1) + 4];
-    broadcast_rule(op, text);
+    broadcast_rule(op, in, text);
     return moe_shard_factors(r, op, text, in, out);
 }
 
@@ -147,9 +152,9 @@ const char *moe_shard_adamw(MoeShardRules *r, const MoeOp *op, const MoeShardSta
     for (int i = 0; i < 12; i++) {
         bool fits = i < 4 ? moe_shard_state_equal(&in[i], &in[0]) : moe_shard_is_whole(&in[i]);
         if (!fits)
-            return moe_shard_needs(
-                r, op, in, i,
-                i < 4 ? moe_shard_state_text(&in[0], r->a) : "the same number on every rank");
+            return moe_shard_needs(r, op, in, i,
+                                   i < 4 ? moe_shard_state_text(&in[0], r->a)
+                                         : "the same number on every rank");
     }
     if (in[0].partial >= 0 || in[0].tp == MOE_TP_PARTIAL)
         return moe_shard_needs(r, op, in, 0, "a parameter");
@@ -193,7 +198,8 @@ const char *moe_shard_row_max(MoeShardRules *r, const MoeOp *op, const MoeShardS
 
 const char *moe_shard_softmax(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                               MoeShardState *out) {
-    static const char *const texts[] = {[1] = "C->C", [2] = "tC->tC", [3] = "abC->abC"};
+    static const char *const texts[MOE_MAX_RANK + 1] = {
+        [1] = "C->C", [2] = "tC->tC", [3] = "abC->abC", [4] = "abcD->abcD"};
     return moe_shard_factors(r, op, texts[op->operands[0]->type.rank], in, out);
 }
 

@@ -47,9 +47,8 @@ const char *moe_shard_weight_grad(MoeShardRules *r, const MoeOp *op, const MoeSh
         out[0].slots = MOE_SLOTS_MINE;
     else if (r->mesh->ep > 1)
         return moe_shard_needs(r, op, in, 0, "rows of the experts in this rank's slots");
-    out[0].partial = moe_mesh_group_size(r->mesh, MOE_GROUP_EXPERT_DATA) > 1
-                         ? (int)MOE_GROUP_EXPERT_DATA
-                         : -1;
+    out[0].partial =
+        moe_mesh_group_size(r->mesh, MOE_GROUP_EXPERT_DATA) > 1 ? (int)MOE_GROUP_EXPERT_DATA : -1;
     return NULL;
 }
 

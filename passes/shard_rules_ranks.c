@@ -27,6 +27,14 @@ static const char *need_ranks(MoeShardRules *r, const MoeOp *op, const char *key
                           moe_mesh_group_size(r->mesh, g));
 }
 
+static const char *need_unit(MoeShardRules *r, const MoeOp *op, int64_t unit) {
+    if (moe_attr_i(op, "unit") == unit)
+        return NULL;
+    return moe_shard_fail(
+        r, "%s: unit = %lld, but these slices are cut at multiples of %lld elements",
+        moe_op_info(op->opcode)->name, (long long)moe_attr_i(op, "unit"), (long long)unit);
+}
+
 const char *moe_shard_all_gather(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                  MoeShardState *out) {
     if (in[0].slice < 0 || in[0].partial >= 0)
@@ -34,7 +42,8 @@ const char *moe_shard_all_gather(MoeShardRules *r, const MoeOp *op, const MoeSha
     const char *problem = need_group(r, op, (MoeMeshGroup)in[0].slice);
     out[0] = in[0];
     out[0].slice = -1;
-    return problem;
+    out[0].unit = 0;
+    return problem ? problem : need_unit(r, op, in[0].unit);
 }
 
 /* Rows of tokens to those of the group, or what this rank's slots have to what all slots have, or rows divided over tp. */
@@ -75,16 +84,18 @@ const char *moe_shard_reduce_scatter(MoeShardRules *r, const MoeOp *op, const Mo
             moe_arena_printf(r->a, "a term of a sum over group %s", moe_mesh_group_name(sum)));
     if (in[0].slice >= 0)
         return moe_shard_needs(r, op, in, 0, "the whole tensor");
-    MoeMeshGroup whose = sum == MOE_GROUP_EXPERT_DATA ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
+    MoeMeshGroup whose =
+        sum == MOE_GROUP_EXPERT_DATA ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
     if (scatter != whose)
-        return moe_shard_fail(r, "reduce_scatter: a sum over group %s is shared out in group %s, not %s",
-                              moe_mesh_group_name(sum), moe_mesh_group_name(whose),
-                              moe_mesh_group_name(scatter));
+        return moe_shard_fail(
+            r, "reduce_scatter: a sum over group %s is shared out in group %s, not %s",
+            moe_mesh_group_name(sum), moe_mesh_group_name(whose), moe_mesh_group_name(scatter));
     const char *problem = need_ranks(r, op, "parts", scatter);
     out[0] = in[0];
     out[0].partial = -1;
     out[0].slice = moe_mesh_group_size(r->mesh, scatter) > 1 ? (int)scatter : -1;
-    return problem;
+    out[0].unit = out[0].slice >= 0 ? MOE_SLICE_BLOCK : 0;
+    return problem ? problem : need_unit(r, op, MOE_SLICE_BLOCK);
 }
 
 const char *moe_shard_all_reduce(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
@@ -131,6 +142,16 @@ const char *moe_shard_a2a_combine(MoeShardRules *r, const MoeOp *op, const MoeSh
     return moe_shard_factors(r, op, "*c+,E,*->*c+", in, out);
 }
 
+/* Slots of a rank, of the experts that place (operand 1) maps. */
+static const char *need_slots(MoeShardRules *r, const MoeOp *op) {
+    int experts = (int)op->operands[1]->type.dims[0].size, slots = moe_mesh_slots(r->mesh, experts);
+    if (moe_attr_i(op, "slots") == slots)
+        return NULL;
+    return moe_shard_fail(r, "%s: slots = %lld, but %d experts over %d ranks take %d each",
+                          moe_op_info(op->opcode)->name, (long long)moe_attr_i(op, "slots"),
+                          experts, r->mesh->ep, slots);
+}
+
 const char *moe_shard_send_plan(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                 MoeShardState *out) {
     if (in[0].rows != MOE_ROWS_TOKENS || !moe_shard_is_whole(&in[0]))
@@ -138,7 +159,8 @@ const char *moe_shard_send_plan(MoeShardRules *r, const MoeOp *op, const MoeShar
     if (!moe_shard_is_whole(&in[1]))
         return moe_shard_needs(r, op, in, 1, "it whole");
     out[0].rows = MOE_ROWS_SENT;
-    return need_ranks(r, op, "ranks", MOE_GROUP_EP);
+    const char *problem = need_slots(r, op);
+    return problem ? problem : need_ranks(r, op, "ranks", MOE_GROUP_EP);
 }
 
 const char *moe_shard_expert_plan(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
@@ -151,7 +173,7 @@ const char *moe_shard_expert_plan(MoeShardRules *r, const MoeOp *op, const MoeSh
         return moe_shard_needs(r, op, in, 2, "the input ep_rank");
     out[0].rows = MOE_ROWS_RECEIVED;
     out[1].rows = MOE_ROWS_EXPERTS;
-    return NULL;
+    return need_slots(r, op);
 }
 
 /* ---- the gradient norm ---- */
@@ -159,9 +181,11 @@ const char *moe_shard_expert_plan(MoeShardRules *r, const MoeOp *op, const MoeSh
 /* A slice's blocks are a slice of the blocks. */
 const char *moe_shard_block_squares(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                     MoeShardState *out) {
-    if (in[0].partial >= 0 || in[0].tp == MOE_TP_PARTIAL || in[0].rows != MOE_ROWS_NONE || in[0].own)
+    if (in[0].partial >= 0 || in[0].tp == MOE_TP_PARTIAL || in[0].rows != MOE_ROWS_NONE ||
+        in[0].own)
         return moe_shard_needs(r, op, in, 0, "a gradient summed over ranks");
     out[0] = in[0];
+    out[0].unit = in[0].slice >= 0 ? 1 : 0;
     if (out[0].tp >= 0)
         out[0].tp = MOE_TP_PART;
     return NULL;
@@ -174,7 +198,8 @@ const char *moe_shard_block_tree(MoeShardRules *r, const MoeOp *op, const MoeSha
         return moe_shard_needs(r, op, in, 0, "all blocks");
     if (in[0].slots != slots)
         return moe_shard_needs(r, op, in, 0,
-                               slots ? "what all slots have" : "the blocks in order (place orders slots)");
+                               slots ? "what all slots have"
+                                     : "the blocks in order (place orders slots)");
     if (slots && !moe_shard_is_whole(&in[1]))
         return moe_shard_needs(r, op, in, 1, "it whole");
     if (in[0].tp != MOE_TP_WHOLE)

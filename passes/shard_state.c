@@ -32,7 +32,7 @@ bool moe_shard_is_whole(const MoeShardState *s) {
 
 bool moe_shard_state_equal(const MoeShardState *a, const MoeShardState *b) {
     return a->rows == b->rows && a->slots == b->slots && a->partial == b->partial &&
-           a->slice == b->slice && a->tp == b->tp && a->own == b->own;
+           a->slice == b->slice && a->unit == b->unit && a->tp == b->tp && a->own == b->own;
 }
 
 const char *moe_shard_state_text(const MoeShardState *s, MoeArena *a) {
@@ -41,8 +41,8 @@ const char *moe_shard_state_text(const MoeShardState *s, MoeArena *a) {
     if (s->own)
         parts[n++] = "a rank's own number";
     if (s->slice >= 0)
-        parts[n++] = moe_arena_printf(a, "a slice of group %s",
-                                      moe_mesh_group_name((MoeMeshGroup)s->slice));
+        parts[n++] =
+            moe_arena_printf(a, "a slice of group %s", moe_mesh_group_name((MoeMeshGroup)s->slice));
     if (s->partial >= 0)
         parts[n++] = moe_arena_printf(a, "a term of a sum over group %s",
                                       moe_mesh_group_name((MoeMeshGroup)s->partial));
@@ -110,9 +110,9 @@ const char *moe_shard_derive(MoeShardRules *r, const MoeOp *op) {
         const MoeType *t = &op->results[i]->type;
         if (t->kind == MOE_TYPE_TENSOR) { /* the segs say what rows are */
             const MoeValue *seg = t->rank ? t->dims[0].seg : NULL;
-            out[i].rows = !seg              ? MOE_ROWS_NONE
+            out[i].rows = !seg             ? MOE_ROWS_NONE
                           : seg->def == op ? out[seg->result].rows
-                                            : moe_shard_state(r, seg)->rows;
+                                           : moe_shard_state(r, seg)->rows;
         }
         set_state(r, op->results[i], out[i]);
     }
@@ -231,7 +231,8 @@ const char *moe_shard_factors(MoeShardRules *r, const MoeOp *op, const char *rul
     if (problem)
         return problem;
     if (tp && term_of_tp)
-        return moe_shard_fail(r, "%s reads a term of a sum over group tp and what is divided over it",
+        return moe_shard_fail(r,
+                              "%s reads a term of a sum over group tp and what is divided over it",
                               moe_op_info(op->opcode)->name);
     for (int k = n_in; k < n; k++) {
         MoeShardState *s = &out[k - n_in];

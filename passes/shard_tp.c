@@ -14,8 +14,8 @@ typedef struct {
     MoeShardParams *p;
     const MoeOp **firsts; /* matmuls behind the rows being looked at */
     size_t n_firsts;
-    const MoeOp *uneven;  /* attention whose heads do not divide; NULL */
-    bool *seen;           /* by value id */
+    const MoeOp *uneven; /* attention whose heads do not divide; NULL */
+    bool *seen;          /* by value id */
     MoeArena *a;
 } Search;
 
@@ -42,7 +42,8 @@ static bool from_matmuls(Search *s, const MoeValue *v) {
         return param_behind(s, op->operands[1]) != NULL;
     }
     bool attention = op->opcode == MOE_OP_ATTENTION;
-    if (attention && !(divides(s, moe_attr_i(op, "heads")) && divides(s, moe_attr_i(op, "kv_heads"))))
+    if (attention &&
+        !(divides(s, moe_attr_i(op, "heads")) && divides(s, moe_attr_i(op, "kv_heads"))))
         s->uneven = op;
     bool through = attention || op->opcode == MOE_OP_ROPE || op->opcode == MOE_OP_SILU ||
                    (moe_op_info(op->opcode)->kind == MOE_KIND_EW && op->opcode != MOE_OP_BROADCAST);
@@ -60,15 +61,36 @@ static bool from_matmuls(Search *s, const MoeValue *v) {
 static MoeStatus divide(MoeShardParam *p, int dim, const MoeMesh *mesh, const char *what) {
     int64_t n = p->whole.dims[dim].size;
     if (p->tp_dim >= 0 && p->tp_dim != dim)
-        return moe_error(MOE_E_INPUT,
-                         "shard: parameter %s would have to be divided over tensor parallel ranks along "
-                         "dims %d and %d",
-                         p->name, p->tp_dim, dim);
+        return moe_error(
+            MOE_E_INPUT,
+            "shard: parameter %s would have to be divided over tensor parallel ranks along "
+            "dims %d and %d",
+            p->name, p->tp_dim, dim);
     if (n % mesh->tp)
-        return moe_error(MOE_E_MISUSE, "tensor parallel degree %d does not divide the %s of %lld (%s)",
-                         mesh->tp, what, (long long)n, p->name);
+        return moe_error(MOE_E_MISUSE,
+                         "tensor parallel degree %d does not divide the %s of %lld (%s)", mesh->tp,
+                         what, (long long)n, p->name);
     p->tp_dim = dim;
     return NULL;
+}
+
+/* Whether nobody else reads the columns that would be divided: what reads them gives such columns again, or is a second
+ * matmul itself, or sums them up in a row. */
+static bool read_by_pair_alone(const Search *s) {
+    for (size_t i = 0; i < s->g->n_ops; i++) {
+        const MoeOp *op = s->g->ops[i];
+        bool reads = false;
+        for (int k = 0; k < op->n_operands && op->phase == MOE_PHASE_FORWARD; k++)
+            reads |= s->seen[op->operands[k]->id];
+        if (!reads || op->opcode == MOE_OP_ROW_SUM)
+            continue;
+        bool second = op->opcode == MOE_OP_MATMUL && s->seen[op->operands[0]->id] &&
+                      param_behind(s, op->operands[1]);
+        bool gives = op->n_results > 0 && s->seen[op->results[0]->id];
+        if (!second && !gives)
+            return false;
+    }
+    return true;
 }
 
 /* Dims of a matmul's weight: b is [n,k] if tb, else [k,n], behind the experts if grouped. */
@@ -83,7 +105,7 @@ static MoeStatus divide_pair(Search *s, const MoeOp *second) {
     s->uneven = NULL;
     for (int i = 0; i < s->g->n_values; i++)
         s->seen[i] = false;
-    if (!w || !from_matmuls(s, second->operands[0]) || !s->n_firsts)
+    if (!w || !from_matmuls(s, second->operands[0]) || !s->n_firsts || !read_by_pair_alone(s))
         return NULL;
     if (s->uneven)
         return moe_error(MOE_E_MISUSE,
@@ -122,7 +144,8 @@ static void search_tables(Search *s) {
         const MoeOp *op = s->g->ops[i];
         if (op->opcode == MOE_OP_EMBEDDING)
             divide_table(s, op->operands[0]);
-        if (op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY || op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD)
+        if (op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY ||
+            op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD)
             divide_table(s, op->operands[1]);
     }
 }
@@ -145,8 +168,9 @@ MoeStatus moe_shard_params_tp(const MoeModule *m, const MoeMesh *mesh, MoeArena 
     for (size_t i = 0; i < p->n; i++)
         if (p->items[i].tp_dim >= 0)
             return NULL;
-    return moe_error(MOE_E_MISUSE,
-                     "tensor parallel degree %d, but the model has neither attention nor an MLP of pairs "
-                     "of matmuls to divide",
-                     mesh->tp);
+    return moe_error(
+        MOE_E_MISUSE,
+        "tensor parallel degree %d, but the model has neither attention nor an MLP of pairs "
+        "of matmuls to divide",
+        mesh->tp);
 }

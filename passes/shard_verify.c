@@ -14,8 +14,8 @@ static const char *check_param(MoeShardRules *r, const MoeOp *op) {
                               moe_attr_s(op, "name"));
     const char *problem = moe_dims_from_text(whole, &part);
     if (problem)
-        return moe_shard_fail(r, "parameter %.80s: whole = \"%.60s\": %s", moe_attr_s(op, "name"), whole,
-                              problem);
+        return moe_shard_fail(r, "parameter %.80s: whole = \"%.60s\": %s", moe_attr_s(op, "name"),
+                              whole, problem);
     int outer = (int)moe_attr_i_or(op, "expert", 0);
     int64_t tp_dim = moe_attr_i_or(op, "tp_dim", -1);
     if (outer)
@@ -25,7 +25,8 @@ static const char *check_param(MoeShardRules *r, const MoeOp *op) {
                               (long long)tp_dim, part.rank);
     if (tp_dim >= 0)
         part.dims[tp_dim].size /= r->mesh->tp;
-    int parts = moe_mesh_group_size(r->mesh, outer ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD);
+    int parts =
+        moe_mesh_group_size(r->mesh, outer ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD);
     if (parts > 1) {
         int64_t n = 1;
         for (int i = outer; i < part.rank; i++)

@@ -9,8 +9,9 @@
 bool moe_shard_is_table(const MoeShard *s, const MoeValue *old) {
     while (old->def->opcode == MOE_OP_CONVERT)
         old = old->def->operands[0];
-    const MoeShardParam *p =
-        old->def->opcode == MOE_OP_PARAM ? moe_shard_param(s->params, moe_attr_s(old->def, "name")) : NULL;
+    const MoeShardParam *p = old->def->opcode == MOE_OP_PARAM
+                                 ? moe_shard_param(s->params, moe_attr_s(old->def, "name"))
+                                 : NULL;
     return p && p->table;
 }
 
@@ -18,10 +19,9 @@ MoeStatus moe_shard_join_table(MoeShard *s, const MoeValue *old, MoeValue *part,
                                MoeValue **out) {
     MoeShardMapped *m = &s->map[old->id];
     if (!m->joined[phase]) {
-        m->joined[phase] =
-            moe_build(s->g, MOE_OP_ALL_GATHER_ROWS, &part, 1,
-                      moe_as("group", moe_mesh_group_name(MOE_GROUP_TP)), moe_ai("ranks", s->mesh->tp),
-                      MOE_END);
+        m->joined[phase] = moe_build(s->g, MOE_OP_ALL_GATHER_ROWS, &part, 1,
+                                     moe_as("group", moe_mesh_group_name(MOE_GROUP_TP)),
+                                     moe_ai("ranks", s->mesh->tp), MOE_END);
         MOE_TRY(moe_shard_note(s, m->joined[phase]->def));
     }
     *out = m->joined[phase];
@@ -32,7 +32,8 @@ static MoeStatus embedding(MoeShard *s, const MoeOp *op) {
     MoeValue *table, *ids;
     MOE_TRY(moe_shard_operand(s, op, 0, &table));
     MOE_TRY(moe_shard_operand(s, op, 1, &ids));
-    MoeValue *x = moe_build(s->g, MOE_OP_EMBEDDING, (MoeValue *[]){table, ids, s->tp_rank}, 3, MOE_END);
+    MoeValue *x =
+        moe_build(s->g, MOE_OP_EMBEDDING, (MoeValue *[]){table, ids, s->tp_rank}, 3, MOE_END);
     s->map[op->results[0]->id].now = x;
     return moe_shard_note(s, x->def);
 }
@@ -50,9 +51,9 @@ static MoeStatus embedding_grad(MoeShard *s, const MoeOp *op) {
 
 /* nll and lse of all rows of the table. */
 static MoeStatus join(MoeShard *s, MoeValue *h, MoeValue *w, MoeValue *labels, MoeOp **out) {
-    MoeValue *sums = moe_build(s->g, MOE_OP_LINEAR_CROSS_ENTROPY_PART,
-                               (MoeValue *[]){h, w, labels, s->tp_rank}, 4,
-                               moe_ai("parts", s->mesh->tp), MOE_END);
+    MoeValue *sums =
+        moe_build(s->g, MOE_OP_LINEAR_CROSS_ENTROPY_PART, (MoeValue *[]){h, w, labels, s->tp_rank},
+                  4, moe_ai("parts", s->mesh->tp), MOE_END);
     MOE_TRY(moe_shard_note(s, sums->def));
     MoeValue *all = moe_build(s->g, MOE_OP_ALL_REDUCE, &sums, 1,
                               moe_as("group", moe_mesh_group_name(MOE_GROUP_TP)), MOE_END);
@@ -86,7 +87,8 @@ MoeStatus moe_shard_vocab_op(MoeShard *s, const MoeOp *op, bool *done) {
         op->opcode == MOE_OP_EMBEDDING_GRAD ? s->gradient[op->results[0]->id] : NULL;
     if (p && p->table)
         return embedding_grad(s, op);
-    bool loss_op = op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY || op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD;
+    bool loss_op =
+        op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY || op->opcode == MOE_OP_LINEAR_CROSS_ENTROPY_GRAD;
     if (loss_op && moe_shard_is_table(s, op->operands[1]))
         return loss(s, op);
     *done = false;

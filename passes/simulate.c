@@ -111,7 +111,7 @@ void moe_sim_run(MoeSim *s, int step) {
     s->open[step] = true;
     s->under_way[s->n_under_way++] = step;
     s->sum.communication[x->kind] += moe_sim_alone(s->p, x);
-    if (s->p->at_once)
+    if (x->at_once)
         wait_for(s, step);
 }
 
@@ -135,12 +135,18 @@ MoeSimResult moe_simulate(const MoeSimProblem *p, const int *order, size_t n) {
 
 typedef struct {
     const MoeSimProblem *p;
+    const bool *only;
+    int *until; /* of an exchange: the last phase of a step that reads it, at least its own */
     size_t n_words;
     uint64_t *above; /* [n_steps][n_words]: the steps that a step needs, directly or not */
 } Closure;
 
 static bool has(const uint64_t *set, size_t i) {
     return set[i / 64] >> (i % 64) & 1;
+}
+
+static bool counts(const Closure *c, size_t step) {
+    return !c->only || c->only[step];
 }
 
 /* The sets of all steps; needs may point forward in the array, so steps wait for theirs. */
@@ -164,7 +170,7 @@ static double independent(const Closure *c, size_t x, bool *beside) {
     double sum = 0;
     for (size_t i = 0; i < c->p->n_steps; i++) {
         const MoeSimStep *s = &c->p->steps[i];
-        if (is_comm(s) || s->stretch != c->p->steps[x].stretch ||
+        if (is_comm(s) || !counts(c, i) || s->phase < c->p->steps[x].phase || s->phase > c->until[x] ||
             has(c->above + x * c->n_words, i) || has(c->above + i * c->n_words, x))
             continue;
         sum += s->seconds;
@@ -188,7 +194,7 @@ static void bound_class(const Closure *c, int k, MoeSimBound *b, bool *beside) {
     memset(beside, 0, p->n_steps * sizeof *beside);
     for (size_t i = 0; i < p->n_steps; i++) {
         const MoeSimStep *s = &p->steps[i];
-        if (!is_comm(s) || busiest(s) != k)
+        if (!is_comm(s) || !counts(c, i) || busiest(s) != k)
             continue;
         double alone = moe_sim_alone(p, s), free = independent(c, i, beside),
                most = alone < free ? alone : free;
@@ -203,15 +209,30 @@ static void bound_class(const Closure *c, int k, MoeSimBound *b, bool *beside) {
     b->total -= total < room ? total : room;
 }
 
-MoeSimBound moe_sim_bound(const MoeSimProblem *p) {
+static int *last_phases(const MoeSimProblem *p, MoeArena *a) {
+    int *until = MOE_NEW_N(a, int, p->n_steps);
+    for (size_t i = 0; i < p->n_steps; i++)
+        until[i] = p->steps[i].phase;
+    for (size_t i = 0; i < p->n_steps; i++)
+        for (size_t k = 0; k < p->steps[i].n_needs; k++) {
+            int x = p->steps[i].needs[k];
+            if (p->steps[i].stretch == p->steps[x].stretch && p->steps[i].phase > until[x])
+                until[x] = p->steps[i].phase;
+        }
+    return until;
+}
+
+MoeSimBound moe_sim_bound(const MoeSimProblem *p, const bool *only) {
     MoeArena *a = moe_arena_create();
     MoeSimBound b = {0};
-    Closure c = {.p = p, .n_words = (p->n_steps + 63) / 64};
+    Closure c = {.p = p, .only = only, .n_words = (p->n_steps + 63) / 64};
     bool *flags = MOE_NEW_N(a, bool, p->n_steps);
     c.above = MOE_NEW_N(a, uint64_t, p->n_steps * c.n_words);
+    c.until = last_phases(p, a);
     for (size_t i = 0; i < p->n_steps; i++) {
         close_over(&c, i, flags);
-        double alone = is_comm(&p->steps[i]) ? moe_sim_alone(p, &p->steps[i]) : 0;
+        bool comm = is_comm(&p->steps[i]) && counts(&c, i);
+        double alone = comm ? moe_sim_alone(p, &p->steps[i]) : 0;
         b.exposed[p->steps[i].kind] += alone;
         b.total += alone;
     }

@@ -26,16 +26,17 @@ typedef struct {
     MoeSimKind kind;
     double seconds;       /* COMPUTE */
     MoeLinkSeconds links; /* of an exchange */
+    bool at_once;         /* an exchange that is waited for as soon as it has started */
     int *needs;           /* steps whose results it reads; all run before it */
     size_t n_needs;
-    int stretch; /* steps of one stretch run in one go; what an exchange is still doing at the end is waited for */
+    int phase;   /* phases run one after another */
+    int stretch; /* phases of one stretch run in one go; what an exchange is still doing at the end is waited for */
 } MoeSimStep;
 
 typedef struct {
     const MoeSimStep *steps;
     size_t n_steps;
     double latency[MOE_N_LINKS];
-    bool at_once; /* every exchange is waited for as soon as it has started */
 } MoeSimProblem;
 
 typedef struct {
@@ -48,17 +49,17 @@ typedef struct {
 /* The exchange by itself, from its start to the end of the wait. */
 double moe_sim_alone(const MoeSimProblem *p, const MoeSimStep *s);
 
-/* Runs all steps in the order given (a permutation of 0..n_steps-1; stretches in order), or the first n of it. */
+/* Runs all steps in the order given (a permutation of 0..n_steps-1; phases in order), or the first n of it. */
 MoeSimResult moe_simulate(const MoeSimProblem *p, const int *order, size_t n);
 
-/* What would be exposed if every exchange could run beside all compute of its stretch that it neither feeds nor needs: no
- * order has less. An exchange cannot hide behind more than that, and those that keep a class of links busy cannot together
+/* What would be exposed if every exchange could run beside all compute that it neither feeds nor needs, of its phase and up to
+ * that in which it is waited for: no order of the phases' steps has less. Of the steps marked in `only` alone (by step; NULL: all). An exchange cannot hide behind more than that, and those that keep a class of links busy cannot together
  * hide behind more than all the compute that any of them may run beside. Of a kind: if it alone were hidden; so the kinds do
  * not add up to `total`. */
 typedef struct {
     double exposed[MOE_N_SIM_KINDS], total;
 } MoeSimBound;
-MoeSimBound moe_sim_bound(const MoeSimProblem *p);
+MoeSimBound moe_sim_bound(const MoeSimProblem *p, const bool *only);
 
 /* ---- step by step, for schedulers ---- */
 

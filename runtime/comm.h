@@ -9,7 +9,8 @@
  * Byte counts that differ end the exchange on both ranks with MOE_E_INTERNAL, naming the ranks, the exchange and the bytes.
  *
  * Failures: a peer that died or is silent longer than the limit ends every wait with MOE_E_PEER, naming the rank, its
- * phase and the exchange; after that each call on the communicator returns at once with the same status.
+ * phase and the exchange; after that each call on the communicator returns at once with the same status. Calls are signs of
+ * life; so is being at work without calls (computing, writing a file), unless for very long.
  * Called by one thread a rank. */
 #ifndef MOE_RUNTIME_COMM_H
 #define MOE_RUNTIME_COMM_H
@@ -22,8 +23,9 @@
 typedef struct {
     int peer; /* rank in the communicator */
     void *base;
-    int64_t row_bytes, n;  /* n rows of row_bytes */
-    const int32_t *index;  /* NULL: rows 0..n-1, contiguous; else row i is base + index[i] * row_bytes */
+    int64_t row_bytes, n; /* n rows of row_bytes */
+    const int32_t
+        *index; /* NULL: rows 0..n-1, contiguous; else row i is base + index[i] * row_bytes */
 } MoeBlock;
 
 typedef struct MoeComm MoeComm;

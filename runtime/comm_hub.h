@@ -45,9 +45,12 @@ typedef struct {
     /* locked */
     MoeCommPlace place;
     bool in_wait, sleeping, gone;
+    int64_t ticks;  /* CPU time when a peer looked last */
+    double at_work; /* moe_now when a peer found it at work */
     pthread_cond_t wake;
     _Alignas(64) _Atomic uint32_t events; /* something happened that may let this rank go on */
     _Atomic int64_t sign_of_life;         /* moe_now, in ns */
+    _Atomic int thread_id;
 } MoeHubRank;
 
 struct MoeHub {

@@ -3,7 +3,9 @@
  * when this rank has all it receives and its peers have taken all it sends.
  *
  * Sizes are compared when the second of two ranks starts the exchange, whatever either lists. After a failure nothing more
- * is copied, and no call returns while a peer still copies out of this rank's rows. */
+ * is copied, and no call returns while a peer still copies out of this rank's rows.
+ *
+ * A rank is silent that has made no call, used no CPU time and waited for no disk; or has made no call for very long. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,6 +15,7 @@
 #include "base/pool.h"
 #include "base/str.h"
 #include "runtime/comm_hub.h"
+#include "runtime/comm_life.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #define CPU_RELAX() __builtin_ia32_pause()
@@ -21,17 +24,24 @@
 #endif
 
 #define SPIN_SECONDS 40e-6
+#define STALL_LIMITS 40 /* silence limits without a call: silent, even if at work */
 #define MAX_RANKS    4096
 
 static void alive(MoeHubRank *me) {
+    atomic_store_explicit(&me->thread_id, moe_thread_id(), memory_order_relaxed);
     atomic_store_explicit(&me->sign_of_life, (int64_t)(moe_now() * 1e9), memory_order_relaxed);
 }
 
-/* Seconds since the rank was last heard of; one that waits itself is alive. (locked) */
-static double silence(const MoeHubRank *r) {
+/* Seconds since the rank gave a sign of life; one that waits itself is alive. (locked) */
+static double silence(MoeHubRank *r, double limit) {
     if (r->in_wait)
         return 0;
-    return moe_now() - 1e-9 * (double)atomic_load_explicit(&r->sign_of_life, memory_order_relaxed);
+    double now = moe_now();
+    double call = now - 1e-9 * (double)atomic_load_explicit(&r->sign_of_life, memory_order_relaxed);
+    if (moe_thread_at_work(atomic_load_explicit(&r->thread_id, memory_order_relaxed), &r->ticks))
+        r->at_work = now;
+    double work = now - r->at_work;
+    return call > STALL_LIMITS * limit || call < work ? call : work;
 }
 
 static char *place_of(const MoeHub *h, int rank, char *out) {
@@ -161,17 +171,16 @@ static void check_gone(MoeHubRank *me, const MoeRequest *r) {
                          place_of(h, q, at), me->base.rank, (long long)r->round->number, r->what);
 }
 
-/* The wait has lasted `waited` seconds: ends everything if a peer that it needs is silent. (locked) */
+/* Looks for signs of life of the peers that r needs. The wait has lasted `waited` seconds: ends everything if that is too long
+ * for one of them. (locked) */
 static void check_silence(MoeHubRank *me, const MoeRequest *r, double waited) {
     MoeHub *h = me->hub;
     double limit = me->base.silence_limit;
-    if (waited <= limit)
-        return;
     MoeStr who = {0};
     for (int q = 0; q < h->n; q++) {
-        double s = needs(r, q) ? silence(h->ranks[q]) : 0;
+        double s = needs(r, q) ? silence(h->ranks[q], limit) : 0;
         char at[MOE_COMM_PLACE_TEXT];
-        if (s > limit)
+        if (s > limit && waited > limit)
             moe_str_printf(&who, "%s%s silent for %.1f s", who.len ? ", " : "", place_of(h, q, at),
                            s);
     }
@@ -222,7 +231,7 @@ static void drain(MoeHubRank *me) {
 static MoeStatus threads_wait(MoeComm *c, MoeRequest *r) {
     MoeHubRank *me = (MoeHubRank *)c;
     MoeHub *h = me->hub;
-    double began = moe_now();
+    double began = moe_now(), look = clamp(c->silence_limit / 8, 0.002, 0.25), looked = began;
     moe_hub_lock(h);
     me->in_wait = true;
     for (;;) {
@@ -231,9 +240,12 @@ static MoeStatus threads_wait(MoeComm *c, MoeRequest *r) {
         if (!r->open || h->failed)
             break;
         check_gone(me, r);
-        check_silence(me, r, moe_now() - began);
+        if (moe_now() - looked > look) {
+            looked = moe_now();
+            check_silence(me, r, looked - began);
+        }
         if (!h->failed)
-            sleep_for_event(me, seen, clamp(me->base.silence_limit / 8, 0.002, 0.25));
+            sleep_for_event(me, seen, look);
     }
     if (h->failed)
         drain(me);

@@ -1,4 +1,5 @@
-/* What comm_watch.c (the helper thread) and comm_watch_join.c (the start) share. */
+/* What comm_watch.c (the main thread's side), comm_watch_thread.c (the helper thread) and comm_watch_join.c (how ranks meet)
+ * share. */
 #ifndef MOE_RUNTIME_COMM_WATCH_INTERNAL_H
 #define MOE_RUNTIME_COMM_WATCH_INTERNAL_H
 
@@ -82,12 +83,17 @@ struct MoeWatch {
     double beaten; /* when the last beat was sent */
 
     /* The helper thread's own. */
-    bool said_left, said_own, said_failure, kill_victim;
+    bool said_left, said_own, said_failure, told_all, kill_victim;
     WatchProcess victim;
     double last_round, next_beat, moved;
     uint64_t seen_calls;
 };
 
+void *moe_watch_thread(void *watch); /* the helper thread */
+/* The job failed, for the first reason that comes; rank 0's helper thread tells all. Any thread. */
+void moe_watch_fail_job(MoeWatch *w, const WatchFailure *f);
+double moe_watch_interval(const MoeWatch *w); /* seconds between beats */
+void moe_watch_drop(WatchLink *l);            /* closes it */
 /* This process; host 0 if it cannot be told which processes see it. */
 WatchProcess moe_watch_process(void);
 /* Kills it, if its pid still means the process that joined. */

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "runtime/emulate.h"
 #include "runtime/exec_comm.h"
 #include "runtime/plan_read.h"
 
@@ -267,6 +268,7 @@ MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, Moe
     MoeStatus st = NULL;
     MOE_TRY_GOTO(st, join(x, comm), fail);
     MOE_TRY_GOTO(st, moe_pool_create(n_threads > 0 ? n_threads : moe_cpu_count(), &x->pool), fail);
+    moe_emulate_pool(x->comm, x->pool);
     MOE_TRY_GOTO(st, alloc_buffers(x), fail);
     MOE_TRY_GOTO(st, alloc_inputs(x), fail);
     MOE_TRY_GOTO(st, alloc_work(x), fail);
@@ -278,6 +280,7 @@ MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, Moe
     for (size_t g = 0; g < plan->n_programs; g++)
         MOE_TRY_GOTO(st, bind_program(x, &plan->programs[g], &x->programs[g]), fail);
     set_places(x);
+    MOE_TRY_GOTO(st, moe_exec_windows_create(x), fail);
     MOE_TRY_GOTO(st, moe_exec_elastic_create(x), fail);
     MOE_TRY_GOTO(st, moe_exec_comm_create(x), fail);
     *out = x;
@@ -292,6 +295,7 @@ void moe_exec_destroy(MoeExec *x) {
         return;
     moe_exec_comm_destroy(x);
     moe_exec_elastic_destroy(x);
+    moe_exec_windows_destroy(x);
     for (size_t g = 0; x->programs && g < x->plan->n_programs; g++) {
         MoeExecProgram *p = &x->programs[g];
         if (p->step_bufs)
@@ -309,6 +313,8 @@ void moe_exec_destroy(MoeExec *x) {
     moe_free_big(x->scratch, (size_t)x->scratch_bytes);
     free(x->buffers);
     free(x->load);
+    if (x->pool)
+        moe_emulate_pool(x->comm, NULL);
     moe_pool_destroy(x->pool);
     moe_comm_destroy(x->own_comm);
     free(x);

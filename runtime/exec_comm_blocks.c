@@ -130,7 +130,7 @@ static MoeStatus all_gather_rows(MoeExec *x, const MoeExecProgram *g, const MoeP
     return NULL;
 }
 
-/* Rows idx[send[q, *]] of x go to member q; what comes lies by chunk, then by source. */
+/* Rows idx[send[q, *]] of x go to member q; what comes lies by chunk, then by source. A step may carry a chunk alone. */
 static MoeStatus a2a_dispatch(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o) {
     MoeExecComm *c = x->between;
     const MoeExecGroup *all = &c->groups[o->group];
@@ -142,8 +142,8 @@ static MoeStatus a2a_dispatch(MoeExec *x, const MoeExecProgram *g, const MoePlan
     for (int i = 0; i < all->n; i++) {
         const int32_t *theirs = send + i * chunks;
         if (i != all->self)
-            push_rows(c, all->ranks[i], in, rb, theirs[chunks] - theirs[0], idx + theirs[0]);
-        for (int64_t k = 0; k < chunks; k++) {
+            push_rows(c, all->ranks[i], in, rb, theirs[o->hi] - theirs[o->lo], idx + theirs[o->lo]);
+        for (int64_t k = o->lo; k < o->hi; k++) {
             int64_t at, n = rows_of(x, recv + k * V, data_rank(x, all->ranks[i]), &at);
             if (i != all->self) {
                 moe_block_push(c, &c->recvs, all->ranks[i], out + at * rb, n * rb);
@@ -172,7 +172,8 @@ static MoeStatus invert_place(MoeExec *x, const MoePlanComm *o, const int32_t *p
     return NULL;
 }
 
-/* Slot by slot: rows of each source's shards go back to it; an expert's rows come to where home order has them. */
+/* Slot by slot: rows of each source's shards go back to it; an expert's rows come to where home order has them. A step may carry
+ * some slots alone. */
 static MoeStatus a2a_combine(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o) {
     MoeExecComm *c = x->between;
     const MoeExecGroup *all = &c->groups[o->group];
@@ -184,7 +185,7 @@ static MoeStatus a2a_combine(MoeExec *x, const MoeExecProgram *g, const MoePlanC
     if (home[o->experts * V] > room)
         return too_many(x, o, "the result", home[o->experts * V], room);
     for (int i = 0; i < all->n; i++)
-        for (int64_t s = 0; s < o->slots; s++) {
+        for (int64_t s = o->lo; s < o->hi; s++) {
             int e = c->slot_expert[i * o->slots + s];
             int64_t at, n = rows_of(x, seg + s * V, data_rank(x, all->ranks[i]), &at),
                         to = e < 0 ? 0 : home[e * V],

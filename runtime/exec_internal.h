@@ -22,6 +22,7 @@ typedef struct {
     char **values;           /* [n_values] */
     void ***step_bufs;       /* [n_steps][n_bufs] */
     double *seconds;         /* [n_steps], when profiling */
+    int32_t **windows; /* [n_steps]: the table that a step on some slots gets; NULL without any */
     MoeExecElastic *elastic; /* [n_elastic], by step; NULL without any */
     size_t n_elastic;
     size_t *elastic_at; /* [n_steps + 1]: the first of a step */
@@ -70,6 +71,12 @@ MoeStatus moe_exec_elastic_create(MoeExec *x);
 void moe_exec_elastic_destroy(MoeExec *x);
 void moe_exec_elastic_step(MoeExec *x, MoeExecProgram *g, size_t i);
 void moe_exec_elastic_sum(MoeExec *x);
+
+/* exec_window.c: tables for steps that work on the rows of some slots (docs/RANKS.md, "Overlap"). Once the steps' buffers are
+ * bound; before such a step runs. */
+MoeStatus moe_exec_windows_create(MoeExec *x);
+void moe_exec_windows_destroy(MoeExec *x);
+void moe_exec_window_fill(const MoeExec *x, MoeExecProgram *g, size_t i);
 
 /* Tokens that the logits program's input holds. */
 int64_t moe_exec_logits_ids(const MoeExec *x);

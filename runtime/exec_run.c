@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "runtime/emulate.h"
 #include "runtime/exec_comm.h"
 
 /* ---- steps ---- */
@@ -27,12 +28,15 @@ static MoeStatus run_kernel(MoeExec *x, MoeExecProgram *g, size_t i) {
         return moe_error(MOE_E_INTERNAL,
                          "step %s of program %s has no code: the plan is not linked", s->name,
                          g->plan->name);
+    if (s->slot_hi)
+        moe_exec_window_fill(x, g, i);
     Launch l = {s->run, g->step_bufs[i], x->scratch, x->scratch_stride};
     int64_t n = s->tasks(g->step_bufs[i]);
     if (n < 0)
         return moe_error(MOE_E_INTERNAL, "step %s (%s) of program %s asks for %lld tasks", s->name,
                          s->kernel, g->plan->name, (long long)n);
     moe_pool_run(x->pool, n, run_task, &l);
+    moe_emulate_work(x->comm, s->flops, s->bytes);
     return NULL;
 }
 

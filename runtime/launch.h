@@ -39,7 +39,7 @@ MoeStatus moe_comm_choose(const char *choice, int plan_ranks, const MoeLaunchInf
 MoeStatus moe_comm_open(MoeCommKind kind, const MoeLaunchInfo *launch, double silence_limit,
                         MoeComm **out);
 
-/* Ranks as processes over TCP; the rendezvous is at $MASTER_ADDR (127.0.0.1) : $MASTER_PORT (29400). comm_tcp.c */
+/* Ranks as processes over TCP; the rendezvous is at $MASTER_ADDR (127.0.0.1) : $MASTER_PORT (29400). comm_tcp_meet.c */
 MoeStatus moe_comm_tcp(int rank, int size, double silence_limit, MoeComm **out);
 
 #endif

@@ -12,6 +12,8 @@ typedef struct {
     int64_t memory_bytes_max; /* of the rank that has the most; written with several ranks */
     double loss, ce_loss, aux_loss, grad_norm, lr, seconds, tokens_per_second, mfu;
     bool has_aux, skipped;
+    bool emulated;
+    double emulated_seconds; /* of the step, on the links of --emulate */
     const double *imbalance, *expert_imbalance; /* [n_layers] */
     size_t n_layers;
     bool has_eval;

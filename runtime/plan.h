@@ -89,6 +89,7 @@ typedef struct {
     int64_t elements;
     int64_t row_bytes, rows; /* rows: of one rank, all_gather_rows without segs */
     int64_t chunks, capacity, slots, experts;
+    int64_t lo, hi; /* what of it goes in this step: chunks of a2a_dispatch, slots of a2a_combine */
     double bytes; /* that a rank sends with balanced routing */
 } MoePlanComm;
 
@@ -102,6 +103,8 @@ typedef struct {
     int layer;  /* -1 none */
     MoePlanPhase phase;
     bool count;
+    int slot_lo, slot_hi; /* a kernel that works on the rows of these slots alone; both 0: on all */
+    int segs;             /* their table, of plan->slots x virtual_shards; the kernel gets a window of it */
     size_t n_bufs;
     int *buf_value;
     int64_t *buf_offset;

@@ -108,6 +108,34 @@ static void read_all_gather_rows(MoePlanReader *r, const json_t *o, const MoePla
          c->row_bytes);
 }
 
+/* "range": [lo, hi] of n slots. false: not there. */
+static bool read_range(MoePlanReader *r, const json_t *o, const char *key, int64_t n, int64_t *lo,
+                       int64_t *hi) {
+    const json_t *a = json_object_get(o, key);
+    *lo = 0;
+    *hi = n;
+    if (!a || r->st)
+        return false;
+    const json_t *from = json_array_get(a, 0), *to = json_array_get(a, 1);
+    *lo = json_integer_value(from);
+    *hi = json_integer_value(to);
+    if (json_array_size(a) != 2 || !json_is_integer(from) || !json_is_integer(to) || *lo < 0 ||
+        *hi <= *lo || *hi > n)
+        moe_plan_fail(r, key, "is no range of the %lld slots", (long long)n);
+    return true;
+}
+
+void moe_plan_read_slots(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i) {
+    MoePlanStep *s = &g->steps[i];
+    int64_t lo, hi;
+    if (!read_range(r, o, "slots", r->plan->slots, &lo, &hi))
+        return;
+    s->slot_lo = (int)lo;
+    s->slot_hi = (int)hi;
+    s->segs = moe_plan_value(r, json_object_get(o, "segs"), g, "segs");
+    need(r, g, "segs", s->segs, (int64_t)r->plan->slots * r->plan->virtual_shards + 1, 4);
+}
+
 static void read_a2a(MoePlanReader *r, const json_t *o, const MoePlanProgram *g, MoePlanComm *c) {
     const MoePlan *p = r->plan;
     const int64_t V = p->virtual_shards;
@@ -118,6 +146,11 @@ static void read_a2a(MoePlanReader *r, const json_t *o, const MoePlanProgram *g,
     if (c->op == MOE_PLAN_A2A_DISPATCH) {
         c->chunks = moe_plan_int(r, o, "chunks", 1, 65536);
         c->capacity = moe_plan_int(r, o, "capacity", 0, MAX_COUNT);
+        c->hi = c->chunks;
+        if (json_object_get(o, "chunk")) {
+            c->lo = moe_plan_int(r, o, "chunk", 0, c->chunks - 1);
+            c->hi = c->lo + 1;
+        }
         need(r, g, "in", c->in[1], p->mesh.ep * c->chunks + 1, 4);
         need(r, g, "in", c->in[3], c->chunks * V + 1, 4);
         need(r, g, "out", c->out, c->capacity, c->row_bytes);
@@ -125,6 +158,7 @@ static void read_a2a(MoePlanReader *r, const json_t *o, const MoePlanProgram *g,
     }
     c->slots = moe_plan_int(r, o, "slots", 1, 65536);
     c->experts = moe_plan_int(r, o, "experts", 1, c->slots * p->mesh.ep);
+    read_range(r, o, "range", c->slots, &c->lo, &c->hi);
     need(r, g, "in", c->in[1], c->slots * V + 1, 4);
     need(r, g, "in", c->in[2], c->experts, 4);
     need(r, g, "in", c->in[3], c->experts * V + 1, 4);

@@ -15,12 +15,12 @@ int moe_plan_value(MoePlanReader *r, const json_t *v, const MoePlanProgram *g, c
     return (int)json_integer_value(v);
 }
 
-/* A place in the slab: an elastic value in its end, the others before. */
+/* A place in the slab: an elastic value in its end; the others before, or where nothing elastic lives at the time. */
 static void read_place(MoePlanReader *r, const json_t *e, const MoePlanProgram *g,
                        MoePlanValue *v) {
     v->elastic = json_object_get(e, "expect") != NULL;
     int64_t seam = g->slab_bytes - g->elastic_bytes, lo = v->elastic ? seam : 0,
-            hi = v->elastic ? g->slab_bytes : seam;
+            hi = g->slab_bytes;
     v->kind = MOE_VALUE_SLAB;
     v->offset = moe_plan_int(r, e, "slab", lo, hi);
     v->bytes = moe_plan_int(r, e, "bytes", 0, hi - lo);
@@ -30,7 +30,7 @@ static void read_place(MoePlanReader *r, const json_t *e, const MoePlanProgram *
     if (v->offset > hi - v->bytes)
         moe_plan_fail(r, "slab", "%lld + %lld bytes passes the end of %s (%lld)",
                       (long long)v->offset, (long long)v->bytes,
-                      g->elastic_bytes ? "its part of the slab" : "the slab", (long long)hi);
+                      "the slab", (long long)hi);
     if (v->elastic) {
         v->expect = moe_plan_int(r, e, "expect", 0, v->bytes);
         v->row_bytes = moe_plan_int(r, e, "row_bytes", 1, MOE_PLAN_MAX_DIM);
@@ -128,6 +128,8 @@ static void read_launch(MoePlanReader *r, const json_t *o, MoePlanProgram *g, si
                        s->buf_offset[b] > g->values[s->buf_value[b]].bytes))
             moe_plan_fail(r, "", "has no offset inside value %d", s->buf_value[b]);
     }
+    moe_plan_at(r, "programs.%s.steps[%zu]", g->name, i);
+    moe_plan_read_slots(r, o, g, i);
 }
 
 static void read_step(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i) {

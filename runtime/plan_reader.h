@@ -42,6 +42,8 @@ int moe_plan_value(MoePlanReader *r, const json_t *v, const MoePlanProgram *g, c
 /* plan_read_comm.c: step i as an exchange, or as the wait for an earlier one. */
 void moe_plan_read_comm(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
 void moe_plan_read_wait(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
+/* The slots that the kernel of step i works on, if not on all. */
+void moe_plan_read_slots(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
 /* Every exchange that is started ends. */
 void moe_plan_check_waits(MoePlanReader *r, MoePlanProgram *g);
 

@@ -7,6 +7,7 @@
 
 #include "base/log.h"
 #include "base/pool.h"
+#include "runtime/emulate.h"
 #include "runtime/run_config.h"
 #include "runtime/trainer.h"
 #include "runtime/train_signal.h"
@@ -94,6 +95,12 @@ static void fill_load(MoeTrainer *s, MoeLogRecord *r) {
     r->n_layers = s->plan->n_moe_layers;
 }
 
+/* What the clocks of emulated links have gained since this was last called. */
+static MoeStatus emulated_seconds(MoeTrainer *s, double *out) {
+    *out = NAN;
+    return moe_comm_emulated(s->comm) ? moe_emulate_step(s->comm, out, NULL) : NULL;
+}
+
 static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
     const MoeTrainOptions *o = s->o;
     MoeTrainState *state = &s->state;
@@ -109,8 +116,11 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
                   .max_grad_norm = o->max_grad_norm,
                   .step = state->updates + 1};
     moe_exec_set_step(s->x, state->step + 1);
+    double emulated;
+    MOE_TRY(emulated_seconds(s, &emulated)); /* what came between steps is no step's */
     MOE_TRY(moe_exec_train_step(s->x, &b, &h, &result));
     double seconds = moe_now() - start_time, peak = peak_flops(s);
+    MOE_TRY(emulated_seconds(s, &emulated));
     *r = (MoeLogRecord){.step = state->step + 1,
                         .tokens = result.tokens,
                         .memory_bytes = moe_exec_memory_bytes(s->x),
@@ -122,6 +132,8 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
                         .seconds = seconds,
                         .has_aux = result.has_aux,
                         .skipped = !result.updated,
+                        .emulated = moe_comm_emulated(s->comm),
+                        .emulated_seconds = emulated,
                         .tokens_per_second = (double)result.tokens / seconds,
                         .mfu = NAN};
     if (peak > 0 && s->plan->flops_per_token > 0)
@@ -134,6 +146,8 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
     state->data = moe_data_position(s->data);
     s->step_seconds += seconds;
     s->step_tokens += result.tokens;
+    s->steps++;
+    s->emulated_seconds += emulated;
     if (result.updated) {
         state->updates++;
         state->skipped_in_row = 0;
@@ -276,10 +290,10 @@ static MoeStatus turn(MoeTrainer *s, bool *out_stop) {
     MOE_TRY(decide(s, &r, &reason));
     s->report->reason = reason;
     *out_stop = reason != MOE_STOP_DONE || s->state.step >= o->steps;
-    s->agreed = s->state.skipped_in_row >= SKIPS_IN_ROW; /* the same losses everywhere */
+    bool hopeless = s->state.skipped_in_row >= SKIPS_IN_ROW; /* the same losses everywhere */
     /* A stop that is to go on later leaves the log as if there had been none. */
     bool last = reason == MOE_STOP_TIME || s->state.step >= o->steps;
-    if (!s->agreed && reason != MOE_STOP_SIGNAL && (last || due(s->state.step, o->eval_every)))
+    if (!hopeless && reason != MOE_STOP_SIGNAL && (last || due(s->state.step, o->eval_every)))
         MOE_TRY(evaluate_into(s, last ? 0 : o->eval_batches, &r));
     write_log(s, &r);
     moe_progress_step(s->progress, &r, moe_now() - s->start);
@@ -287,8 +301,8 @@ static MoeStatus turn(MoeTrainer *s, bool *out_stop) {
         moe_warn("step %lld is skipped: loss %g, gradient norm %g are not both finite; "
                  "parameters are unchanged",
                  (long long)r.step, r.loss, r.grad_norm);
-    if (s->agreed)
-        return give_up(s);
+    if (hopeless)
+        return moe_train_agree(s, give_up(s), "giving up");
     return *out_stop || due(s->state.step, o->checkpoint_every) ? checkpoint(s) : NULL;
 }
 
@@ -333,6 +347,8 @@ MoeStatus moe_train_run(const MoePlan *plan, MoeComm *comm, const MoeTrainOption
     moe_signals_restore();
     out->state = s.state;
     out->seconds = moe_now() - s.start;
+    out->emulated = s.steps && moe_comm_emulated(s.comm);
+    out->emulated_seconds = s.emulated_seconds / (double)s.steps;
     if (s.step_seconds > 0) {
         out->tokens_per_second = (double)s.step_tokens / s.step_seconds;
         if (peak_flops(&s) > 0 && plan->flops_per_token > 0)

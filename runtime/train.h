@@ -59,6 +59,8 @@ typedef struct {
     double eval_bits_per_byte;     /* NAN when bytes a token are unknown */
     double tokens_per_second, mfu; /* over this process's steps; mfu NAN when the peak is unknown */
     double seconds;                /* wall time of this process */
+    bool emulated;
+    double emulated_seconds; /* a step, on the links of --emulate: the mean of this process's */
     int64_t memory_bytes;          /* of this rank */
     int64_t memory_bytes_max;      /* of the rank that has the most */
     int64_t *load; /* [n_moe_layers][E] tokens routed during this process (in the whole run, from

@@ -33,7 +33,8 @@ typedef struct {
     double *imbalance, *expert_imbalance; /* [n_moe_layers] */
     double start;                         /* of this rank */
     double step_seconds;                  /* in steps, since then */
-    int64_t step_tokens;
+    int64_t step_tokens, steps;
+    double emulated_seconds; /* in steps; NAN without emulated links */
     int signal;         /* that stopped the run */
     bool log_failed;    /* said once */
     int64_t saved_step; /* of the last checkpoint, -1 none */

@@ -53,8 +53,9 @@ typedef struct MoeGemm {
 const char *moe_gemm_emit(MoeCpuTarget *t, const MoeGemm *g, MoeLowered *out);
 int64_t moe_gemm_packed_bytes(const MoeCpuTarget *t, MoeTileElem elem, int64_t groups, int64_t k,
                               int64_t n);
-/* Packs buffer 0, [groups][n][k] (tb) or [groups][k][n] of dtype d, into buffer 1. */
+/* Packs buffer 0, [groups][n][k] (tb) or [groups][k][n] of dtype d, into buffer 1. shards > 0: buffer 2 is segs<groups,shards>,
+ * and groups without rows are left out. */
 const char *moe_gemm_emit_pack(MoeCpuTarget *t, MoeTileElem elem, MoeDtype d, bool tb,
-                               int64_t groups, int64_t k, int64_t n);
+                               int64_t groups, int64_t shards, int64_t k, int64_t n);
 
 #endif

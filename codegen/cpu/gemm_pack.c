@@ -1,4 +1,5 @@
-/* Packs the right operand of a matrix product into panels (gemm.h). One task a (group, panel).
+/* Packs the right operand of a matrix product into panels (gemm.h). One task a (group, panel); an expert that no row goes to is
+ * left out.
  *
  * From [k][n] a panel's rows are copied; from [n][k] blocks of lanes x lanes elements are
  * transposed in registers. Edges go element by element. */
@@ -175,13 +176,22 @@ static void pack_panel(Pack *p, MoeVal first) {
         pack_straight(p, first);
 }
 
+/* i1: the group has rows. */
+static MoeVal has_rows(MoeEmit *e, MoeVal group, int64_t shards) {
+    MoeVal at = moe_imul(e, group, moe_k64(e, shards)), table = moe_emit_buf(e, 2);
+    MoeVal lo = moe_load_index(e, table, at);
+    MoeVal hi = moe_load_index(e, table, moe_iadd(e, at, moe_k64(e, shards)));
+    return LLVMBuildICmp(e->b, LLVMIntSLT, lo, hi, "");
+}
+
 const char *moe_gemm_emit_pack(MoeCpuTarget *t, MoeTileElem elem, MoeDtype d, bool tb,
-                               int64_t groups, int64_t k, int64_t n) {
+                               int64_t groups, int64_t shards, int64_t k, int64_t n) {
     MoeEmit emit, *e = &emit;
     char key[128];
     const char *name;
-    snprintf(key, sizeof key, "pack %d %s tb=%d g=%lld k=%lld n=%lld", (int)elem, moe_dtype_name(d),
-             tb, (long long)groups, (long long)k, (long long)n);
+    snprintf(key, sizeof key, "pack %d %s tb=%d g=%lld v=%lld k=%lld n=%lld", (int)elem,
+             moe_dtype_name(d), tb, (long long)groups, (long long)shards, (long long)k,
+             (long long)n);
     if (!moe_emit_begin(t, key, "pack", e, &name))
         return name;
     MoePanels panels = moe_panels(t, n);
@@ -198,7 +208,9 @@ const char *moe_gemm_emit_pack(MoeCpuTarget *t, MoeTileElem elem, MoeDtype d, bo
         moe_at(e, moe_emit_buf(e, 0), moe_imul(e, group, moe_k64(e, k * n)), moe_dtype_bytes(d));
     MoeVal cols = moe_iadd(e, moe_imul(e, group, moe_k64(e, moe_panels_cols(&panels))), first);
     p.dst = moe_at(e, moe_emit_buf(e, 1), moe_imul(e, cols, moe_k64(e, steps)), 4);
-    MoeIf is_full;
+    MoeIf is_full, wanted;
+    if (shards)
+        moe_if_begin(e, &wanted, has_rows(e, group, shards));
     moe_if_begin(e, &is_full,
                  LLVMBuildICmp(e->b, LLVMIntSLT, panel, moe_k64(e, panels.n_full), ""));
     if (panels.n_full) {
@@ -211,6 +223,8 @@ const char *moe_gemm_emit_pack(MoeCpuTarget *t, MoeTileElem elem, MoeDtype d, bo
         pack_panel(&p, first);
     }
     moe_if_end(e, &is_full);
+    if (shards)
+        moe_if_end(e, &wanted);
     moe_emit_end(e);
     return name;
 }

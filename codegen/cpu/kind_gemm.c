@@ -388,14 +388,18 @@ MoeStatus moe_cpu_gemm_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
     MOE_TRY(lower_dispatch(t, g, gg.dispatch, out));
     Refs refs = {.n = 0};
     const MoeOp *mm = gg.product[0];
+    const MoeValue *seg = moe_rows_seg(&mm->results[0]->type);
     int64_t packed = moe_gemm_packed_bytes(t, gemm.elem, gemm.rows.groups, gemm.k, gemm.n);
     for (int i = 0; i < gg.n_products; i++) {
         const MoeValue *b = gg.product[i]->operands[1];
-        MoeBufRef pack_refs[] = {moe_ref(b), moe_ref_work(i * packed)};
-        const char *pack =
-            moe_gemm_emit_pack(t, gemm.elem, b->type.dtype, moe_attr_i(mm, "tb") != 0,
-                               gemm.rows.groups, gemm.k, gemm.n);
-        moe_cpu_launch(out, pack, pack_refs, 2);
+        bool grouped = gemm.rows.mode == MOE_ROWS_GROUPS;
+        MoeBufRef pack_refs[3] = {moe_ref(b), moe_ref_work(i * packed)};
+        if (grouped)
+            pack_refs[2] = moe_ref(seg);
+        const char *pack = moe_gemm_emit_pack(
+            t, gemm.elem, b->type.dtype, moe_attr_i(mm, "tb") != 0, gemm.rows.groups,
+            grouped ? gemm.rows.shards : 0, gemm.k, gemm.n);
+        moe_cpu_launch(out, pack, pack_refs, grouped ? 3 : 2);
         gemm.buf_b[i] = add_ref(&refs, pack_refs[1]);
     }
     gemm.buf_a = add_ref(&refs, moe_ref(gg.dispatch ? gg.dispatch->operands[0] : mm->operands[0]));
@@ -403,7 +407,6 @@ MoeStatus moe_cpu_gemm_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
         gemm.gather = gg.dispatch->operands[2]->type.dims[1].size;
         gemm.buf_src = add_ref(&refs, moe_ref(gg.dispatch->operands[1]));
     }
-    const MoeValue *seg = moe_rows_seg(&mm->results[0]->type);
     if (seg)
         gemm.rows.buf = add_ref(&refs, moe_ref(seg));
     MoeStr key = {0};

@@ -102,6 +102,10 @@ static void emit_move_row(MoeEmit *e, const Move *m, MoeVal row) {
     }
 }
 
+static MoeVal live_count(MoeEmit *e, const MoeType *t, int seg) {
+    return moe_isub(e, moe_live_rows(e, t, seg), moe_live_first(e, t, seg));
+}
+
 int64_t moe_cpu_move_workspace(MoeCpuTarget *t, const MoeGroup *g) {
     (void)t, (void)g;
     return 0;
@@ -132,11 +136,12 @@ MoeStatus moe_cpu_move_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
         moe_str_printf(&key, " %d", moe_bufs_add(&bufs, op->operands[i]));
     if (moe_emit_begin(t, moe_str_c(&key), what, &e, &name)) {
         moe_emit_tasks_body(&e);
-        moe_live_tasks(&e, moe_live_rows(&e, type, m.seg), per_task);
+        moe_live_tasks(&e, live_count(&e, type, m.seg), per_task);
         moe_emit_kernel_body(&e);
+        MoeVal first = moe_live_first(&e, type, m.seg);
         MoeLoop rows;
-        moe_live_loop(&e, &rows, moe_live_rows(&e, type, m.seg), per_task);
-        emit_move_row(&e, &m, rows.index);
+        moe_live_loop(&e, &rows, live_count(&e, type, m.seg), per_task);
+        emit_move_row(&e, &m, moe_iadd(&e, first, rows.index));
         moe_loop_end(&e, &rows);
         moe_emit_end(&e);
     }

@@ -340,8 +340,13 @@ static void zero_partials(Rows *w) {
 
 static void emit_tasks(MoeEmit *e, const MoeRowPlan *p, int64_t per_task) {
     moe_emit_tasks_body(e);
-    MoeVal n = p->col_sums ? moe_row_emit_leaf_count(e, p)
-                           : moe_iceildiv(e, moe_row_live_rows(e, p), per_task);
+    MoeVal n;
+    if (p->col_sums) {
+        n = moe_row_emit_leaf_count(e, p);
+    } else {
+        MoeVal live = moe_isub(e, moe_row_live_rows(e, p), moe_row_live_first(e, p));
+        n = moe_iceildiv(e, live, per_task);
+    }
     if (p->uniform_outputs)
         n = moe_imax(e, n, moe_k64(e, 1));
     moe_emit_return(e, n);
@@ -364,7 +369,7 @@ static void emit_kernel(MoeArena *a, MoeEmit *e, const MoeRowPlan *p, int64_t pe
         moe_row_emit_leaf_rows(e, p, e->task, &lo, &hi);
         zero_partials(&w);
     } else {
-        lo = moe_imul(e, e->task, moe_k64(e, per_task));
+        lo = moe_iadd(e, moe_row_live_first(e, p), moe_imul(e, e->task, moe_k64(e, per_task)));
         hi = moe_imin(e, moe_row_live_rows(e, p), moe_iadd(e, lo, moe_k64(e, per_task)));
     }
     MoeLoop rows;

@@ -100,8 +100,9 @@ MoeVal moe_row_sload(MoeEmit *e, MoeDtype d, MoeVal base, MoeVal index);
 void moe_row_sstore(MoeEmit *e, MoeDtype d, MoeVal v, MoeVal base, MoeVal index);
 MoeVal moe_row_vload(MoeEmit *e, MoeDtype d, MoeVal base, MoeVal index, MoeVal mask);
 void moe_row_vstore(MoeEmit *e, MoeDtype d, MoeVal v, MoeVal base, MoeVal index, MoeVal mask);
-/* Live rows of the group: the last entry of the rows' segs, or the static count. */
+/* Live rows of the group: the last entry of the rows' segs, or the static count; the first of them. */
 MoeVal moe_row_live_rows(MoeEmit *e, const MoeRowPlan *p);
+MoeVal moe_row_live_first(MoeEmit *e, const MoeRowPlan *p);
 /* Computes every UNIFORM value into vals[value index]; task 0 stores those that are outputs.
  * Scratch copies are written where `kept`. */
 void moe_row_emit_uniform(MoeEmit *e, const MoeRowPlan *p, MoeVal *vals);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include "base/assert.h"
 #include "codegen/cpu/kind_row.h"
+#include "codegen/cpu/live.h"
 
 #define FLAT_TASK 16384 /* elements */
 
@@ -45,6 +46,12 @@ MoeVal moe_row_live_rows(MoeEmit *e, const MoeRowPlan *p) {
     const MoeRowValue *seg = &p->values[p->seg];
     int64_t last = seg->v->type.groups * seg->v->type.shards;
     return moe_load_index(e, moe_emit_buf(e, seg->buf_in), moe_k64(e, last));
+}
+
+MoeVal moe_row_live_first(MoeEmit *e, const MoeRowPlan *p) {
+    if (p->seg < 0)
+        return moe_k64(e, 0);
+    return moe_segs_first(e, &p->values[p->seg].v->type, p->values[p->seg].buf_in);
 }
 
 static MoeVal uniform_source(MoeEmit *e, const MoeRowValue *x) {
@@ -113,10 +120,15 @@ static void emit_vector(MoeEmit *e, const MoeRowPlan *p, const MoeVal *uniform, 
                            index, mask);
 }
 
+/* The end of the live elements, and the first. */
 static MoeVal live_elements(MoeEmit *e, const MoeRowPlan *p) {
     if (p->flat_elements == 0 || p->seg < 0)
         return moe_k64(e, p->flat_elements);
     return moe_imul(e, moe_row_live_rows(e, p), moe_k64(e, p->flat_cols));
+}
+
+static MoeVal first_element(MoeEmit *e, const MoeRowPlan *p) {
+    return moe_imul(e, moe_row_live_first(e, p), moe_k64(e, p->flat_cols));
 }
 
 void moe_row_emit_flat(MoeCpuTarget *t, const MoeRowPlan *p, MoeLowered *out) {
@@ -124,7 +136,8 @@ void moe_row_emit_flat(MoeCpuTarget *t, const MoeRowPlan *p, MoeLowered *out) {
     const char *name;
     if (moe_emit_begin(t, p->key, "row", &e, &name)) {
         moe_emit_tasks_body(&e);
-        MoeVal n = moe_iceildiv(&e, live_elements(&e, p), FLAT_TASK);
+        MoeVal live = moe_isub(&e, live_elements(&e, p), first_element(&e, p));
+        MoeVal n = moe_iceildiv(&e, live, FLAT_TASK);
         if (p->uniform_outputs)
             n = moe_imax(&e, n, moe_k64(&e, 1));
         moe_emit_return(&e, n);
@@ -133,7 +146,8 @@ void moe_row_emit_flat(MoeCpuTarget *t, const MoeRowPlan *p, MoeLowered *out) {
         MoeVal *uniform = MOE_NEW_N(t->arena, MoeVal, p->n_values);
         moe_row_emit_uniform(&e, p, uniform);
         if (p->flat_elements > 0) {
-            MoeVal lo = moe_imul(&e, e.task, moe_k64(&e, FLAT_TASK));
+            MoeVal lo = moe_iadd(&e, first_element(&e, p),
+                                 moe_imul(&e, e.task, moe_k64(&e, FLAT_TASK)));
             MoeVal hi =
                 moe_imin(&e, live_elements(&e, p), moe_iadd(&e, lo, moe_k64(&e, FLAT_TASK)));
             MoeVal step = moe_k64(&e, e.lanes);

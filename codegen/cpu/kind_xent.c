@@ -192,11 +192,11 @@ MoeStatus moe_cpu_xent_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
     x.rows.buf = 1;
     moe_cpu_launch(out, moe_xent_emit_chunks(t, &x.rows, x.chunk_rows), plan_refs, seg ? 2 : 1);
     MoeBufRef pack_refs[] = {moe_ref(w), moe_ref_work(x.packed_w)};
-    moe_cpu_launch(out, moe_gemm_emit_pack(t, x.elem, w->type.dtype, true, 1, x.c, x.n), pack_refs,
-                   2);
+    moe_cpu_launch(out, moe_gemm_emit_pack(t, x.elem, w->type.dtype, true, 1, 0, x.c, x.n),
+                   pack_refs, 2);
     if (x.grad) {
         pack_refs[1] = moe_ref_work(x.packed_wt);
-        moe_cpu_launch(out, moe_gemm_emit_pack(t, x.elem, w->type.dtype, false, 1, x.n, x.c),
+        moe_cpu_launch(out, moe_gemm_emit_pack(t, x.elem, w->type.dtype, false, 1, 0, x.n, x.c),
                        pack_refs, 2);
     }
     for (int64_t i = 0; i < x.max_chunks; i++) {

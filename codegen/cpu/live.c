@@ -41,6 +41,17 @@ MoeVal moe_live_rows(MoeEmit *e, const MoeType *t, int seg_buf) {
                           moe_k64(e, seg->type.groups * seg->type.shards));
 }
 
+MoeVal moe_segs_first(MoeEmit *e, const MoeType *segs, int seg_buf) {
+    if (segs->groups == 1)
+        return moe_k64(e, 0);
+    return moe_load_index(e, moe_emit_buf(e, seg_buf), moe_k64(e, 0));
+}
+
+MoeVal moe_live_first(MoeEmit *e, const MoeType *t, int seg_buf) {
+    const MoeValue *seg = moe_rows_seg(t);
+    return seg ? moe_segs_first(e, &seg->type, seg_buf) : moe_k64(e, 0);
+}
+
 void moe_live_tasks(MoeEmit *e, MoeVal live, int64_t per_task) {
     moe_emit_return(e, moe_iceildiv(e, live, per_task));
 }

@@ -16,8 +16,13 @@ int moe_bufs_add_work(MoeBufs *b, int64_t offset);
 /* Result i of the group's one op if it is read outside the group, else -1. */
 int moe_bufs_add_output(MoeBufs *b, const MoeGroup *g, int i);
 
-/* Live rows of a tensor type; seg_buf: its segs table, or -1. */
+/* The end of the live rows of a tensor type; seg_buf: its segs table, or -1. */
 MoeVal moe_live_rows(MoeEmit *e, const MoeType *t, int seg_buf);
+/* The first live row: 0 but where an expert's rows may be given by a window of their table (docs/RANKS.md, "Overlap"), in which
+ * rows of other experts are empty and all keep their places. */
+MoeVal moe_live_first(MoeEmit *e, const MoeType *t, int seg_buf);
+/* The same of a table, the kernel's buffer seg_buf. */
+MoeVal moe_segs_first(MoeEmit *e, const MoeType *segs, int seg_buf);
 /* Tasks of `per_task` rows; then the loop over this task's rows. */
 void moe_live_tasks(MoeEmit *e, MoeVal live, int64_t per_task);
 void moe_live_loop(MoeEmit *e, MoeLoop *l, MoeVal live, int64_t per_task);

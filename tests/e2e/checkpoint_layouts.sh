@@ -140,25 +140,39 @@ if have_strace; then
     elif [ $hits -gt 0 ]; then ok "four ranks killed before each of $hits calls of $calls"
     else not_ok "no call of $calls was hit"; fi
   done
-  # Processes: one rank alone is killed; the others end.
-  hits=0 bad=
-  for victim in 0 1; do
-    for where in fsync:1 fsync:2 fsync:4 rename,renameat2:1 rename,renameat2:3; do
-      [ $victim = 0 ] || [ "${where%%:*}" = fsync ] || continue # rank 0 alone renames
-      rm -rf "$WORK/cut"
-      port=$(free_port) alive=0
-      for r in 0 1; do
-        tracer=(); [ $r != $victim ] || tracer=(strace -f -qq -o /dev/null -e trace="${where%:*}" -e inject="${where%:*}:signal=SIGKILL:when=${where#*:}")
-        WORLD_SIZE=2 RANK=$r LOCAL_RANK=$r MASTER_ADDR=127.0.0.1 MASTER_PORT=$port timeout -k 5 60 "${tracer[@]}" \
-          "$MOEC" run "$WORK/e2.plan" --comm tcp --data "$WORK/text.txt" --out "$WORK/cut" --steps $steps --lr 0.003 --checkpoint-every 2 --threads 1 -q >"$WORK/.out$r" 2>&1 & pids[r]=$!
-      done
-      for r in 0 1; do wait ${pids[r]} 2>/dev/null && alive=$((alive + 1)); done
-      [ $alive = 0 ] || { bad="rank $victim, $where (it did not die, or the other ended well)"; cat "$WORK"/.out? >"$WORK/.out"; break; }
+  # Processes: one of two ranks is killed alone, or both at the same call; the job ends, the next one goes on. Rank 0 alone renames.
+  killed_pair() { # killed_pair mpi|tcp VICTIMS CALLS NTH
+    local how=$1 victims=$2 r port ended=0 code
+    local kill=(strace -f -qq -o /dev/null -e trace="$3" -e inject="$3:signal=SIGKILL:when=$4")
+    local train=("$MOEC" run "$WORK/e2.plan" --comm "$how" --data "$WORK/text.txt" --out "$WORK/cut" --steps $steps --lr 0.003 --checkpoint-every 2 --threads 1 -q)
+    local zero=("${train[@]}") one=("${train[@]}")
+    [[ $victims != *0* ]] || zero=("${kill[@]}" "${train[@]}")
+    [[ $victims != *1* ]] || one=("${kill[@]}" "${train[@]}")
+    rm -rf "$WORK/cut"
+    if [ $how = mpi ]; then
+      LIMIT=60 mpi -n 1 "${zero[@]}" : -n 1 "${one[@]}" >"$WORK/.out" 2>&1; code=$?
+      [ $code != 0 ] && [ $code != 124 ] || { echo "exit $code"; return 1; }
+    else
+      port=$(free_port)
+      WORLD_SIZE=2 RANK=0 LOCAL_RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port timeout -k 5 60 "${zero[@]}" >"$WORK/.out" 2>&1 & r=$!
+      WORLD_SIZE=2 RANK=1 LOCAL_RANK=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=$port timeout -k 5 60 "${one[@]}" >"$WORK/.out1" 2>&1; code=$?
+      [ $code = 0 ] || [ $code = 124 ] || ended=$((ended + 1))
+      wait $r 2>/dev/null; code=$?
+      [ $code = 0 ] || [ $code = 124 ] || ended=$((ended + 1))
+      [ $ended = 2 ] || { echo "a rank did not end, or well"; cat "$WORK/.out" "$WORK/.out1"; return 1; }
+    fi
+    run s2 cut && same_end reference cut
+  }
+  for how in tcp mpi; do
+    if [ $how = mpi ] && [ -n "$why_not" ]; then skip "ranks killed, over mpi: $why_not"; continue; fi
+    hits=0 bad=
+    for try in 0:fsync:1 0:fsync:2 0:fsync:3 0:rename,renameat2:1 0:rename,renameat2:3 1:fsync:1 1:fsync:2 1:fsync:4 01:fsync:1 01:fsync:2 01:fsync:3 01:fsync:5; do
+      IFS=: read -r victims calls n <<<"$try"
+      killed_pair $how $victims $calls $n >"$WORK/.log" 2>&1 || { bad=$try; break; }
       hits=$((hits + 1))
-      if ! run s2 cut >"$WORK/.out" 2>&1 || ! same_end reference cut >>"$WORK/.out" 2>&1; then bad="rank $victim, $where"; break; fi
     done
+    if [ -n "$bad" ]; then not_ok "ranks of two killed over $how: $bad" "$WORK/.log"; else ok "one or both of two ranks killed over $how, $hits times"; fi
   done
-  if [ -n "$bad" ]; then not_ok "one rank of two killed: $bad" "$WORK/.out"; else ok "one rank of two killed $hits times"; fi
   expect "nothing of the killed writers is left" bash -c '! ls -A "$0"/checkpoints | grep -qE "tmp|trash"' "$WORK/cut"
 else
   skip "system calls that fail, or kill (strace cannot trace here)"

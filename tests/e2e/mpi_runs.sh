@@ -100,5 +100,4 @@ fi
 refuses "MPI without its launcher" 2 'needs a process a rank: start 2 with "mpirun -n 2' "${train[@]}" $(arguments two x 5) --comm mpi
 refuses "fewer processes than ranks, over tcp" 2 'the plan is for 4 ranks, but torchrun started 2 processes' torch_like 2 "${train[@]}" $(arguments four x 5)
 refuses "threads in each of two processes" 2 'puts all ranks into one process, but torchrun started 2' torch_like 2 "${train[@]}" $(arguments two x 5) --comm threads
-refuses "one rank is not two" 2 'the plan is for 2' "${train[@]}" $(arguments two x 5) --comm self
 done_testing

@@ -23,6 +23,14 @@ for name in mixtral mixtral_odd_batch llama_batch5; do
   for m in 2 4 8; do check "$name" --micro-batches $m; done
   check "$name" --micro-batches 4 --recompute layer --dtype bf16
 done
+# On several ranks: the bounds of one.
+for layout in "--ranks 2 --expert-parallel-degree 2" "--ranks 4 --hybrid-shard-degree 4 --dtype bf16" \
+  "--ranks 4 --expert-parallel-degree 2 --hybrid-shard-degree 2 --micro-batches 2" "--ranks 8 --expert-parallel-degree 4 --recompute layer" \
+  "--ranks 2 --tensor-parallel-degree 2" "--ranks 4 --expert-parallel-degree 2 --tensor-parallel-degree 2"; do
+  check mixtral $layout
+done
+for name in mixtral_odd_batch mixtral_top3_of_5 mixtral_tied mixtral_one_layer; do check $name --ranks 4 --expert-parallel-degree 2 --hybrid-shard-degree 2; done
+for name in llama llama_batch5; do check $name --ranks 4 --hybrid-shard-degree 2; done
 # It can fail: weights that are not the fixture's.
 mkdir "$WORK/wrong"
 cp tests/data/llama_odd/* "$WORK/wrong" && chmod -R u+w "$WORK/wrong"

@@ -118,6 +118,20 @@ expect "samples of a run on 8 ranks" cmp <(sample four) <(sample back)
 explained() { "$MOEC" explain "$WORK/b.plan" --against "$WORK/back" | grep -qE '^\| .*gather.* \| forward \| comm \|'; }
 expect "explain --against runs all ranks" explained
 
+# ---- what is not finite ----
+cp -r "$WORK/four.hf" "$WORK/bad"
+python3 - "$WORK/bad/model.safetensors" <<'PY'
+import json, struct, sys
+with open(sys.argv[1], "r+b") as f:
+    n = struct.unpack("<Q", f.read(8))[0]
+    t = json.loads(f.read(n))["model.layers.2.self_attn.v_proj.weight"]
+    f.seek(8 + n + t["data_offsets"][0])
+    f.write(struct.pack("<f", float("nan")))
+PY
+refuses "ten steps that are not finite end all ranks, with one error" 1 '10 steps in a row were not finite' \
+  "$MOEC" run "$WORK/a.plan" --data "$WORK/text.txt" --out "$WORK/nan" --steps 20 --init-from "$WORK/bad" -q
+if [ "$(grep -c error: "$WORK/.out") $(lines_of "$WORK/nan/log.jsonl")" = "1 10" ]; then ok "and all are in the log"; else not_ok "and all are in the log" "$WORK/.out"; fi
+
 # ---- signals, errors ----
 signalled() { # by SIGUSR1 in the middle; continued on one rank
   "$MOEC" run "$WORK/b.plan" --data "$WORK/text.txt" --out "$WORK/stopped" --steps 400 --lr 0.003 -q >"$WORK/.stopped" 2>&1 &
@@ -131,6 +145,10 @@ signalled() { # by SIGUSR1 in the middle; continued on one rank
 }
 expect "SIGUSR1: every rank ends well, with a checkpoint" signalled
 refuses "--ranks that are not the plan's" 2 '\-\-ranks 2: the plan is for 8' "$MOEC" run "$WORK/b.plan" --data "$WORK/text.txt" --out "$WORK/none" --ranks 2
+printf '{"format_version": 1, "nodes": 2, "ranks_per_node": 2, "intra": {"latency": 2e-6, "bandwidth": 5e10}, "inter": {"latency": 2e-5, "bandwidth": 1e8}, "flops": 1e11}' >"$WORK/cluster.json"
+layout four four "emulated links" --ranks 4 $E 2 $S 2 -- --emulate "$WORK/cluster.json"
+expect "their seconds stand in the log" bash -c '[ "$(grep -c "\"emulated_seconds\": [0-9]" "$0/log.jsonl")" = 6 ]' "$WORK/run"
+refuses "a cluster of another size" 2 'the cluster has 4 ranks .*the plan has 8' "$MOEC" run "$WORK/b.plan" --data "$WORK/text.txt" --out "$WORK/none" --emulate "$WORK/cluster.json"
 refuses "--comm mpi without mpirun" 2 '8' "$MOEC" run "$WORK/b.plan" --data "$WORK/text.txt" --out "$WORK/none" --comm mpi
 refuses "data that is not there: said once" 1 'cannot open .*nothing.txt' "$MOEC" run "$WORK/b.plan" --data "$WORK/nothing.txt" --out "$WORK/none"
 [ "$(wc -l <"$WORK/.out")" = 1 ] && ok "one line says it" || not_ok "one line says it" "$WORK/.out"

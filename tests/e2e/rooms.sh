@@ -33,6 +33,7 @@ door() { # door NAME PATTERN ROOM...: who includes it
 }
 door "LLVM" 'llvm' 'codegen|runtime|tests'
 door "hwloc" 'hwloc' 'base'
+door "MPI" 'mpi\.h' 'runtime/mpi'
 door "xxHash" 'xxhash' 'base|formats|tests'
 # Each header stands alone, has a guard and says what it is.
 for h in $(sources $rooms | grep '\.h$'); do

@@ -11,8 +11,8 @@
 #include "tests/support/comm_suite_internal.h"
 
 static const MoeCommCase cases[] = {
-#define CASE(name, min_ranks, fatal, by_process)                                                   \
-    {#name, min_ranks, fatal, by_process, comm_case_##name},
+#define CASE(name, min_ranks, fatal, where)                                                        \
+    {#name, min_ranks, fatal, MOE_COMM_##where, comm_case_##name},
     MOE_COMM_CASES(CASE)
 #undef CASE
 };
@@ -124,9 +124,10 @@ int moe_comm_suite_process(MoeComm *c, const char *which, FILE *out) {
         fprintf(out, "no case \"%s\"\n", which);
         return 2;
     }
-    if (k && k->min_ranks > c->size) {
+    if (k && (k->min_ranks > c->size || k->where == MOE_COMM_BY_THREAD)) {
         if (c->rank == 0)
-            fprintf(out, "skip %s: needs %d ranks\n", k->name, k->min_ranks);
+            fprintf(out, "skip %s: needs %d ranks%s\n", k->name, k->min_ranks,
+                    k->where == MOE_COMM_BY_THREAD ? " in one process" : "");
         return 0;
     }
     if (k)

@@ -7,11 +7,14 @@
 #include <stdio.h>
 #include "runtime/comm.h"
 
+/* What stands behind the ranks that a case makes sense for. */
+typedef enum { MOE_COMM_ANY, MOE_COMM_BY_THREAD, MOE_COMM_BY_PROCESS } MoeCommWhere;
+
 typedef struct {
     const char *name;
     int min_ranks;
-    bool fatal;      /* leaves the communicator failed: run it on one of its own */
-    bool by_process; /* needs a process a rank: one of them dies */
+    bool fatal; /* leaves the communicator failed: run it on one of its own */
+    MoeCommWhere where;
     char *(*run)(MoeComm *c);
 } MoeCommCase;
 

@@ -175,7 +175,7 @@ char *comm_case_fuzz(MoeComm *c) {
 
 static int64_t bytes_large(int exchange, int from, int to, int size) {
     (void)exchange;
-    return to == (from + 1) % size ? (int64_t)16 << 20 : 0;
+    return from < 2 && to == (from + 1) % size ? (int64_t)16 << 20 : 0;
 }
 
 char *comm_case_large(MoeComm *c) {
@@ -267,4 +267,17 @@ char *comm_case_slow_but_alive(MoeComm *c) {
     MoeStatus st = moe_comm_barrier(c, "a slow one");
     c->silence_limit = limit;
     return st ? comm_unexpected(st, "a rank that polls") : NULL;
+}
+
+/* Longer than the limit at work, without a call. */
+char *comm_case_busy_but_alive(MoeComm *c) {
+    double limit = c->silence_limit;
+    c->silence_limit = 1;
+    moe_comm_phase(c, 1, "deep in a kernel");
+    double until = moe_now() + 2.2;
+    while (c->rank == c->size - 1 && moe_now() < until)
+        ;
+    MoeStatus st = moe_comm_barrier(c, "a busy one");
+    c->silence_limit = limit;
+    return st ? comm_unexpected(st, "a rank that computes") : NULL;
 }

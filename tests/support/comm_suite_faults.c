@@ -124,7 +124,7 @@ char *comm_case_after_failure(MoeComm *c) {
     return wrong ? wrong : want_over(c);
 }
 
-/* The last rank makes no call for much longer than the limit. */
+/* The last rank sleeps for much longer than the limit. */
 char *comm_case_silent(MoeComm *c) {
     int last = c->size - 1;
     c->silence_limit = 0.3;
@@ -145,21 +145,33 @@ char *comm_case_silent(MoeComm *c) {
     return wrong ? wrong : want_over(c);
 }
 
-/* The last rank's process dies without a word. */
-char *comm_case_killed(MoeComm *c) {
+/* The others notice within `seconds` that the last rank's process is no more what it was. */
+static char *lose_process(MoeComm *c, int signal_number, double seconds) {
     int last = c->size - 1;
     moe_comm_phase(c, 5, "backward");
     MoeStatus st = moe_comm_barrier(c, "all there");
-    if (st)
+    if (c->rank == last && st)
         return comm_unexpected(st, "barrier");
     if (c->rank == last)
-        raise(SIGKILL);
+        raise(signal_number);
     double began = moe_now();
-    st = moe_comm_barrier(c, "one is dead");
+    if (!st) /* else it was lost before this rank was through */
+        st = moe_comm_barrier(c, "one is lost");
     char who[32];
     snprintf(who, sizeof who, "rank %d", last);
-    char *wrong = want_error(st, MOE_E_PEER, "killed", who, NULL);
-    if (!wrong && moe_now() - began > c->silence_limit + 5)
+    char *wrong = want_error(st, MOE_E_PEER, "lost", who, NULL);
+    if (!wrong && moe_now() - began > seconds)
         wrong = comm_wrong("noticed after %.1f s only", moe_now() - began);
     return wrong ? wrong : want_over(c);
+}
+
+/* The last rank's process dies without a word. */
+char *comm_case_killed(MoeComm *c) {
+    return lose_process(c, SIGKILL, 5);
+}
+
+/* It is stopped. Somebody has to kill it in the end. */
+char *comm_case_stopped(MoeComm *c) {
+    c->silence_limit = 2;
+    return lose_process(c, SIGSTOP, 7);
 }

@@ -6,26 +6,28 @@
 #include "base/status.h"
 #include "runtime/comm.h"
 
-/* CASE(name, least ranks, fatal, by_process) */
+/* CASE(name, least ranks, fatal, where) */
 #define MOE_COMM_CASES(CASE)                                                                       \
-    CASE(empty, 1, false, false)           /* exchanges of nothing */                              \
-    CASE(uneven, 1, false, false)          /* counts of zero and all others */                     \
-    CASE(to_itself, 1, false, false)       /* from another place, and in place */                  \
-    CASE(indexed, 1, false, false)         /* rows through an index, on either side, on both */    \
-    CASE(cut_differently, 1, false, false) /* blocks and rows of other sizes on the two sides */   \
-    CASE(groups, 1, false, false)          /* pairs of ranks by themselves */                      \
-    CASE(many_in_flight, 1, false, false)  /* waited for in another order on each rank */          \
-    CASE(skewed, 1, false, false)          /* ranks that come late */                              \
-    CASE(fuzz, 1, false, false)            /* random all-to-all, some under way at once */         \
-    CASE(large, 1, false, false)           /* 16 MB blocks */                                      \
-    CASE(agreements, 1, false, false)      /* all_gather, barrier, agree */                        \
-    CASE(slow_but_alive, 2, false, false)  /* computes longer than the limit, but polls */         \
-    CASE(mismatch, 2, true, false)         /* byte counts that differ */                           \
-    CASE(abort, 1, true, false)            /* one gives up, the others wait or come later */       \
-    CASE(after_failure, 1, true, false)    /* requests under way, then calls of each kind */       \
-    CASE(silent, 2, true, false)           /* one makes no call for longer than the limit */       \
-    CASE(killed, 2, true, true)            /* a process dies */
-#define CASE(name, min_ranks, fatal, by_process) char *comm_case_##name(MoeComm *c);
+    CASE(empty, 1, false, ANY)           /* exchanges of nothing */                                \
+    CASE(uneven, 1, false, ANY)          /* counts of zero and all others */                       \
+    CASE(to_itself, 1, false, ANY)       /* from another place, and in place */                    \
+    CASE(indexed, 1, false, ANY)         /* rows through an index, on either side, on both */      \
+    CASE(cut_differently, 1, false, ANY) /* blocks and rows of other sizes on the two sides */     \
+    CASE(groups, 1, false, ANY)          /* pairs of ranks by themselves */                        \
+    CASE(many_in_flight, 1, false, ANY)  /* waited for in another order on each rank */            \
+    CASE(skewed, 1, false, ANY)          /* ranks that come late */                                \
+    CASE(fuzz, 1, false, ANY)            /* random all-to-all, some under way at once */           \
+    CASE(large, 1, false, ANY)           /* 16 MB blocks */                                        \
+    CASE(agreements, 1, false, ANY)      /* all_gather, barrier, agree */                          \
+    CASE(slow_but_alive, 2, false, ANY)  /* computes longer than the limit, but polls */           \
+    CASE(busy_but_alive, 2, false, ANY)  /* the same without a call */                             \
+    CASE(mismatch, 2, true, ANY)         /* byte counts that differ */                             \
+    CASE(abort, 1, true, ANY)            /* one gives up, the others wait or come later */         \
+    CASE(after_failure, 1, true, ANY)    /* requests under way, then calls of each kind */         \
+    CASE(silent, 2, true, BY_THREAD)     /* one sleeps without a call for longer than the limit */ \
+    CASE(stopped, 2, true, BY_PROCESS)   /* a process is stopped */                                \
+    CASE(killed, 2, true, BY_PROCESS)    /* a process dies */
+#define CASE(name, min_ranks, fatal, where) char *comm_case_##name(MoeComm *c);
 MOE_COMM_CASES(CASE)
 #undef CASE
 

@@ -11,7 +11,8 @@
 #define CLASSES  8
 #define N_COUNTS (CLASSES + 1) /* tokens a class, and labels counted */
 
-int fake_poison_steps, fake_updates, fake_sleep_us;
+int fake_poison_steps, fake_sleep_us;
+_Atomic int fake_updates; /* ranks are threads */
 static int shards; /* V of the plan in use */
 
 /* ---- the kernels ---- */
@@ -248,8 +249,8 @@ static void add_step(MoeStr *steps, const char *kernel, const char *phase, bool 
 }
 
 /* The sum of `value` over the ranks: a step that makes it, and the value that it makes. */
-static int add_sum(const FakePlanOptions *o, Values *v, MoeStr *steps, const char *phase, bool count,
-                   int value, const char *dtype, int64_t n) {
+static int add_sum(const FakePlanOptions *o, Values *v, MoeStr *steps, const char *phase,
+                   bool count, int value, const char *dtype, int64_t n) {
     if (o->ranks < 2)
         return value;
     int sum = add_slab(v, n * 4);
@@ -370,29 +371,30 @@ void fake_plan_json(const FakePlanOptions *o, MoeStr *out) {
     static const char *const names[] = {"w", "w.m", "w.v", "u", "u.m", "u.v"};
     int64_t ranks = o->ranks > 1 ? o->ranks : 1, parts = o->micro_batches * ranks,
             cap = (o->batch + parts - 1) / parts * o->seq;
-    moe_str_printf(out,
-                   "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"compile\": "
-                   "\"by hand\",\n"
-                   " \"model\": {\"model_type\": \"mixtral\", \"hidden_size\": 8, \"vocab_size\": "
-                   "%d%s},\n \"tokenizer\": \"byte\", "
-                   "\"ranks\": %d, \"mesh\": {\"dp\": %d, \"shard\": 1, \"ep\": 1, \"tp\": 1, "
-                   "\"dense_shard\": 1},\n \"vocab_size\": %d, \"batch\": %lld, \"seq\": %lld, \"virtual_shards\": %d, "
-                   "\"micro_batches\": %d, \"dtype\": \"f32\",\n"
-                   " \"moe_layers\": [0], \"experts\": %d, \"experts_per_token\": 1, "
-                   "\"flops_per_token\": 100.0, \"peak_flops\": 1e9, "
-                   "\"kernels_xxh3\": \"00\",\n \"params\": [\n"
-                   "  {\"name\": \"model.w.weight\", \"dims\": [8], \"stacked\": false, \"init\": "
-                   "\"normal\", \"std\": 0.5, \"decay\": false,\n"
-                   "   \"buffer\": 0, \"states\": [{\"name\": \"exp_avg\", \"buffer\": 1}, "
-                   "{\"name\": \"exp_avg_sq\", \"buffer\": 2}]},\n"
-                   "  {\"name\": \"model.experts.*.u.weight\", \"dims\": [4, 2, 3], \"stacked\": "
-                   "true, \"init\": \"normal\", \"std\": 0.02, "
-                   "\"decay\": true,\n   \"buffer\": 3, \"states\": [{\"name\": \"exp_avg\", "
-                   "\"buffer\": 4}, {\"name\": \"exp_avg_sq\", \"buffer\": "
-                   "5}]}],\n \"buffers\": [",
-                   FAKE_VOCAB, o->extra_model ? o->extra_model : "", (int)ranks, (int)ranks, FAKE_VOCAB,
-                   (long long)o->batch, (long long)o->seq, o->virtual_shards, o->micro_batches,
-                   FAKE_EXPERTS);
+    moe_str_printf(
+        out,
+        "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"compile\": "
+        "\"by hand\",\n"
+        " \"model\": {\"model_type\": \"mixtral\", \"hidden_size\": 8, \"vocab_size\": "
+        "%d%s},\n \"tokenizer\": \"byte\", "
+        "\"ranks\": %d, \"mesh\": {\"dp\": %d, \"shard\": 1, \"ep\": 1, \"tp\": 1, "
+        "\"dense_shard\": 1},\n \"vocab_size\": %d, \"batch\": %lld, \"seq\": %lld, "
+        "\"virtual_shards\": %d, "
+        "\"micro_batches\": %d, \"dtype\": \"f32\",\n"
+        " \"moe_layers\": [0], \"experts\": %d, \"experts_per_token\": 1, "
+        "\"flops_per_token\": 100.0, \"peak_flops\": 1e9, "
+        "\"kernels_xxh3\": \"00\",\n \"params\": [\n"
+        "  {\"name\": \"model.w.weight\", \"dims\": [8], \"stacked\": false, \"init\": "
+        "\"normal\", \"std\": 0.5, \"decay\": false,\n"
+        "   \"buffer\": 0, \"states\": [{\"name\": \"exp_avg\", \"buffer\": 1}, "
+        "{\"name\": \"exp_avg_sq\", \"buffer\": 2}]},\n"
+        "  {\"name\": \"model.layers.0.experts.*.u.weight\", \"dims\": [4, 2, 3], \"stacked\": "
+        "true, \"expert\": true, \"init\": \"normal\", \"std\": 0.02, "
+        "\"decay\": true,\n   \"buffer\": 3, \"states\": [{\"name\": \"exp_avg\", "
+        "\"buffer\": 4}, {\"name\": \"exp_avg_sq\", \"buffer\": "
+        "5}]}],\n \"buffers\": [",
+        FAKE_VOCAB, o->extra_model ? o->extra_model : "", (int)ranks, (int)ranks, FAKE_VOCAB,
+        (long long)o->batch, (long long)o->seq, o->virtual_shards, o->micro_batches, FAKE_EXPERTS);
     for (int i = 0; i < 6; i++)
         moe_str_printf(out, "%s{\"name\": \"%s\", \"dtype\": \"f32\", \"dims\": %s, \"bytes\": %d}",
                        i ? ", " : "", names[i], i < 3 ? "[8]" : "[4, 2, 3]", i < 3 ? 32 : 96);

@@ -15,7 +15,7 @@ typedef struct {
     int64_t batch, seq;
     int virtual_shards, micro_batches;
     const char *extra_model; /* ", \"key\": value" into the model config, or "" */
-    int ranks;               /* data parallel: counts, losses and gradients are summed; 0 or 1: one */
+    int ranks; /* data parallel: counts, losses and gradients are summed; 0 or 1: one */
 } FakePlanOptions;
 
 #define FAKE_EXPERTS 4
@@ -30,7 +30,7 @@ MoePlan *fake_plan(const FakePlanOptions *o);
  */
 extern int fake_poison_steps;
 /* Launches of the update kernel so far. */
-extern int fake_updates;
+extern _Atomic int fake_updates;
 /* Microseconds that each reduce step sleeps, so that a run lasts. */
 extern int fake_sleep_us;
 

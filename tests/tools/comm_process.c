@@ -7,6 +7,7 @@
  *   mpirun -n 4 comm_process CHOICE speed      microseconds and GB/s of exchanges between all
  *
  * CHOICE as in moec run --comm; MOEC_SILENCE_LIMIT in seconds. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,6 +112,7 @@ static MoeStatus open_comm(const char *choice, MoeComm **out) {
 }
 
 int main(int argc, char **argv) {
+    signal(SIGTERM, SIG_IGN); /* mpirun ends the others when a rank died: a second is left to speak */
     const char *choice = argc > 1 ? argv[1] : "auto", *what = argc > 2 ? argv[2] : NULL,
                *dir = argc > 3 ? argv[3] : ".";
     MoeComm *c = NULL;

@@ -719,7 +719,9 @@ START_TEST(test_full_for_some) {
 }
 END_TEST
 
-static int run_traced(const char *inject, int step, int layout) {
+/* Runs `program --save RUN STEP LAYOUT` under strace with the injection, into calls on that file alone unless it is NULL;
+ * returns its wait status. */
+static int run_traced(const char *inject, const char *file, int step, int layout) {
     char number[32], mesh[32];
     snprintf(number, sizeof number, "%d", step);
     snprintf(mesh, sizeof mesh, "%d", layout);
@@ -728,8 +730,15 @@ static int run_traced(const char *inject, int step, int layout) {
         freopen("/dev/null", "w", stderr);
         freopen("/dev/null", "w", stdout);
         setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
-        execlp("strace", "strace", "-qq", "-f", "-o", "/dev/null", "-e", inject, program, "--save", run, number, mesh,
-               (char *)NULL);
+        const char *argv[20] = {"strace", "-qq", "-f", "-o", "/dev/null", "-e", inject}, *rest[] = {program, "--save", run, number, mesh};
+        int n = 7;
+        if (file) {
+            argv[n++] = "-P";
+            argv[n++] = file;
+        }
+        for (int i = 0; i < 5; i++)
+            argv[n++] = rest[i];
+        execvp("strace", (char *const *)(uintptr_t)argv);
         _exit(99);
     }
     int status = 0;
@@ -758,7 +767,7 @@ START_TEST(test_kill_everywhere) {
             OK(moe_dir_remove(run));
             OK(save(&r, 1));
             snprintf(inject, sizeof inject, "inject=%s:signal=SIGKILL:when=%d", calls[c], n);
-            int status = run_traced(inject, 2, 3);
+            int status = run_traced(inject, NULL, 2, 3);
             ck_assert(!(WIFEXITED(status) && WEXITSTATUS(status) == 99));
             if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
                 break;
@@ -774,6 +783,31 @@ START_TEST(test_kill_everywhere) {
     ck_assert_int_gt(kills, 20);
     ck_assert_int_gt(kept_old, 10);
     ck_assert_int_gt(got_new, 0);
+    slice_ranks_free(&r);
+}
+END_TEST
+
+/* What was written cannot be read again, any block of any file or the manifest: the save fails on all ranks, the one
+ * before is put back, also under the same name. */
+START_TEST(test_read_back) {
+    static const char *const files[] = {"manifest.json", "model-rank-0.safetensors", "model-rank-1.safetensors",
+                                        "optimizer-rank-0.safetensors", "optimizer-rank-1.safetensors"};
+    if (!have_strace())
+        return;
+    SliceRanks r = ranks_of(3);
+    for (int same = 0; same < 2; same++) {
+        OK(moe_dir_remove(run));
+        OK(save(&r, 1));
+        for (int i = 0; i < 5; i++) {
+            char path[900];
+            snprintf(path, sizeof path, "%s/checkpoints/step-%d/%s", run, same ? 1 : 2, files[i]);
+            /* The manifest is read, the others are read at places. */
+            int status = run_traced(i ? "inject=pread64:error=EIO" : "inject=read:error=EIO", path, same ? 1 : 2, 3);
+            ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 1, "%s: %x", files[i], status);
+            ck_assert_int_eq(files_in(in_run("")), 1);
+            ck_assert_int_eq(newest(&r), 1);
+        }
+    }
     slice_ranks_free(&r);
 }
 END_TEST
@@ -798,6 +832,7 @@ int main(int argc, char **argv) {
     tcase_add_test(t, test_lies);
     tcase_add_test(t, test_full_for_some);
     tcase_add_test(t, test_kill_everywhere);
+    tcase_add_test(t, test_read_back);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

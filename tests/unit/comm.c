@@ -28,7 +28,7 @@ static void run_lasting(MoeComm *const *comms, int n) {
     size_t n_cases;
     const MoeCommCase *cases = moe_comm_cases(&n_cases);
     for (size_t i = 0; i < n_cases; i++)
-        if (!cases[i].fatal && !cases[i].by_process && cases[i].min_ranks <= n)
+        if (!cases[i].fatal && cases[i].where != MOE_COMM_BY_PROCESS && cases[i].min_ranks <= n)
             run_case(&cases[i], comms, n);
 }
 
@@ -51,7 +51,7 @@ START_TEST(test_threads_faults) {
     size_t n_cases;
     const MoeCommCase *cases = moe_comm_cases(&n_cases);
     for (size_t i = 0; i < n_cases; i++) {
-        if (!cases[i].fatal || cases[i].by_process || cases[i].min_ranks > n)
+        if (!cases[i].fatal || cases[i].where == MOE_COMM_BY_PROCESS || cases[i].min_ranks > n)
             continue;
         MoeComm *comms[MOST];
         OK(moe_comm_threads(n, comms));

@@ -361,7 +361,7 @@ START_TEST(test_suite) {
     MoeComm *c[MOST];
     open_emulated(&cluster, c);
     for (size_t i = 0; i < n_cases; i++) {
-        bool skip = cases[i].by_process || (_i && strcmp(cases[i].name, "fuzz"));
+        bool skip = cases[i].where == MOE_COMM_BY_PROCESS || (_i && strcmp(cases[i].name, "fuzz"));
         if (skip)
             continue;
         char *wrong = moe_comm_case_threads(&cases[i], c, MOST);

@@ -10,17 +10,19 @@
 #include "tests/support/fake_plan.h"
 #include "tests/support/status_checks.h"
 
-
 enum { SEQ = 5, BATCH = 19, V = 8, STEPS = 4, MAX_T = SEQ * BATCH };
 
-static int32_t ids[STEPS][MAX_T], labels[STEPS][MAX_T];
+static int32_t all_ids[STEPS][MAX_T], all_labels[STEPS][MAX_T]; /* of each step */
+static int32_t *ids, *labels;                                   /* of the last one made */
 
 static void make_batch(int step) {
     unsigned s = 12345u + (unsigned)step;
+    ids = all_ids[step];
+    labels = all_labels[step];
     for (int i = 0; i < MAX_T; i++) {
         s = s * 1664525u + 1013904223u;
-        ids[step][i] = (int32_t)(s >> 24);
-        labels[step][i] = s % 17 == 0 ? -100 : (int32_t)((s >> 16) & 255);
+        ids[i] = (int32_t)(s >> 24);
+        labels[i] = s % 17 == 0 ? -100 : (int32_t)((s >> 16) & 255);
     }
 }
 
@@ -67,14 +69,14 @@ static MoeStatus run_rank(void *ctx, MoeComm *comm) {
     for (int s = 0; s < STEPS; s++) {
         MoeHyper h = hyper;
         h.step = s + 1;
-        OK(moe_exec_train_step(x, &(MoeBatch){ids[s], labels[s], job->n_seqs}, &h, &o->r[s]));
+        OK(moe_exec_train_step(x, &(MoeBatch){all_ids[s], all_labels[s], job->n_seqs}, &h,
+                               &o->r[s]));
         o->r[s].seconds = 0;
         ck_assert(o->r[s].updated);
     }
     copy_out(x, o);
     double nll;
-    OK(moe_exec_eval(x, &(MoeBatch){ids[STEPS - 1], labels[STEPS - 1], job->n_seqs}, &nll,
-                     &o->tokens));
+    OK(moe_exec_eval(x, &(MoeBatch){ids, labels, job->n_seqs}, &nll, &o->tokens));
     o->nll = (float)nll;
     moe_exec_destroy(x);
     return NULL;

@@ -106,6 +106,17 @@ START_TEST(test_large_gathers_stay_where_they_are_needed) {
     ck_assert_int_eq(count_exchanges(m), 2);
     ck_assert_int_gt(group_of(m, "wb"), group_of(m, "y"));
     moe_module_destroy(m);
+    m = fuse_text(
+        "moe 1\ngraph @train {\n"
+        "  %a = param {name = \"a\", init = \"ones\", decay = 1} : f32[2097152]\n"
+        "  %b = param {name = \"b\", init = \"ones\", decay = 1} : f32[2097152]\n"
+        "  %wa = all_gather %a {group = \"dense_shard\", unit = 4096, dims = \"2048,2048\", layer "
+        "= 0} : f32[2048, 2048]\n"
+        "  %wb = all_gather %b {group = \"dense_shard\", unit = 4096, dims = \"2048,2048\", layer "
+        "= 0} : f32[2048, 2048]\n"
+        "  output %wa {name = \"wa\"}\n  output %wb {name = \"wb\"}\n}\n");
+    ck_assert_int_eq(count_exchanges(m), 2); /* though they follow each other */
+    moe_module_destroy(m);
 }
 END_TEST
 
@@ -118,6 +129,19 @@ START_TEST(test_reductions_of_one_layer_are_one_exchange) {
     ck_assert_int_eq(group_of(m, "s1"), group_of(m, "s2"));
     ck_assert_int_gt(group_of(m, "s1"), group_of(m, "g2"));
     ck_assert_int_lt(group_of(m, "s1"), group_of(m, "g3")); /* not held back for another layer */
+    ck_assert_int_eq(count_exchanges(m), 2);
+    moe_module_destroy(m);
+}
+END_TEST
+
+/* Weight gradients are large: they are not held back through another layer. */
+START_TEST(test_reductions_do_not_cross_layers) {
+    MoeModule *m = fuse_text(
+        TOKENS "  %d = input {name = \"d\"} : f32[r<=8 @%tok, 16]\nbackward:\n" WGRAD(
+            "g1", "d", "x", "1") REDUCE("s1", "g1", "1") WGRAD("g3", "x", "x", "0")
+            WGRAD("g2", "x", "d", "1") REDUCE("s2", "g2", "1") OUTPUT("s1") OUTPUT("s2")
+                OUTPUT("g3") "}\n");
+    ck_assert_int_lt(group_of(m, "s1"), group_of(m, "g3"));
     ck_assert_int_eq(count_exchanges(m), 2);
     moe_module_destroy(m);
 }
@@ -304,6 +328,7 @@ int main(void) {
     tcase_add_test(c, test_a_converted_slice_moves_with_its_gather);
     tcase_add_test(c, test_large_gathers_stay_where_they_are_needed);
     tcase_add_test(c, test_reductions_of_one_layer_are_one_exchange);
+    tcase_add_test(c, test_reductions_do_not_cross_layers);
     tcase_add_test(c, test_a_reduction_is_not_moved_past_its_reader);
     tcase_add_test(c, test_small_sums_meet_at_the_end);
     tcase_add_test(c, test_a_sum_that_large_ops_read_does_not_wait);

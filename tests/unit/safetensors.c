@@ -445,6 +445,162 @@ START_TEST(test_many) {
 }
 END_TEST
 
+/* ---- blocks ---- */
+
+static unsigned char pattern(size_t i) {
+    return (unsigned char)(i * 131 + i / 251);
+}
+
+/* However a file is written, its blocks have the same hashes; every read is right, and proved. */
+START_TEST(test_blocks) {
+    static const size_t sizes[] = {0, 1, 63, 64, 65, 128, 1000};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        size_t n = sizes[s];
+        unsigned char data[1000], back[1000];
+        MoeBlockHashes a = {0}, b = {0};
+        MoeBlockHasher *h;
+        for (size_t i = 0; i < n; i++)
+            data[i] = pattern(i);
+        const char *path = moe_test_file("blocks", data, n);
+        for (int turn = 0; turn < 2; turn++) { /* at once; in pieces of 1, 2, 3, ... bytes */
+            OK(moe_block_hasher_create(64, &h));
+            for (size_t at = 0, k = turn ? 1 : n; at < n; at += k, k += (size_t)turn) {
+                k = k < n - at ? k : n - at;
+                OK(moe_block_hasher_add(h, data + at, k));
+            }
+            moe_block_hasher_end(h, turn ? &b : &a);
+        }
+        ck_assert(a.n == (n + 63) / 64 && a.n == b.n && moe_block_count((int64_t)n, 64) == (int64_t)a.n);
+        ck_assert(!a.n || !memcmp(a.hashes, b.hashes, a.n * sizeof *a.hashes));
+        for (int proved = 0; proved < 2; proved++) {
+            MoeBlockFile *f;
+            OK(moe_block_open(path, (int64_t)n, proved ? &a : NULL, &f));
+            ck_assert_int_eq(moe_block_file_bytes(f), n);
+            for (size_t at = 0; at <= n; at += 7)
+                for (size_t k = 0; k <= n - at; k += 29) {
+                    OK(moe_block_read(f, (int64_t)at, (int64_t)k, back));
+                    ck_assert(!memcmp(back, data + at, k));
+                }
+            const char *wrong = moe_test_error(moe_block_read(f, (int64_t)n, 1, back), MOE_E_CORRUPT, "blocks", NULL);
+            ck_assert_msg(!wrong, "%s", wrong);
+            moe_block_close(f);
+        }
+        moe_block_hashes_free(&a);
+        moe_block_hashes_free(&b);
+    }
+}
+END_TEST
+
+#define CORRUPT(expr, ...)                                                                         \
+    do {                                                                                           \
+        const char *wrong_ = moe_test_error((expr), MOE_E_CORRUPT, __VA_ARGS__, NULL);             \
+        ck_assert_msg(!wrong_, "%s", wrong_);                                                      \
+    } while (0)
+
+/* A flipped bit is found by exactly the reads of its block. */
+START_TEST(test_damaged_blocks) {
+    unsigned char data[300], back[300];
+    MoeBlockHashes h;
+    MoeBlockHasher *hasher;
+    MoeBlockFile *f;
+    for (size_t i = 0; i < 300; i++)
+        data[i] = pattern(i);
+    OK(moe_block_hasher_create(64, &hasher));
+    OK(moe_block_hasher_add(hasher, data, 300));
+    moe_block_hasher_end(hasher, &h);
+    for (int64_t bad = 0; bad < 300; bad += 13) {
+        data[bad] ^= 16;
+        const char *path = moe_test_file("blocks", data, 300);
+        OK(moe_block_open(path, 300, &h, &f));
+        for (int64_t i = 0; i < 5; i++) {
+            int64_t n = i == 4 ? 44 : 64;
+            if (bad / 64 == i) {
+                CORRUPT(moe_block_read(f, 64 * i + 1, 1, back), "blocks", "XXH3", "damaged");
+                CORRUPT(moe_block_check(f, i), "blocks");
+            } else {
+                OK(moe_block_read(f, 64 * i, n, back));
+                OK(moe_block_check(f, i));
+            }
+        }
+        CORRUPT(moe_block_read(f, 0, 300, back), "blocks");
+        moe_block_close(f);
+        data[bad] ^= 16;
+    }
+    CORRUPT(moe_block_open(moe_test_file("blocks", data, 299), 300, &h, &f), "299 bytes, recorded 300");
+    CORRUPT(moe_block_open(moe_test_file("blocks", data, 300), 320, &h, &f), "recorded 320");
+    char whole[33], want[33];
+    moe_hash_hex(data, 300, want);
+    OK(moe_block_open(moe_test_file("blocks", data, 300), 0, NULL, &f));
+    OK(moe_block_whole_hash(f, whole));
+    ck_assert_str_eq(whole, want);
+    moe_block_close(f);
+    /* It becomes shorter while it is open. */
+    OK(moe_block_open(moe_test_path("blocks"), 0, NULL, &f));
+    moe_test_file("blocks", data, 100);
+    CORRUPT(moe_block_read(f, 90, 20, back), "blocks", "100");
+    moe_block_close(f);
+    const char *wrong = moe_test_error(moe_block_open(moe_test_path("absent"), 0, NULL, &f), MOE_E_IO, "absent", NULL);
+    ck_assert_msg(!wrong, "%s", wrong);
+    moe_block_hashes_free(&h);
+}
+END_TEST
+
+/* Without a mapping the same tensors and the same numbers; written with block hashes the same bytes. */
+START_TEST(test_unmapped) {
+    static const MoeStDtype dtypes[] = {MOE_ST_F64, MOE_ST_F32, MOE_ST_F16, MOE_ST_BF16};
+    static unsigned char data[4][8 * 20000];
+    MoeStOut t[4];
+    MoeBlockHashes hashes;
+    uint64_t bytes[2];
+    char hash[33], path[2][600];
+    for (int i = 0; i < 4; i++) {
+        for (size_t k = 0; k < sizeof data[i]; k++)
+            data[i][k] = k % 8 == 7 || k % 2 ? 0x3f : pattern(k + (size_t)i); /* finite in each dtype */
+        t[i] = (MoeStOut){.name = &"a\0b\0c\0d"[2 * i], .dtype = dtypes[i], .rank = 2, .dims = {40, 500 - i}, .data = data[i]};
+        snprintf(path[i % 2], sizeof path[0], "%s", moe_test_path(i % 2 ? "b.safetensors" : "a.safetensors"));
+    }
+    OK(moe_st_write(path[0], t, 4, NULL, 0, NULL, NULL, &bytes[0], hash));
+    OK(moe_st_write_blocks(path[1], t, 4, NULL, 0, NULL, NULL, &bytes[1], &hashes));
+    MoeMap a, b;
+    OK(moe_map_open(path[0], &a));
+    OK(moe_map_open(path[1], &b));
+    ck_assert(a.n == b.n && a.n == bytes[0] && a.n == bytes[1] && !memcmp(a.data, b.data, a.n));
+    moe_map_close(&a);
+    moe_map_close(&b);
+    MoeSafetensors *bare;
+    MoeBlockFile *f;
+    OK(moe_st_open(path[0], &model));
+    OK(moe_block_open(path[1], (int64_t)bytes[1], &hashes, &f));
+    OK(moe_st_open_file(f, &bare));
+    ck_assert_uint_eq(moe_st_count(bare), 4);
+    for (size_t i = 0; i < 4; i++) {
+        const MoeStTensor *x = moe_st_at(model, i), *y = moe_st_find(bare, x->name);
+        static float u[20000], v[20000];
+        ck_assert(y && !y->data && y->at == x->at && y->elements == x->elements && y->dtype == x->dtype);
+        OK(moe_st_read_f32(x, 0, x->elements, u));
+        for (int64_t n = 1; n <= x->elements; n = n * 3 + 1) {
+            int64_t first = (x->elements - n) / 2;
+            OK(moe_st_pread_f32(f, y, first, n, v));
+            ck_assert(!memcmp(u + first, v, (size_t)n * sizeof *v));
+        }
+    }
+    moe_st_close(bare);
+    moe_block_close(f);
+    moe_st_close(model);
+    /* Headers that lie are refused alike. */
+    OK(moe_block_open(raw_file("short", 1000, "{}", 0), 0, NULL, &f));
+    FAILS(moe_st_open_file(f, &bare), "short", "truncated");
+    moe_block_close(f);
+    OK(moe_block_open(raw_file("huge", UINT64_MAX, "{}", 0), 0, NULL, &f));
+    FAILS(moe_st_open_file(f, &bare), "huge", "header length");
+    moe_block_close(f);
+    OK(moe_block_open(moe_test_file("tiny", "abc", 3), 0, NULL, &f));
+    FAILS(moe_st_open_file(f, &bare), "tiny", "3 bytes");
+    moe_block_close(f);
+    moe_block_hashes_free(&hashes);
+}
+END_TEST
+
 int main(void) {
     moe_test_dir();
     Suite *s = suite_create("safetensors");
@@ -459,6 +615,9 @@ int main(void) {
     tcase_add_test(c, test_read_types);
     tcase_add_test(c, test_shards);
     tcase_add_test(c, test_many);
+    tcase_add_test(c, test_blocks);
+    tcase_add_test(c, test_damaged_blocks);
+    tcase_add_test(c, test_unmapped);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_ENV);

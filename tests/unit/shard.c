@@ -9,6 +9,7 @@
 #include "passes/eval_each.h"
 #include "passes/pipeline.h"
 #include "passes/shard.h"
+#include "tests/support/fake_target.h"
 
 static void ok(MoeStatus st) {
     ck_assert_msg(!st, "%s", moe_status_message(st));
@@ -18,7 +19,7 @@ static void ok(MoeStatus st) {
 
 typedef struct {
     bool dense, tied, bf16;
-    int64_t experts, batch; /* 0: 5 experts, 4 sequences */
+    int64_t experts, batch;            /* 0: 5 experts, 4 sequences */
     int micro_batches, virtual_shards; /* 0: 1, 8 */
     MoeRecompute recompute;
 } Model;
@@ -32,7 +33,9 @@ static MoeModule *build(const Model *o, MoePassOptions *p) {
                      .heads = 4,
                      .kv_heads = 2,
                      .head_dim = 8,
-                     .experts = o->dense ? 0 : o->experts ? o->experts : 5,
+                     .experts = o->dense     ? 0
+                                : o->experts ? o->experts
+                                             : 5,
                      .experts_per_token = o->dense ? 0 : 2,
                      .max_positions = 16,
                      .rope_theta = 100.0,
@@ -67,7 +70,8 @@ static MoeModule *run(const Model *o, MoeMesh mesh, const char *passes, char **e
     MoePassContext cx = {.module = m, .options = p, .arena = m->arena};
     size_t n;
     FILE *f = err ? open_memstream(err, &n) : NULL;
-    MoePipelineOptions pipe = {.passes = passes, .verify_each = true, .eval_each = err != NULL, .err = f};
+    MoePipelineOptions pipe = {
+        .passes = passes, .verify_each = true, .eval_each = err != NULL, .err = f};
     MoeStatus st = moe_pipeline_run(&cx, &pipe);
     if (f)
         fclose(f);
@@ -79,9 +83,9 @@ static MoeModule *run(const Model *o, MoeMesh mesh, const char *passes, char **e
 
 /* dp, shard, ep, tp, dense_shard */
 static const MoeMesh meshes[] = {
-    {1, 1, 2, 1, 1}, {1, 1, 4, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 2}, {2, 1, 1, 1, 1}, {1, 1, 2, 1, 2},
-    {1, 2, 4, 1, 8}, {2, 2, 2, 1, 4}, {1, 1, 8, 1, 4}, {1, 4, 1, 1, 2}, {1, 1, 1, 2, 1}, {1, 1, 2, 2, 1},
-    {2, 1, 1, 2, 1}, {1, 2, 2, 2, 4}, {1, 2, 1, 2, 2},
+    {1, 1, 2, 1, 1}, {1, 1, 4, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 2}, {2, 1, 1, 1, 1},
+    {1, 1, 2, 1, 2}, {1, 2, 4, 1, 8}, {2, 2, 2, 1, 4}, {1, 1, 8, 1, 4}, {1, 4, 1, 1, 2},
+    {1, 1, 1, 2, 1}, {1, 1, 2, 2, 1}, {2, 1, 1, 2, 1}, {1, 2, 2, 2, 4}, {1, 2, 1, 2, 2},
 };
 enum { N_MESHES = sizeof meshes / sizeof meshes[0] };
 
@@ -243,7 +247,8 @@ static int mutate_groups(const MoeModule *m, const MoeMesh *mesh, MoeOp *op) {
     return n;
 }
 
-static const MoeMesh mutated[] = {{1, 2, 2, 1, 2}, {1, 2, 1, 1, 2}, {2, 1, 2, 1, 2}, {1, 2, 2, 2, 4}, {1, 1, 2, 2, 1}};
+static const MoeMesh mutated[] = {
+    {1, 2, 2, 1, 2}, {1, 2, 1, 1, 2}, {2, 1, 2, 1, 2}, {1, 2, 2, 2, 4}, {1, 1, 2, 2, 1}};
 
 START_TEST(test_verifier) {
     MoeMesh mesh = mutated[_i];
@@ -306,10 +311,17 @@ END_TEST
 
 /* ---- what travels ---- */
 
-/* With bf16 token rows travel in bf16, both ways; weights and the rows that come home are f32. */
+/* With bf16 token rows travel in bf16, both ways (fuse rounds gradients before they go, not after); weights are f32. */
 START_TEST(test_rows_travel_rounded) {
     Model o = {.bf16 = true, .experts = 4};
-    MoeModule *m = run(&o, (MoeMesh){1, 1, 2, 1, 1}, "grad,decompose,shard", NULL);
+    MoePassOptions p;
+    MoeModule *m = build(&o, &p);
+    MoeFakeTarget target;
+    moe_fake_target_init(&target);
+    p.mesh = (MoeMesh){1, 1, 2, 1, 1};
+    MoePassContext cx = {.module = m, .options = p, .target = &target.base, .arena = m->arena};
+    MoePipelineOptions pipe = {.passes = "grad,decompose,shard,fuse", .verify_each = true};
+    ok(moe_pipeline_run(&cx, &pipe));
     MoeGraph *g = moe_module_find(m, "train");
     int n = 0;
     for (size_t i = 0; i < g->n_ops; i++) {
@@ -336,7 +348,8 @@ START_TEST(test_gathers) {
         for (int k = 0; k < op->n_operands; k++) {
             const MoeOp *d = op->operands[k]->def;
             ck_assert_msg(d->opcode != MOE_OP_ALL_GATHER || d->phase == op->phase,
-                          "%s keeps a parameter from the phase before", moe_op_info(op->opcode)->name);
+                          "%s keeps a parameter from the phase before",
+                          moe_op_info(op->opcode)->name);
         }
         if (op->opcode != MOE_OP_ALL_GATHER || op->phase > MOE_PHASE_BACKWARD)
             continue;
@@ -365,7 +378,8 @@ START_TEST(test_capacities) {
     for (size_t i = 0; i < g->n_ops; i++) {
         const MoeOp *op = g->ops[i];
         if (op->opcode == MOE_OP_EXPERT_PLAN) {
-            ck_assert_int_eq(op->results[2]->type.dims[0].size, 4 * 6 * 2); /* all of the group's pairs */
+            ck_assert_int_eq(op->results[2]->type.dims[0].size,
+                             4 * 6 * 2); /* all of the group's pairs */
             ck_assert_int_eq(moe_attr_i(op, "expect_rows"), 6 * 2);
             /* 6 * 4 * (1 - (3/4)^2) = 10.5 */
             ck_assert_int_eq(moe_attr_i(op, "expect_recv"), 11);

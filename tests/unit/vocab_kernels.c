@@ -1,12 +1,16 @@
 /* The vocabulary in parts, as tensor-parallel ranks have it (docs/RANKS.md), against the ops that have
  * all of it: what the embedding gives and takes has the same bits; losses and gradients of the head
- * are the same numbers, summed in another order. On every instruction set that runs here. */
+ * are the same numbers, summed in another order. On every instruction set that runs here; and as the
+ * program of two ranks in the interpreter, whose states the shard verifier follows. */
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "codegen/codegen.h"
+#include "ir/eval/eval_ranks.h"
+#include "ir/text.h"
+#include "passes/shard.h"
 #include "tests/support/group_run.h"
 
 static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"};
@@ -206,12 +210,122 @@ START_TEST(loss_in_parts_is_the_loss) {
 }
 END_TEST
 
+/* ---- two ranks in the interpreter ---- */
+
+#define INPUTS                                                                                     \
+    "%tok = input {name = \"tok\"} : segs<1, 1>\n"                                                 \
+    "%ids = input {name = \"ids\"} : i32[r<=5 @%tok]\n"                                            \
+    "%y = input {name = \"labels\"} : i32[r<=5 @%tok]\n"                                           \
+    "%d = input {name = \"dnll\"} : f32[r<=5 @%tok, 1]\n"
+#define OUTPUTS                                                                                    \
+    "output %e {name = \"e\"}\noutput %nll {name = \"nll\"}\noutput %dh {name = \"dh\"}\n"         \
+    "output %dw {name = \"dw\"}\noutput %de {name = \"de\"}\n"
+#define ROWS " : f32[r<=5 @%tok, "
+
+static const char one_rank[] =
+    "moe 1\ngraph @t {\n" INPUTS
+    "%w = param {name = \"w\", init = \"ones\", decay = 1} : f32[6, 4]\n"
+    "%e = embedding %w, %ids" ROWS "4]\n"
+    "%nll, %dh, %dw = linear_cross_entropy_grad %e, %w, %y, %d" ROWS
+    "1], f32[r<=5 @%tok, 4], f32[6, 4]\n"
+    "%de = embedding_grad %dh, %ids {vocab = 6} : f32[6, 4]\n" OUTPUTS "}\n";
+
+/* h: what the head reads: %e, or by mistake %e0, this part's rows alone. */
+#define TWO_RANKS(h)                                                                               \
+    "moe 1\ngraph @t {\n" INPUTS "%p = input {name = \"tp_rank\"} : i32[1]\n"                      \
+    "%w = param {name = \"w\", init = \"ones\", decay = 1, whole = \"6,4\", tp_dim = 0} : "        \
+    "f32[3, 4]\n"                                                                                  \
+    "%e0 = embedding %w, %ids, %p" ROWS "4]\n"                                                     \
+    "%e = all_reduce %e0 {group = \"tp\"}" ROWS "4]\n"                                             \
+    "%s0 = linear_cross_entropy_part " h ", %w, %y, %p {parts = 2}" ROWS "6]\n"                    \
+    "%s = all_reduce %s0 {group = \"tp\"}" ROWS "6]\n"                                             \
+    "%nll, %lse = cross_entropy_join %s, %y" ROWS "1], f32[r<=5 @%tok, 1]\n"                       \
+    "%dh0, %dw = linear_cross_entropy_part_grad " h ", %w, %y, %p, %lse, %d" ROWS                  \
+    "4], f32[3, 4]\n"                                                                              \
+    "%dh = all_reduce %dh0 {group = \"tp\"}" ROWS "4]\n"                                           \
+    "%de = embedding_grad %dh, %ids, %p {vocab = 3} : f32[3, 4]\n" OUTPUTS "}\n"
+
+static const MoeMesh two = {.dp = 1, .shard = 1, .ep = 1, .tp = 2, .dense_shard = 1};
+
+static MoeModule *parse(const char *text) {
+    MoeDiag d = {.file = "test", .source = text};
+    MoeModule *m = moe_parse(&d);
+    ck_assert_msg(m != NULL, "%s", moe_str_c(&d.text));
+    moe_diag_free(&d);
+    return m;
+}
+
+enum { TOKENS = 4 };
+
+/* The inputs, and rows 0 .. n of w (6, 4) from `first` on. */
+static void give(MoeEval *ev, const MoeGraph *g, int64_t first, int64_t n) {
+    static const int32_t tok[] = {0, TOKENS}, ids[] = {5, 0, 3, 2}, labels[] = {1, 4, -1, 5};
+    static const double dnll[] = {0.5, -1, 2, 0.25};
+    double w[24];
+    for (int i = 0; i < 24; i++)
+        w[i] = (i * 7 % 11 - 5) * 0.25;
+    OK(moe_eval_set_i(ev, moe_graph_find_input(g, "tok"), tok, 2));
+    OK(moe_eval_set_i(ev, moe_graph_find_input(g, "ids"), ids, TOKENS));
+    OK(moe_eval_set_i(ev, moe_graph_find_input(g, "labels"), labels, TOKENS));
+    OK(moe_eval_set_f(ev, moe_graph_find_input(g, "dnll"), dnll, TOKENS));
+    OK(moe_eval_set_f(ev, moe_graph_find_input(g, "w"), w + first * 4, n * 4));
+}
+
+static void compare(MoeEval *whole, const MoeGraph *a, MoeEval *rank, const MoeGraph *b,
+                    const char *name, int64_t skip) {
+    const MoeTensor *want = moe_eval_get(whole, moe_graph_find_output(a, name));
+    const MoeTensor *got = moe_eval_get(rank, moe_graph_find_output(b, name));
+    ck_assert_int_le(skip + got->n, want->n);
+    for (int64_t k = 0; k < got->n; k++)
+        ck_assert_msg(fabs(got->f[k] - want->f[skip + k]) < 1e-12, "%s[%lld] is %g, expected %g",
+                      name, (long long)k, got->f[k], want->f[skip + k]);
+}
+
+START_TEST(two_ranks_are_one) {
+    MoeModule *one = parse(one_rank), *many = parse(TWO_RANKS("%e"));
+    const MoeGraph *a = one->graphs[0], *b = many->graphs[0];
+    OK(moe_shard_verify(many, &two, "test"));
+    MoeEval *whole = moe_eval_create(a);
+    give(whole, a, 0, 6);
+    OK(moe_eval_run(whole));
+    MoeEvalRanks *r = moe_eval_ranks_create(b, &two);
+    for (int32_t p = 0; p < 2; p++) {
+        give(moe_eval_rank(r, p), b, p * 3, 3);
+        OK(moe_eval_set_i(moe_eval_rank(r, p), moe_graph_find_input(b, "tp_rank"), &p, 1));
+    }
+    OK(moe_eval_ranks_run(r));
+    for (int p = 0; p < 2; p++) {
+        static const char *const rows[] = {"e", "nll", "dh"}, *const parts[] = {"dw", "de"};
+        for (size_t i = 0; i < LEN(rows); i++)
+            compare(whole, a, moe_eval_rank(r, p), b, rows[i], 0);
+        for (size_t i = 0; i < LEN(parts); i++)
+            compare(whole, a, moe_eval_rank(r, p), b, parts[i], p * 12);
+    }
+    moe_eval_ranks_destroy(r);
+    moe_eval_destroy(whole);
+    moe_module_destroy(one);
+    moe_module_destroy(many);
+}
+END_TEST
+
+START_TEST(a_part_is_no_embedding) {
+    MoeModule *m = parse(TWO_RANKS("%e0"));
+    MoeStatus st = moe_shard_verify(m, &two, "test");
+    ck_assert_msg(st && strstr(moe_status_message(st), "a term of a sum over group tp"), "%s",
+                  st ? moe_status_message(st) : "no error");
+    moe_status_free(st);
+    moe_module_destroy(m);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("vocab_kernels");
     TCase *tc = tcase_create("vocab_kernels");
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, embedding_in_parts_has_the_bits, 0, N_TARGETS);
     tcase_add_loop_test(tc, loss_in_parts_is_the_loss, 0, N_TARGETS);
+    tcase_add_test(tc, two_ranks_are_one);
+    tcase_add_test(tc, a_part_is_no_embedding);
     suite_add_tcase(s, tc);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_ENV);

@@ -63,7 +63,7 @@ static void whole(File *f, MoeStDtype dtype) {
     add(f, "model.w.weight", dtype, 1, 8, 1, -2);
     for (int e = 0; e < 4; e++) {
         char name[64];
-        snprintf(name, sizeof name, "model.experts.%d.u.weight", e);
+        snprintf(name, sizeof name, "model.layers.0.experts.%d.u.weight", e);
         add(f, name, dtype, 2, 2, 3, (float)e);
     }
 }
@@ -102,15 +102,15 @@ START_TEST(test_faults) {
     memcpy(w, live, sizeof w);
     whole(&f, MOE_ST_F32);
     snprintf(f.names[1], sizeof f.names[1],
-             "model.experts.4.u.weight"); /* 0 is missing, 4 unexpected */
+             "model.layers.0.experts.4.u.weight"); /* 0 is missing, 4 unexpected */
     f.t[2].dims[0] = 3;                   /* transposed */
     f.t[2].dims[1] = 2;
     f.t[3].dtype = MOE_ST_I32;
     add(&f, "score.weight", MOE_ST_F32, 1, 4, 1, 0);
     FAILS(moe_weights_load(plan, x, written(&f)), MOE_E_INPUT, "missing (1)",
-          "model.experts.0.u.weight", "wrong shape (1)",
-          "model.experts.1.u.weight is [3, 2], expected [2, 3]", "wrong dtype (1)",
-          "model.experts.2.u.weight is I32", "not in the model (2)", "model.experts.4.u.weight",
+          "model.layers.0.experts.0.u.weight", "wrong shape (1)",
+          "model.layers.0.experts.1.u.weight is [3, 2], expected [2, 3]", "wrong dtype (1)",
+          "model.layers.0.experts.2.u.weight is I32", "not in the model (2)", "model.layers.0.experts.4.u.weight",
           "score.weight");
     ck_assert_mem_eq(w, live, sizeof w); /* nothing changed */
     FAILS(moe_weights_load(plan, x, moe_test_path("absent")), MOE_E_IO, "absent");

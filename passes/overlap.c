@@ -1,0 +1,131 @@
+/* overlap: orders steps so that communication runs beside compute (docs/RANKS.md, "Overlap").
+ *
+ * In: grouped graphs of several ranks. Out: the same groups in another order, with a `wait` for each exchange before its first
+ * reader, and chunks in the plans of expert rows where that pays.
+ *
+ *   dispatch 0, wait, experts 0, combine 0, wait, gradient of a weight, dispatch 1, wait, ...
+ *   dispatch 0, gradient of a weight, wait, experts 0, combine 0, dispatch 1, wait, ...
+ *
+ * A list scheduler (overlap_schedule.c) makes orders for a few policies and numbers of chunks; the simulator says what each
+ * takes with the cost model's seconds. The fastest within the memory allowed is kept; the order given, each exchange waited for
+ * at once, if none is faster. Nothing is changed on one rank. */
+#include "passes/overlap.h"
+
+#include <string.h>
+
+#include "base/assert.h"
+
+/* Memory that lives between steps may grow by this part of what the given order has, gathers ahead of their use apart. */
+#define GROWTH 0.1
+/* An order is worth it if it saves this part of the step. */
+#define WORTH 1e-3
+
+typedef struct {
+    int chunks;
+    int *groups; /* NULL: as given */
+    size_t n;
+    double seconds;
+} Best;
+
+static bool has_exchange(const MoeGraph *g) {
+    for (size_t i = 0; i < g->n_ops; i++)
+        if (moe_op_info(g->ops[i]->opcode)->kind == MOE_KIND_COMM)
+            return true;
+    return false;
+}
+
+/* Parameters and states of a rank. */
+static int64_t constant_bytes(const MoeModule *m) {
+    int64_t most = 0;
+    for (size_t i = 0; i < m->n_graphs; i++) {
+        int64_t n = 0;
+        for (size_t k = 0; k < m->graphs[i]->n_ops; k++) {
+            const MoeOp *op = m->graphs[i]->ops[k];
+            if (op->opcode == MOE_OP_PARAM || op->opcode == MOE_OP_STATE)
+                n += moe_type_bytes(&op->results[0]->type);
+        }
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+static int64_t allowed(const MoePassContext *cx, int64_t given) {
+    int64_t most = given + (int64_t)(GROWTH * (double)given), limit = cx->options.memory_limit;
+    if (limit > 0 && most > limit - constant_bytes(cx->module))
+        most = limit - constant_bytes(cx->module);
+    return most > given ? most : given;
+}
+
+static void keep(Best *best, const Overlap *x, const OverlapOrder *o, MoeArena *a) {
+    best->chunks = x->chunks;
+    best->seconds = o->seconds;
+    best->n = 0;
+    best->groups = MOE_NEW_N(a, int, x->whole.n_groups);
+    for (size_t i = 0; i < x->n_items; i++)
+        for (size_t k = 0; k < x->items[o->order[i]].n_groups; k++)
+            best->groups[best->n++] = x->items[o->order[i]].groups[k];
+}
+
+/* Policies for one number of chunks. memory: what may live. */
+static void try_policies(const MoePassContext *cx, const Overlap *x, int64_t memory, bool forced,
+                         Best *best, MoeArena *a) {
+    static const double reserves[] = {0, 1, 2, 4, 8, 1e9}; /* of the longest exchange */
+    static const int ahead[] = {0, 32};
+    for (size_t r = 0; r < sizeof reserves / sizeof *reserves; r++)
+        for (size_t k = 0; k < sizeof ahead / sizeof *ahead; k++) {
+            OverlapPolicy p = {.reserve = reserves[r] * x->longest_comm,
+                               .ahead = ahead[k],
+                               .memory = memory,
+                               .gather_bytes = cx->options.gather_bytes};
+            if (p.gather_bytes == 0)
+                p.gather_bytes = 2 * x->layer_gathers;
+            OverlapOrder o = moe_overlap_schedule(x, &p);
+            bool better = o.seconds < best->seconds * (1 - WORTH) && o.peak <= memory;
+            if (better || (forced && !best->groups))
+                keep(best, x, &o, a);
+        }
+}
+
+static void overlap_graph(const MoePassContext *cx, MoeGraph *g, const MoeCommModel *m) {
+    MoeArena *a = moe_arena_create();
+    int forced = cx->options.overlap_chunks, micro = cx->options.micro_batches;
+    int64_t memory = 0;
+    Best best = {0};
+    moe_overlap_add_waits(g);
+    const int tries[] = {1, forced ? forced : 2, forced ? forced : 4};
+    for (int i = 0; i < (forced > 1 ? 2 : forced ? 1 : 3); i++) {
+        int chunks = tries[i];
+        bool only = forced == chunks;
+        if (!moe_overlap_can_chunk(g, chunks))
+            continue;
+        MoeArena *scratch = moe_arena_create();
+        const Overlap *x = moe_overlap_items(g, cx->target, m, chunks, micro > 1 ? micro : 1, scratch);
+        if (chunks == 1) {
+            OverlapOrder given = moe_overlap_as_given(x);
+            best.seconds = given.seconds;
+            memory = allowed(cx, given.peak);
+        }
+        if (!forced || only)
+            try_policies(cx, x, memory, only, &best, a);
+        moe_arena_destroy(scratch);
+    }
+    if (best.groups) {
+        moe_overlap_reorder(g, best.groups, best.n);
+        moe_overlap_set_chunks(g, best.chunks);
+    }
+    moe_overlap_drop_waits(g, !best.groups);
+    moe_arena_destroy(a);
+}
+
+MoeStatus moe_pass_overlap(MoePassContext *cx) {
+    if (!cx->options.overlap)
+        return NULL;
+    if (!cx->target)
+        return moe_error(MOE_E_INTERNAL, "the overlap pass needs a target");
+    MoeCommModel m;
+    moe_comm_model(&cx->options, &m);
+    for (size_t i = 0; i < cx->module->n_graphs; i++)
+        if (has_exchange(cx->module->graphs[i]))
+            overlap_graph(cx, cx->module->graphs[i], &m);
+    return NULL;
+}

@@ -1,0 +1,350 @@
+/* The list scheduler of the overlap pass. In: items, a policy. Out: an order of them, its seconds and its memory. See overlap.h.
+ *
+ * Two resources, compute and links, with the simulator's clocks. Phases stay in order. Of a phase, again and again the first of
+ * these that applies:
+ * 1. an exchange that kernels need starts as soon as its operands are there;
+ * 2. sums and gathers start when their links have nothing to do: sums two at a time, gathers as far ahead as memory allows;
+ * 3. the next step in the given order runs, if it need not wait for an exchange - or a filler, if more of them are held back
+ *    than the policy says, or memory is short;
+ * 4. while it would have to wait: the oldest filler, or a step further on;
+ * 5. else whatever can run first, and the rank waits.
+ * Waits, feeders and gathers that were not started ahead run when what reads them does. */
+#include "base/assert.h"
+#include "passes/overlap.h"
+
+#define MAX_SUMS 2 /* under way */
+
+typedef struct {
+    const Overlap *x;
+    const OverlapPolicy *policy;
+    MoeArena *a;
+    MoeSim *sim;
+    bool *issued;  /* by item */
+    bool *ahead;   /* gathers that nobody has read yet */
+    int *readers;  /* by value: left */
+    int *order;
+    size_t n_order;
+    int *sums; /* exchanges under way that no kernel needs: their waits */
+    size_t n_sums;
+    int64_t live, ahead_bytes, peak;
+    MoePhase phase;
+    size_t first[ITEM_WAIT + 1]; /* by kind: where to look for the first that is left */
+} Sched;
+
+static const OverlapItem *item(const Sched *s, int i) {
+    return &s->x->items[i];
+}
+
+/* ---- running an item ---- */
+
+static void note_peak(Sched *s) {
+    int64_t now = s->live - s->ahead_bytes;
+    s->peak = now > s->peak ? now : s->peak;
+}
+
+/* What was gathered ahead counts like other memory from its first reader on. */
+static void stop_ahead(Sched *s, int gather) {
+    if (!s->ahead[gather])
+        return;
+    s->ahead[gather] = false;
+    s->ahead_bytes -= item(s, gather)->makes;
+}
+
+static void account(Sched *s, int i) {
+    const OverlapItem *it = item(s, i);
+    s->live += it->makes + it->staging;
+    if (it->kind == ITEM_GATHER) {
+        s->ahead[i] = true;
+        s->ahead_bytes += it->makes;
+    }
+    for (size_t k = 0; k < it->n_reads && it->kind != ITEM_WAIT; k++)
+        stop_ahead(s, s->x->values[it->reads[k]].item);
+    note_peak(s);
+    for (size_t k = 0; k < it->n_reads; k++)
+        if (--s->readers[it->reads[k]] == 0)
+            s->live -= s->x->values[it->reads[k]].bytes;
+    for (size_t k = 0; k < it->n_needs && it->kind == ITEM_WAIT; k++)
+        s->live -= item(s, it->needs[k])->staging;
+}
+
+static void issue(Sched *s, int i) {
+    const OverlapItem *it = item(s, i);
+    s->issued[i] = true;
+    for (size_t k = 0; k < it->n_needs; k++)
+        if (!s->issued[it->needs[k]])
+            issue(s, it->needs[k]);
+    for (size_t k = 0; k < it->n_steps; k++)
+        moe_sim_run(s->sim, it->steps[k]);
+    account(s, i);
+    s->order[s->n_order++] = i;
+}
+
+/* ---- what can run ---- */
+
+/* Runs only because something that reads it does, or when there is room. */
+static bool on_demand(OverlapClass k) {
+    return k != ITEM_STEP && k != ITEM_FILLER;
+}
+
+static bool can_issue(const Sched *s, int i) {
+    const OverlapItem *it = item(s, i);
+    for (size_t k = 0; k < it->n_needs; k++) {
+        int need = it->needs[k];
+        if (!s->issued[need] && !(on_demand(item(s, need)->kind) && can_issue(s, need)))
+            return false;
+    }
+    return true;
+}
+
+/* When it could run; what is issued on demand is taken to run now. *out_starts: it needs an exchange that has not started. */
+static double ready_at(const Sched *s, int i, bool *out_starts) {
+    const OverlapItem *it = item(s, i);
+    double t = moe_sim_ready(s->sim, it->steps[0]);
+    for (size_t k = 0; k < it->n_needs; k++) {
+        int need = it->needs[k];
+        if (s->issued[need])
+            continue;
+        double ready = ready_at(s, need, out_starts);
+        OverlapClass kind = item(s, need)->kind;
+        if (kind == ITEM_COMM || kind == ITEM_LATE || kind == ITEM_GATHER)
+            *out_starts = true;
+        t = ready > t ? ready : t;
+    }
+    return t;
+}
+
+static bool now(const Sched *s, int i) {
+    bool starts = false;
+    return ready_at(s, i, &starts) <= moe_sim_clock(s->sim) && !starts;
+}
+
+/* The first item of the kind from place `from` on in this phase that is left; -1: none. */
+static int next_of(const Sched *s, OverlapClass kind, size_t from) {
+    for (size_t i = from; i < s->x->n_items; i++)
+        if (!s->issued[i] && item(s, (int)i)->kind == kind && item(s, (int)i)->phase == s->phase)
+            return (int)i;
+    return -1;
+}
+
+static int first_of(Sched *s, OverlapClass kind) {
+    int i = next_of(s, kind, s->first[kind]);
+    s->first[kind] = i < 0 ? s->x->n_items : (size_t)i;
+    return i;
+}
+
+/* ---- the choices ---- */
+
+static bool start_comm(Sched *s) {
+    for (int i = first_of(s, ITEM_COMM); i >= 0; i = next_of(s, ITEM_COMM, (size_t)i + 1))
+        if (can_issue(s, i) && now(s, i)) {
+            issue(s, i);
+            return true;
+        }
+    return false;
+}
+
+static bool link_is_free(const Sched *s, int i) {
+    return moe_sim_link_free(s->sim, item(s, i)->steps[0]) <= moe_sim_clock(s->sim);
+}
+
+static void end_sums(Sched *s, size_t keep) {
+    size_t drop = s->n_sums > keep ? s->n_sums - keep : 0;
+    for (size_t k = 0; k < drop; k++)
+        if (!s->issued[s->sums[k]])
+            issue(s, s->sums[k]);
+    for (size_t k = drop; k < s->n_sums; k++)
+        s->sums[k - drop] = s->sums[k];
+    s->n_sums -= drop;
+}
+
+/* A sum: its wait is what nobody asks for before the phase ends, unless another sum wants its place. */
+static void start_late(Sched *s, int i) {
+    end_sums(s, MAX_SUMS - 1);
+    issue(s, i);
+    const OverlapItem *it = item(s, i);
+    for (size_t k = 0; k < it->n_users; k++)
+        if (item(s, it->users[k])->kind == ITEM_WAIT)
+            s->sums[s->n_sums++] = it->users[k];
+}
+
+static bool start_others(Sched *s) {
+    for (int i = first_of(s, ITEM_LATE); i >= 0; i = next_of(s, ITEM_LATE, (size_t)i + 1))
+        if (can_issue(s, i) && now(s, i)) {
+            if (!link_is_free(s, i))
+                break;
+            start_late(s, i);
+            return true;
+        }
+    int i = first_of(s, ITEM_GATHER);
+    if (i < 0 || !link_is_free(s, i) || s->ahead_bytes + item(s, i)->makes > s->policy->gather_bytes)
+        return false;
+    issue(s, i);
+    return true;
+}
+
+/* Fillers that could run now: the first, and the seconds of all. */
+static int find_filler(Sched *s, double *out_seconds) {
+    int oldest = -1;
+    *out_seconds = 0;
+    for (int i = first_of(s, ITEM_FILLER); i >= 0; i = next_of(s, ITEM_FILLER, (size_t)i + 1)) {
+        if (!can_issue(s, i))
+            continue;
+        if (!now(s, i))
+            continue;
+        oldest = oldest < 0 ? i : oldest;
+        *out_seconds += item(s, i)->seconds;
+    }
+    return oldest;
+}
+
+/* A step behind the next one that can run now within the memory allowed. */
+static int find_ahead(const Sched *s, int step) {
+    for (int k = 0; k < s->policy->ahead; k++) {
+        step = next_of(s, ITEM_STEP, (size_t)step + 1);
+        if (step < 0)
+            return -1;
+        if (can_issue(s, step) && now(s, step) &&
+            s->live - s->ahead_bytes + item(s, step)->makes <= s->policy->memory)
+            return step;
+    }
+    return -1;
+}
+
+/* Of the next step, the steps behind it and all exchanges: what can run first. */
+static int find_earliest(Sched *s, int step) {
+    bool unused;
+    int best = step;
+    double t = step < 0 ? 0 : ready_at(s, step, &unused);
+    for (int i = first_of(s, ITEM_COMM); i >= 0; i = next_of(s, ITEM_COMM, (size_t)i + 1)) {
+        if (!can_issue(s, i))
+            continue;
+        double ready = ready_at(s, i, &unused);
+        if (best < 0 || ready < t) {
+            best = i;
+            t = ready;
+        }
+    }
+    return best;
+}
+
+/* An exchange that item i needs and that has not started; -1: none. */
+static int find_needed(const Sched *s, int i) {
+    const OverlapItem *it = item(s, i);
+    for (size_t k = 0; k < it->n_needs; k++) {
+        int need = it->needs[k];
+        if (s->issued[need])
+            continue;
+        OverlapClass kind = item(s, need)->kind;
+        if (kind == ITEM_COMM || kind == ITEM_LATE || kind == ITEM_GATHER)
+            return need;
+        int deeper = find_needed(s, need);
+        if (deeper >= 0)
+            return deeper;
+    }
+    return -1;
+}
+
+/* The rest of the phase once its steps have run. */
+static bool run_rest(Sched *s, int filler) {
+    static const OverlapClass kinds[] = {ITEM_COMM, ITEM_FILLER, ITEM_LATE, ITEM_GATHER, ITEM_FEEDER};
+    int any = filler;
+    for (size_t k = 0; k < sizeof kinds / sizeof *kinds && any < 0; k++) {
+        any = first_of(s, kinds[k]);
+        while (any >= 0 && !can_issue(s, any))
+            any = next_of(s, kinds[k], (size_t)any + 1);
+    }
+    if (any < 0)
+        return false;
+    if (item(s, any)->kind == ITEM_LATE)
+        start_late(s, any);
+    else
+        issue(s, any);
+    return true;
+}
+
+static bool run_next(Sched *s) {
+    double held;
+    int step = first_of(s, ITEM_STEP), filler = find_filler(s, &held);
+    if (step < 0)
+        return run_rest(s, filler);
+    MOE_ASSERT(can_issue(s, step), "overlap: @%s: a step before what it needs", s->x->g->name);
+    bool full = s->live - s->ahead_bytes + item(s, step)->makes > s->policy->memory;
+    if (filler >= 0 && (held > s->policy->reserve || full)) {
+        issue(s, filler);
+        return true;
+    }
+    int needed = find_needed(s, step);
+    if (needed >= 0) { /* a gather that was not started ahead */
+        issue(s, needed);
+        return true;
+    }
+    if (!now(s, step)) {
+        int other = filler >= 0 ? filler : find_ahead(s, step);
+        step = other >= 0 ? other : find_earliest(s, step);
+    }
+    issue(s, step);
+    return true;
+}
+
+static void run_phase(Sched *s) {
+    for (int k = 0; k <= ITEM_WAIT; k++)
+        s->first[k] = 0;
+    while (start_comm(s) || start_others(s) || run_next(s))
+        continue;
+    for (int i = first_of(s, ITEM_WAIT); i >= 0; i = first_of(s, ITEM_WAIT))
+        issue(s, i);
+    s->n_sums = 0;
+}
+
+/* ---- */
+
+static Sched start(const Overlap *x, const OverlapPolicy *policy) {
+    Sched s = {.x = x, .policy = policy, .a = moe_arena_create()};
+    s.sim = moe_sim_create(&x->problem, s.a);
+    s.issued = MOE_NEW_N(s.a, bool, x->n_items);
+    s.ahead = MOE_NEW_N(s.a, bool, x->n_items);
+    s.readers = MOE_NEW_N(s.a, int, x->n_values);
+    s.sums = MOE_NEW_N(s.a, int, x->n_items);
+    s.order = MOE_NEW_N(x->a, int, x->n_items);
+    for (size_t i = 0; i < x->n_values; i++)
+        s.readers[i] = x->values[i].readers;
+    return s;
+}
+
+/* The order is simulated as a whole, with the counting pass and all micro-batches. */
+static OverlapOrder finish(Sched *s) {
+    const Overlap *x = s->x;
+    MOE_ASSERT(s->n_order == x->n_items, "overlap: @%s: %zu of %zu items are ordered", x->g->name,
+               s->n_order, x->n_items);
+    int *steps = MOE_NEW_N(s->a, int, x->problem.n_steps);
+    size_t n = 0;
+    for (size_t i = 0; i < x->n_items; i++)
+        for (size_t k = 0; k < item(s, s->order[i])->n_steps; k++)
+            steps[n++] = item(s, s->order[i])->steps[k];
+    OverlapOrder out = {.order = s->order, .peak = s->peak};
+    out.seconds = moe_predict_seconds(&x->problem, steps, x->counted, x->micro_batches);
+    moe_arena_destroy(s->a);
+    return out;
+}
+
+OverlapOrder moe_overlap_schedule(const Overlap *x, const OverlapPolicy *policy) {
+    Sched s = start(x, policy);
+    for (s.phase = 0; s.phase < MOE_N_PHASES; s.phase++)
+        run_phase(&s);
+    return finish(&s);
+}
+
+OverlapOrder moe_overlap_as_given(const Overlap *x) {
+    OverlapPolicy none = {0};
+    Sched s = start(x, &none);
+    for (size_t i = 0; i < x->n_items; i++) {
+        const OverlapItem *it = item(&s, (int)i);
+        if (s.issued[i])
+            continue;
+        issue(&s, (int)i);
+        for (size_t k = 0; k < it->n_users; k++)
+            if (item(&s, it->users[k])->kind == ITEM_WAIT && !s.issued[it->users[k]])
+                issue(&s, it->users[k]);
+    }
+    return finish(&s);
+}

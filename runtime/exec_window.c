@@ -1,0 +1,57 @@
+/* Windows of expert rows: a step that works on some slots (docs/RANKS.md, "Overlap") gets, in place of its table of rows, one in
+ * which all other slots are empty and every row keeps its place. It is made anew before each such step: the table is of this
+ * batch. */
+#include <stdlib.h>
+
+#include "runtime/exec_internal.h"
+
+static int64_t entries(const MoeExec *x) {
+    return (int64_t)x->plan->slots * x->plan->virtual_shards + 1;
+}
+
+static MoeStatus create(MoeExec *x, MoeExecProgram *g) {
+    const MoePlanProgram *p = g->plan;
+    MoeStatus no_memory = NULL;
+    for (size_t i = 0; i < p->n_steps && !no_memory; i++) {
+        const MoePlanStep *s = &p->steps[i];
+        if (!s->slot_hi)
+            continue;
+        if (!g->windows)
+            g->windows = calloc(p->n_steps, sizeof *g->windows);
+        int32_t *w = g->windows ? aligned_alloc(64, ((size_t)entries(x) * sizeof *w + 127) / 64 * 64)
+                                : NULL;
+        if (!w) {
+            no_memory = moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
+            continue;
+        }
+        g->windows[i] = w;
+        for (size_t b = 0; b < s->n_bufs; b++)
+            if (s->buf_value[b] == s->segs)
+                g->step_bufs[i][b] = w;
+    }
+    return no_memory;
+}
+
+MoeStatus moe_exec_windows_create(MoeExec *x) {
+    for (size_t g = 0; g < x->plan->n_programs; g++)
+        MOE_TRY(create(x, &x->programs[g]));
+    return NULL;
+}
+
+void moe_exec_windows_destroy(MoeExec *x) {
+    for (size_t g = 0; x->programs && g < x->plan->n_programs; g++) {
+        MoeExecProgram *p = &x->programs[g];
+        for (size_t i = 0; p->windows && i < p->plan->n_steps; i++)
+            free(p->windows[i]);
+        free(p->windows);
+    }
+}
+
+void moe_exec_window_fill(const MoeExec *x, MoeExecProgram *g, size_t i) {
+    const MoePlanStep *s = &g->plan->steps[i];
+    const int32_t *all = (const int32_t *)(const void *)g->values[s->segs];
+    int64_t V = x->plan->virtual_shards;
+    int32_t lo = all[s->slot_lo * V], hi = all[s->slot_hi * V];
+    for (int64_t k = 0; k < entries(x); k++)
+        g->windows[i][k] = all[k] < lo ? lo : all[k] > hi ? hi : all[k];
+}
