@@ -83,7 +83,11 @@ static void summary(const MoeCompiled *c, const char *path, double took) {
         const MoeProgram *p = &c->cx.programs[i];
         if (strcmp(p->graph->name, "train") != 0)
             continue;
-        double expected = (double)moe_memplan_expected_bytes(&p->memory);
+        double expected = (double)(moe_memplan_expected_bytes(&p->memory) - p->memory.comm_bytes);
+        char buffers[64] = "", staging[32];
+        if (p->memory.comm_bytes)
+            snprintf(buffers, sizeof buffers, " + %s of communication buffers",
+                     moe_format_bytes((double)p->memory.comm_bytes, staging));
         moe_format_bytes(expected, slab);
         moe_format_bytes((double)p->memory.lower_bound, bound);
         double seconds = 0;
@@ -91,9 +95,9 @@ static void summary(const MoeCompiled *c, const char *path, double took) {
             seconds += p->steps[s].seconds *
                        (p->steps[s].phase <= MOE_PHASE_BACKWARD ? o->micro_batches : 1);
         printf("  memory%s: %s of parameters and optimiser state + %s of activations and gradients "
-               "(lower bound %s, ratio %.3f)\n",
+               "(lower bound %s, ratio %.3f)%s\n",
                each, params, slab, bound,
-               p->memory.lower_bound ? expected / (double)p->memory.lower_bound : 1.0);
+               p->memory.lower_bound ? expected / (double)p->memory.lower_bound : 1.0, buffers);
         printf("  predicted: %.3g s a step, %.0f tokens/s\n", seconds,
                (double)(o->batch * o->seq) / seconds);
     }

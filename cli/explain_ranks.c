@@ -171,11 +171,10 @@ static void print_traffic(const MoePlan *p, const MoePlanProgram *g) {
            "|---|---|---:|---:|---:|\n");
     for (size_t i = 0; i < c.n_rows; i++)
         printf("| %s | %s | %d | %.0f | %s |\n", moe_plan_comm_op_name(c.rows[i].op),
-               moe_mesh_group_name(c.rows[i].group),
-               moe_mesh_group_size(&p->mesh, c.rows[i].group), c.rows[i].ops,
-               moe_format_bytes(c.rows[i].bytes, text));
-    printf("| **all, in %.0f exchanges** | | | | %s |\n\npredicted %.3f ms for exchanges, ", c.exchanges,
-           moe_format_bytes(c.bytes, text), c.seconds * 1e3);
+               moe_mesh_group_name(c.rows[i].group), moe_mesh_group_size(&p->mesh, c.rows[i].group),
+               c.rows[i].ops, moe_format_bytes(c.rows[i].bytes, text));
+    printf("| **all, in %.0f exchanges** | | | | %s |\n\npredicted %.3f ms for exchanges, ",
+           c.exchanges, moe_format_bytes(c.bytes, text), c.seconds * 1e3);
     if (c.started > 0)
         printf("of which %.0f go on behind kernels\n", c.started);
     else
@@ -200,21 +199,20 @@ void moe_explain_ranks_json(const MoePlan *p, const MoePlanProgram *g, json_t *r
     json_t *holds = json_array(), *traffic = json_array();
     for (int r = 0; r < p->ranks; r++) {
         Holds h = holds_of(p, r);
-        json_array_append_new(
-            holds, json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f}", "rank", r, "dp",
-                             h.at.dp, "shard", h.at.shard, "ep", h.at.ep, "tp", h.at.tp,
-                             "first_virtual_shard", h.first_shard, "virtual_shards", h.n_shards,
-                             "first_expert", h.first_expert, "experts", h.n_experts,
-                             "parameter_elements", h.elements));
+        json_array_append_new(holds, json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f}",
+                                               "rank", r, "dp", h.at.dp, "shard", h.at.shard, "ep",
+                                               h.at.ep, "tp", h.at.tp, "first_virtual_shard",
+                                               h.first_shard, "virtual_shards", h.n_shards,
+                                               "first_expert", h.first_expert, "experts",
+                                               h.n_experts, "parameter_elements", h.elements));
     }
     MoeExplainComm c = moe_explain_traffic(p, g);
     for (size_t i = 0; i < c.n_rows; i++)
-        json_array_append_new(
-            traffic, json_pack("{s:s, s:s, s:i, s:f, s:f}", "collective",
-                               moe_plan_comm_op_name(c.rows[i].op), "group",
-                               moe_mesh_group_name(c.rows[i].group), "ranks",
-                               moe_mesh_group_size(&p->mesh, c.rows[i].group), "times",
-                               c.rows[i].ops, "bytes", c.rows[i].bytes));
+        json_array_append_new(traffic, json_pack("{s:s, s:s, s:i, s:f, s:f}", "collective",
+                                                 moe_plan_comm_op_name(c.rows[i].op), "group",
+                                                 moe_mesh_group_name(c.rows[i].group), "ranks",
+                                                 moe_mesh_group_size(&p->mesh, c.rows[i].group),
+                                                 "times", c.rows[i].ops, "bytes", c.rows[i].bytes));
     free(c.rows);
     json_object_set_new(root, "ranks", json_integer(p->ranks));
     json_object_set_new(root, "mesh",

@@ -24,7 +24,8 @@ int64_t moe_block_count(int64_t bytes, int64_t block_bytes);
 typedef struct MoeBlockHasher MoeBlockHasher;
 MoeStatus moe_block_hasher_create(int64_t block_bytes, MoeBlockHasher **out);
 MoeStatus moe_block_hasher_add(MoeBlockHasher *h, const void *data, size_t n);
-void moe_block_hasher_end(MoeBlockHasher *h, MoeBlockHashes *out); /* frees h; out NULL: only that */
+void moe_block_hasher_end(MoeBlockHasher *h,
+                          MoeBlockHashes *out); /* frees h; out NULL: only that */
 
 /* An open file. */
 typedef struct MoeBlockFile MoeBlockFile;

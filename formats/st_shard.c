@@ -197,8 +197,7 @@ static MoeStatus read_text(MoeArena *arena, const char *text, size_t n, const Da
                            MoeStShard *s) {
     json_t *header = NULL;
     MOE_TRY(trim_header(s->file, text, n, &n));
-    MOE_TRY(
-        moe_json_load_text(text, n, moe_arena_printf(arena, "%s: header", s->file), &header));
+    MOE_TRY(moe_json_load_text(text, n, moe_arena_printf(arena, "%s: header", s->file), &header));
     MoeStatus st = read_header(arena, header, data, s);
     json_decref(header);
     return st;

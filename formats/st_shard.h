@@ -7,8 +7,8 @@
 #include "formats/safetensors.h"
 
 typedef struct {
-    const char *file; /* in the arena */
-    MoeMap map;       /* empty: read without one */
+    const char *file;     /* in the arena */
+    MoeMap map;           /* empty: read without one */
     MoeStTensor *tensors; /* (n), in file order, in the arena */
     size_t n;
     json_t *metadata; /* NULL if there is none */

@@ -170,8 +170,8 @@ MoeStatus moe_st_write_blocks(const char *path, const MoeStOut *tensors, size_t 
                               void *ctx, uint64_t *out_bytes, MoeBlockHashes *out_hashes) {
     MoeBlockHasher *blocks;
     MOE_TRY(moe_block_hasher_create(MOE_BLOCK_BYTES, &blocks));
-    MoeStatus st = write_file(path, tensors, n, metadata_kv, n_metadata, fill, ctx, blocks,
-                              out_bytes, NULL);
+    MoeStatus st =
+        write_file(path, tensors, n, metadata_kv, n_metadata, fill, ctx, blocks, out_bytes, NULL);
     moe_block_hasher_end(blocks, st ? NULL : out_hashes);
     return st;
 }

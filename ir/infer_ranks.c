@@ -128,6 +128,15 @@ const char *moe_infer_wait(MoeGraph *g, MoeOp *op) {
     return set_result(op, 0, *operand_type(op, 0));
 }
 
+/* what an offload made, once it is waited for -> the same */
+const char *moe_infer_load(MoeGraph *g, MoeOp *op) {
+    const MoeOp *wait = op->operands[0]->def;
+    if (wait->opcode != MOE_OP_WAIT || wait->operands[0]->def->opcode != MOE_OP_OFFLOAD)
+        return moe_infer_fail(g, "operand 0 of load: expected a wait on an offload, found a %s",
+                              moe_op_info(wait->opcode)->name);
+    return set_result(op, 0, *operand_type(op, 0));
+}
+
 /* x [T,C], idx i32[S @send segs<ranks,chunks>], inv i32[U,K @recv segs<chunks,V>] -> [U,C] */
 const char *moe_infer_a2a_dispatch(MoeGraph *g, MoeOp *op) {
     CHECK(need_group(g, op, "group"));

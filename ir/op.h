@@ -23,6 +23,7 @@
     X(ATTN_GRAD, attn_grad)                                                                        \
     X(XENT, xent)                                                                                  \
     X(COMM, comm)                                                                                  \
+    X(STORE, store)                                                                                \
     X(COMPOSITE, composite)
 
 typedef enum {

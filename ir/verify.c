@@ -153,6 +153,17 @@ static void check_assign(Verifier *v, const MoeOp *op) {
     v->assigned[id] = true;
 }
 
+/* What was offloaded is outside the memory that ops read: it can only be waited for, then loaded. */
+static void check_store(Verifier *v, const MoeOp *op) {
+    for (int i = 0; i < op->n_operands; i++) {
+        const MoeOp *d = op->operands[i]->def;
+        bool waited = d->opcode == MOE_OP_WAIT && d->operands[0]->def->opcode == MOE_OP_OFFLOAD;
+        if ((d->opcode == MOE_OP_OFFLOAD && op->opcode != MOE_OP_WAIT) ||
+            (waited && op->opcode != MOE_OP_LOAD))
+            report(v, op, "operand %d was offloaded: only a load, after a wait, may read it", i);
+    }
+}
+
 /* A group is one run of consecutive ops of one phase. */
 static void check_group(Verifier *v, MoeOp *op, const MoeOp *before) {
     if (op->group < 0)
@@ -183,6 +194,7 @@ static bool check_op(Verifier *v, MoeOp *op, const MoeOp *before) {
         return true;
     check_interface(v, op);
     check_assign(v, op);
+    check_store(v, op);
     check_group(v, op, before);
     return true;
 }

@@ -43,6 +43,7 @@ static double op_work(const MoeOp *op) {
     case MOE_KIND_REDUCE:
     case MOE_KIND_SYNC:
     case MOE_KIND_COMM:
+    case MOE_KIND_STORE:
     case MOE_KIND_ROUTE:
     case MOE_KIND_MOVE:
     case MOE_KIND_EMBED:

@@ -91,6 +91,7 @@ static IdsKind ids_kind(const MoeGraph *g, const MoeValue *v, int64_t *out_n) {
             case MOE_KIND_REDUCE:
             case MOE_KIND_SYNC:
             case MOE_KIND_COMM:
+            case MOE_KIND_STORE:
             case MOE_KIND_GEMM:
             case MOE_KIND_WGRAD:
             case MOE_KIND_ROPE:

@@ -71,7 +71,8 @@ static void in_rounds(MoeOp **ops, size_t n, bool *pending, MoeArena *a) {
         for (size_t i = 0; i < n; i++) { /* in order: one look at each is enough */
             MoeOp *op = left[i];
             bool now = moe_op_is_comm(op) == comm && !needs_any(op, pending);
-            set_results(pending, op, !now || comm); /* collectives of one round do not read each other */
+            set_results(pending, op,
+                        !now || comm); /* collectives of one round do not read each other */
             if (now)
                 out[n_out++] = op;
             else
@@ -89,8 +90,7 @@ static void in_rounds(MoeOp **ops, size_t n, bool *pending, MoeArena *a) {
 static bool is_large(const MoeOp *op) {
     int64_t most = 0;
     for (int i = 0; i < op->n_operands + op->n_results; i++) {
-        const MoeValue *v =
-            i < op->n_operands ? op->operands[i] : op->results[i - op->n_operands];
+        const MoeValue *v = i < op->n_operands ? op->operands[i] : op->results[i - op->n_operands];
         int64_t n = moe_type_bytes(&v->type);
         most = n > most ? n : most;
     }
@@ -120,7 +120,8 @@ static void sink_small_sums(Fuse *f, size_t first, size_t end) {
     size_t n = 0, kept = first;
     for (size_t i = first; i < end; i++) {
         MoeOp *op = ops[i];
-        bool sink = !is_decl(op) && (needs_any(op, late) || (op->n_results && late[op->results[0]->id]));
+        bool sink =
+            !is_decl(op) && (needs_any(op, late) || (op->n_results && late[op->results[0]->id]));
         if (sink) {
             set_results(late, op, true);
             sunk[n++] = op;
@@ -139,7 +140,8 @@ static int64_t layer_of(const MoeOp *op) {
 }
 
 static int64_t bytes_moved(const MoeOp *op) {
-    int64_t in = moe_type_bytes(&op->operands[0]->type), out = moe_type_bytes(&op->results[0]->type);
+    int64_t in = moe_type_bytes(&op->operands[0]->type),
+            out = moe_type_bytes(&op->results[0]->type);
     return in > out ? in : out;
 }
 
@@ -272,10 +274,12 @@ static bool shares_exchange(const Fuse *f, const Item *it, const MoeOp *op) {
  * layer that were sent just before (a gradient's, and those of the input that is sent again). */
 void moe_fuse_place_collective(Fuse *f, MoeOp *op) {
     moe_fuse_force_operands(f, op);
-    int last = (int)f->n_items - 1, first = op->opcode == MOE_OP_A2A_DISPATCH ? last - ROWS_WINDOW : last;
+    int last = (int)f->n_items - 1,
+        first = op->opcode == MOE_OP_A2A_DISPATCH ? last - ROWS_WINDOW : last;
     for (int i = last; i >= 0 && i >= first && i > moe_fuse_earliest(f, op); i--) {
         Item *it = f->items[i];
-        if (shares_exchange(f, it, op) && (i == last || (it->ops[0]->opcode == op->opcode && layer_of(it->ops[0]) == layer_of(op)))) {
+        if (shares_exchange(f, it, op) && (i == last || (it->ops[0]->opcode == op->opcode &&
+                                                         layer_of(it->ops[0]) == layer_of(op)))) {
             moe_fuse_add(f, it, op);
             return;
         }
@@ -348,11 +352,13 @@ void moe_fuse_sink_exchanges(MoeGraph *g) {
         const MoeOp *op = g->ops[i];
         MoeDtype to = op->n_results ? op->results[0]->type.dtype : MOE_I32;
         if (op->opcode == MOE_OP_A2A_DISPATCH && only_converted(g, op->results[0], &to))
-            sink[op->results[0]->id] = moe_dtype_bytes(to) < moe_dtype_bytes(op->results[0]->type.dtype);
+            sink[op->results[0]->id] =
+                moe_dtype_bytes(to) < moe_dtype_bytes(op->results[0]->type.dtype);
     }
     size_t n;
     MoeOp **ops = moe_graph_take_ops(g, &n);
-    MoeValue **second = MOE_NEW_N(g->arena, MoeValue *, n_values), /* the exchange of converted rows */
+    MoeValue **second =
+                 MOE_NEW_N(g->arena, MoeValue *, n_values), /* the exchange of converted rows */
         **instead = MOE_NEW_N(g->arena, MoeValue *, n_values + 2 * (int)n);
     g->layer = -1;
     for (size_t i = 0; i < n; i++) {

@@ -74,6 +74,7 @@ static bool is_row_by_row(const MoeOp *op) {
     case MOE_KIND_ATTN_GRAD:
     case MOE_KIND_XENT:
     case MOE_KIND_COMM:
+    case MOE_KIND_STORE:
     case MOE_KIND_COMPOSITE:
     case MOE_N_KINDS:
         break;

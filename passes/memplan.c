@@ -243,22 +243,31 @@ static MoeStatus plan_assign(Plan *p, const MoeOp *op) {
     return NULL;
 }
 
+/* Chunk by chunk, each step takes over the rows of its chunk: all that runs meanwhile keeps to its own rows, too. */
+static bool may_share(const Plan *p, const MoeGroup *grp, const MoeValue *u, const MoeValue *v) {
+    const MoeType *from = &u->type, *to = &v->type;
+    bool same_rows = from->kind == MOE_TYPE_TENSOR && from->dims[0].seg == to->dims[0].seg;
+    return (!grp->parts || same_rows) && p->target->can_alias(p->target, grp, u, v);
+}
+
 /* Results take over the buffers of operands that die. */
 static void plan_in_place(Plan *p) {
     for (int s = 0; s < p->n_steps; s++) {
         const MoeGroup *grp = &p->gs.groups[s];
-        for (size_t i = 0; i < grp->n_outputs && !moe_group_is_comm(grp); i++) {
+        if (moe_group_is_comm(grp) || (grp->parts && grp->part < grp->parts - 1))
+            continue;
+        for (size_t i = 0; i < grp->n_outputs; i++) {
             const MoeValue *v = grp->outputs[i];
-            int b = p->buf_of[v->id];
-            if (b < 0 || p->bufs[b].at.start != s || p->bufs[b].at.end == s || p->bufs[b].root != v)
+            int b = p->buf_of[v->id], first = p->gs.step_of[v->id];
+            if (b < 0 || p->bufs[b].at.start != first || p->bufs[b].at.end == s ||
+                p->bufs[b].root != v)
                 continue;
             for (size_t k = 0; k < grp->n_inputs; k++) {
                 const MoeValue *u = grp->inputs[k];
                 int c = p->buf_of[u->id];
-                if (c < 0 || p->bufs[c].at.end != s || p->bufs[c].at.start == s ||
+                if (c < 0 || p->bufs[c].at.end != s || p->bufs[c].at.start >= first ||
                     moe_type_bytes(&u->type) != moe_type_bytes(&v->type) ||
-                    p->bufs[c].at.expect != p->bufs[b].at.expect ||
-                    !p->target->can_alias(p->target, grp, u, v))
+                    p->bufs[c].at.expect != p->bufs[b].at.expect || !may_share(p, grp, u, v))
                     continue;
                 p->bufs[c].at.end = p->bufs[b].at.end;
                 p->bufs[c].persistent |= p->bufs[b].persistent;
@@ -307,7 +316,8 @@ static int end_of_exchange(const Plan *p, int s) {
 
 /* Staging memory of exchanges. An exchange takes the first place that none under way has; a place is as large as its largest. */
 static void plan_staging(Plan *p) {
-    int *until = MOE_NEW_N(p->a, int, p->n_steps), n_places = 0; /* by place: the step that ends it */
+    int *until = MOE_NEW_N(p->a, int, p->n_steps),
+        n_places = 0; /* by place: the step that ends it */
     int64_t *bytes = MOE_NEW_N(p->a, int64_t, p->n_steps);
     for (int s = 0; s < p->n_steps; s++) {
         const MoeGroup *grp = &p->gs.groups[s];
@@ -424,8 +434,8 @@ MoeStatus moe_pass_memplan(MoePassContext *cx) {
     cx->programs = MOE_NEW_N(cx->arena, MoeProgram, cx->module->n_graphs);
     for (size_t i = 0; i < cx->module->n_graphs; i++) {
         cx->programs[i].graph = cx->module->graphs[i];
-        MOE_TRY(moe_memplan_graph(cx->target, cx->module->graphs[i], &cx->options,
-                                  cx->arena, &cx->programs[i].memory));
+        MOE_TRY(moe_memplan_graph(cx->target, cx->module->graphs[i], &cx->options, cx->arena,
+                                  &cx->programs[i].memory));
     }
     return NULL;
 }

@@ -11,11 +11,10 @@
  * at once, if none is faster. Nothing is changed on one rank. */
 #include "passes/overlap.h"
 
-#include <string.h>
+#include "passes/memplan.h"
 
-#include "base/assert.h"
-
-/* Memory that lives between steps may grow by this part of what the given order has, gathers ahead of their use apart. */
+/* Memory that lives between steps may grow by this part of what the given order has, apart from gathers ahead of their use and
+ * sums under way. */
 #define GROWTH 0.1
 /* An order is worth it if it saves this part of the step. */
 #define WORTH 1e-3
@@ -49,11 +48,8 @@ static int64_t constant_bytes(const MoeModule *m) {
     return most;
 }
 
-static int64_t allowed(const MoePassContext *cx, int64_t given) {
-    int64_t most = given + (int64_t)(GROWTH * (double)given), limit = cx->options.memory_limit;
-    if (limit > 0 && most > limit - constant_bytes(cx->module))
-        most = limit - constant_bytes(cx->module);
-    return most > given ? most : given;
+static int64_t allowed(int64_t given) {
+    return given + (int64_t)(GROWTH * (double)given);
 }
 
 static void keep(Best *best, const Overlap *x, const OverlapOrder *o, MoeArena *a) {
@@ -86,11 +82,47 @@ static void try_policies(const MoePassContext *cx, const Overlap *x, int64_t mem
         }
 }
 
-static void overlap_graph(const MoePassContext *cx, MoeGraph *g, const MoeCommModel *m) {
+/* ---- the memory limit ---- */
+
+static MoeStatus memory_of(const MoePassContext *cx, const MoeGraph *g, int64_t *out) {
+    MoeArena *a = moe_arena_create();
+    MoeMemoryPlan plan;
+    MoeStatus st = moe_memplan_graph(cx->target, g, &cx->options, a, &plan);
+    *out = st ? 0 : moe_memplan_expected_bytes(&plan) + constant_bytes(cx->module);
+    moe_arena_destroy(a);
+    return st;
+}
+
+/* Back to the order that `best` came from: group best->groups[i] is i now. */
+static void undo(MoeGraph *g, const Best *best, MoeArena *a) {
+    int *was = MOE_NEW_N(a, int, best->n);
+    for (size_t i = 0; i < best->n; i++)
+        was[best->groups[i]] = (int)i;
+    moe_overlap_reorder(g, was, best->n);
+    moe_overlap_set_chunks(g, 1);
+}
+
+/* Takes the new order if the plan keeps to the memory limit with it, or did not before, with as much. */
+static MoeStatus apply(const MoePassContext *cx, MoeGraph *g, Best *best, int64_t before,
+                       MoeArena *a) {
+    int64_t limit = cx->options.memory_limit, after = 0;
+    moe_overlap_reorder(g, best->groups, best->n);
+    moe_overlap_set_chunks(g, best->chunks);
+    if (limit > 0)
+        MOE_TRY(memory_of(cx, g, &after));
+    if (after > limit && after > before) {
+        undo(g, best, a);
+        best->groups = NULL;
+    }
+    return NULL;
+}
+
+static MoeStatus overlap_graph(const MoePassContext *cx, MoeGraph *g, const MoeCommModel *m) {
     MoeArena *a = moe_arena_create();
     int forced = cx->options.overlap_chunks, micro = cx->options.micro_batches;
-    int64_t memory = 0;
+    int64_t memory = 0, before = 0;
     Best best = {0};
+    MoeStatus st = cx->options.memory_limit > 0 ? memory_of(cx, g, &before) : NULL;
     moe_overlap_add_waits(g);
     const int tries[] = {1, forced ? forced : 2, forced ? forced : 4};
     for (int i = 0; i < (forced > 1 ? 2 : forced ? 1 : 3); i++) {
@@ -103,18 +135,17 @@ static void overlap_graph(const MoePassContext *cx, MoeGraph *g, const MoeCommMo
         if (chunks == 1) {
             OverlapOrder given = moe_overlap_as_given(x);
             best.seconds = given.seconds;
-            memory = allowed(cx, given.peak);
+            memory = allowed(given.peak);
         }
         if (!forced || only)
             try_policies(cx, x, memory, only, &best, a);
         moe_arena_destroy(scratch);
     }
-    if (best.groups) {
-        moe_overlap_reorder(g, best.groups, best.n);
-        moe_overlap_set_chunks(g, best.chunks);
-    }
+    if (!st && best.groups)
+        st = apply(cx, g, &best, before, a);
     moe_overlap_drop_waits(g, !best.groups);
     moe_arena_destroy(a);
+    return st;
 }
 
 MoeStatus moe_pass_overlap(MoePassContext *cx) {
@@ -126,6 +157,6 @@ MoeStatus moe_pass_overlap(MoePassContext *cx) {
     moe_comm_model(&cx->options, &m);
     for (size_t i = 0; i < cx->module->n_graphs; i++)
         if (has_exchange(cx->module->graphs[i]))
-            overlap_graph(cx, cx->module->graphs[i], &m);
+            MOE_TRY(overlap_graph(cx, cx->module->graphs[i], &m));
     return NULL;
 }

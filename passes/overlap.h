@@ -26,6 +26,10 @@ typedef struct {
     size_t n_needs, cap_needs, n_users, cap_users;
     int *reads; /* values (of Overlap.values) that must stay until it has run */
     size_t n_reads, cap_reads;
+    struct OverlapAlias {
+        int from, to;
+    } *aliases; /* values that can change places if `from` dies here */
+    size_t n_aliases, cap_aliases;
     int64_t makes;   /* bytes that begin to live here */
     int64_t staging; /* of an exchange: bytes until its wait */
     double seconds;  /* of its kernels */
@@ -35,7 +39,7 @@ typedef struct {
 typedef struct {
     int64_t bytes;
     int item;    /* that makes it */
-    int readers; /* items; 0: lives to the end */
+    int readers; /* items; none: lives to the end */
 } OverlapValue;
 
 typedef struct {
@@ -59,13 +63,13 @@ typedef struct {
     double reserve;      /* seconds of fillers that are held back for times when all else has to wait */
     int ahead;           /* steps looked at beyond the next one, at such times */
     int64_t gather_bytes; /* gathers that nobody has read yet, at most */
-    int64_t memory;       /* bytes that live, but for such gathers, at most, where the scheduler has a choice */
+    int64_t memory; /* bytes that live, but for such gathers and sums under way, at most, where there is a choice */
 } OverlapPolicy;
 
 typedef struct {
     int *order; /* items */
     double seconds;
-    int64_t peak; /* bytes that live, but for gathers that nobody has read yet */
+    int64_t peak; /* bytes that live, but for gathers that nobody has read yet and sums under way */
 } OverlapOrder;
 
 /* ---- overlap_items.c ---- */

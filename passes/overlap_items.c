@@ -266,15 +266,42 @@ static void add_reads(Build *b, const int *value_of, int i, const MoeGroup *g) {
     }
 }
 
-static void make_values(Build *b, const MoeMesh *mesh) {
+/* Results of a group that may take over the memory of what it reads, as memplan does it. */
+static void add_aliases(Build *b, const int *value_of, OverlapItem *it, const MoeTarget *t,
+                        const MoeGroup *g) {
+    for (size_t i = 0; i < g->n_outputs && !moe_group_is_comm(g); i++)
+        for (size_t k = 0; k < g->n_inputs; k++) {
+            const MoeValue *u = root_of(g->inputs[k]), *v = g->outputs[i];
+            struct OverlapAlias pair = {value_of[u->id], value_of[v->id]};
+            if (pair.from >= 0 && moe_type_bytes(&u->type) == moe_type_bytes(&v->type) &&
+                (it->n_groups == 1 || u->type.dims[0].seg == v->type.dims[0].seg) &&
+                t->can_alias(t, g, g->inputs[k], v))
+                MOE_PUSH(b->x->a, it->aliases, it->n_aliases, it->cap_aliases, pair);
+        }
+}
+
+static void mark_read(const Overlap *x, bool *read) {
+    for (size_t i = 0; i < x->whole.n_groups; i++)
+        for (size_t k = 0; k < x->whole.groups[i].n_inputs; k++)
+            read[root_of(x->whole.groups[i].inputs[k])->id] = true;
+    for (size_t i = 0; i < x->g->n_ops; i++)
+        if (x->g->ops[i]->opcode == MOE_OP_OUTPUT)
+            read[root_of(x->g->ops[i]->operands[0])->id] = true;
+}
+
+static void make_values(Build *b, const MoeTarget *t, const MoeMesh *mesh) {
     Overlap *x = b->x;
     int *value_of = MOE_NEW_N(x->a, int, x->g->n_values);
+    bool *read = MOE_NEW_N(x->a, bool, x->g->n_values);
     for (int i = 0; i < x->g->n_values; i++)
         value_of[i] = -1;
+    mark_read(x, read);
     for (size_t i = 0; i < x->whole.n_groups; i++) {
         const MoeGroup *g = &x->whole.groups[i];
         for (size_t k = 0; k < g->n_outputs && g->ops[0]->opcode != MOE_OP_WAIT; k++) {
             OverlapValue v = {moe_value_expected_bytes(g->outputs[k]), b->item_of[i], 0};
+            if (!read[g->outputs[k]->id])
+                continue; /* made, but wanted by nobody */
             value_of[g->outputs[k]->id] = (int)x->n_values;
             MOE_PUSH(x->a, x->values, x->n_values, x->cap_values, v);
             x->items[b->item_of[i]].makes += v.bytes;
@@ -285,6 +312,7 @@ static void make_values(Build *b, const MoeMesh *mesh) {
     for (size_t i = 0; i < x->whole.n_groups; i++) {
         const MoeGroup *g = &x->whole.groups[i];
         add_reads(b, value_of, b->item_of[i], g);
+        add_aliases(b, value_of, &x->items[b->item_of[i]], t, g);
         if (g->ops[0]->opcode == MOE_OP_WAIT) /* what the exchange reads stays until then */
             add_reads(b, value_of, b->item_of[i],
                       &x->whole.groups[x->whole.step_of[g->ops[0]->operands[0]->id]]);
@@ -327,7 +355,7 @@ Overlap *moe_overlap_items(const MoeGraph *g, const MoeTarget *t, const MoeCommM
     link_items(&b);
     classify(&b);
     make_steps(&b, t, m);
-    make_values(&b, &m->mesh);
+    make_values(&b, t, &m->mesh);
     sum_gathers(&b);
     return x;
 }

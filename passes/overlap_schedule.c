@@ -5,7 +5,7 @@
  * 1. an exchange that kernels need starts as soon as its operands are there;
  * 2. sums and gathers start when their links have nothing to do: sums two at a time, gathers as far ahead as memory allows;
  * 3. the next step in the given order runs, if it need not wait for an exchange - or a filler, if more of them are held back
- *    than the policy says, or memory is short;
+ *    than the policy says, or memory is short, in which case sums start and end whatever they take;
  * 4. while it would have to wait: the oldest filler, or a step further on;
  * 5. else whatever can run first, and the rank waits.
  * Waits, feeders and gathers that were not started ahead run when what reads them does. */
@@ -22,11 +22,15 @@ typedef struct {
     bool *issued;  /* by item */
     bool *ahead;   /* gathers that nobody has read yet */
     int *readers;  /* by value: left */
+    bool *taken;   /* by value: another has its memory now */
+    bool *took;    /* by value: it has another's */
     int *order;
     size_t n_order;
     int *sums; /* exchanges under way that no kernel needs: their waits */
     size_t n_sums;
-    int64_t live, ahead_bytes, peak;
+    int64_t live, peak, ahead_bytes;
+    int64_t apart; /* of live: gathers ahead, sums under way */
+    int64_t *flight; /* by item: of a sum under way, what its wait frees */
     MoePhase phase;
     size_t first[ITEM_WAIT + 1]; /* by kind: where to look for the first that is left */
 } Sched;
@@ -38,8 +42,8 @@ static const OverlapItem *item(const Sched *s, int i) {
 /* ---- running an item ---- */
 
 static void note_peak(Sched *s) {
-    int64_t now = s->live - s->ahead_bytes;
-    s->peak = now > s->peak ? now : s->peak;
+    int64_t bytes = s->live - s->apart;
+    s->peak = bytes > s->peak ? bytes : s->peak;
 }
 
 /* What was gathered ahead counts like other memory from its first reader on. */
@@ -48,23 +52,47 @@ static void stop_ahead(Sched *s, int gather) {
         return;
     s->ahead[gather] = false;
     s->ahead_bytes -= item(s, gather)->makes;
+    s->apart -= item(s, gather)->makes;
+}
+
+/* Bytes that item i need not find, as its results take over what dies here. */
+static int64_t take_over(Sched *s, const OverlapItem *it) {
+    int64_t bytes = 0;
+    for (size_t k = 0; k < it->n_aliases; k++) {
+        int from = it->aliases[k].from, to = it->aliases[k].to;
+        if (s->readers[from] != 1 || s->taken[from] || s->took[to])
+            continue;
+        s->taken[from] = s->took[to] = true;
+        bytes += s->x->values[to].bytes;
+    }
+    return bytes;
 }
 
 static void account(Sched *s, int i) {
     const OverlapItem *it = item(s, i);
-    s->live += it->makes + it->staging;
+    s->live += it->makes + it->staging - take_over(s, it);
     if (it->kind == ITEM_GATHER) {
         s->ahead[i] = true;
         s->ahead_bytes += it->makes;
+        s->apart += it->makes;
     }
     for (size_t k = 0; k < it->n_reads && it->kind != ITEM_WAIT; k++)
         stop_ahead(s, s->x->values[it->reads[k]].item);
     note_peak(s);
     for (size_t k = 0; k < it->n_reads; k++)
-        if (--s->readers[it->reads[k]] == 0)
+        if (--s->readers[it->reads[k]] == 0 && !s->taken[it->reads[k]])
             s->live -= s->x->values[it->reads[k]].bytes;
-    for (size_t k = 0; k < it->n_needs && it->kind == ITEM_WAIT; k++)
+    for (size_t k = 0; k < it->n_needs && it->kind == ITEM_WAIT; k++) {
         s->live -= item(s, it->needs[k])->staging;
+        s->apart -= s->flight[it->needs[k]];
+        s->flight[it->needs[k]] = 0;
+    }
+    if (it->kind != ITEM_LATE)
+        return;
+    s->flight[i] = it->staging;
+    for (size_t k = 0; k < it->n_reads; k++)
+        s->flight[i] += s->readers[it->reads[k]] == 1 ? s->x->values[it->reads[k]].bytes : 0;
+    s->apart += s->flight[i];
 }
 
 static void issue(Sched *s, int i) {
@@ -80,6 +108,10 @@ static void issue(Sched *s, int i) {
 }
 
 /* ---- what can run ---- */
+
+static bool is_exchange(const OverlapItem *it) {
+    return it->kind == ITEM_COMM || it->kind == ITEM_LATE || it->kind == ITEM_GATHER;
+}
 
 /* Runs only because something that reads it does, or when there is room. */
 static bool on_demand(OverlapClass k) {
@@ -105,9 +137,7 @@ static double ready_at(const Sched *s, int i, bool *out_starts) {
         if (s->issued[need])
             continue;
         double ready = ready_at(s, need, out_starts);
-        OverlapClass kind = item(s, need)->kind;
-        if (kind == ITEM_COMM || kind == ITEM_LATE || kind == ITEM_GATHER)
-            *out_starts = true;
+        *out_starts |= is_exchange(item(s, need));
         t = ready > t ? ready : t;
     }
     return t;
@@ -167,6 +197,20 @@ static void start_late(Sched *s, int i) {
             s->sums[s->n_sums++] = it->users[k];
 }
 
+/* Makes room: the oldest sum under way ends, whatever its wait takes, or the next one starts. */
+static bool end_or_start_sum(Sched *s) {
+    if (s->n_sums) {
+        end_sums(s, s->n_sums - 1);
+        return true;
+    }
+    for (int i = first_of(s, ITEM_LATE); i >= 0; i = next_of(s, ITEM_LATE, (size_t)i + 1))
+        if (can_issue(s, i) && now(s, i)) {
+            start_late(s, i);
+            return true;
+        }
+    return false;
+}
+
 static bool start_others(Sched *s) {
     for (int i = first_of(s, ITEM_LATE); i >= 0; i = next_of(s, ITEM_LATE, (size_t)i + 1))
         if (can_issue(s, i) && now(s, i)) {
@@ -204,7 +248,7 @@ static int find_ahead(const Sched *s, int step) {
         if (step < 0)
             return -1;
         if (can_issue(s, step) && now(s, step) &&
-            s->live - s->ahead_bytes + item(s, step)->makes <= s->policy->memory)
+            s->live - s->apart + item(s, step)->makes <= s->policy->memory)
             return step;
     }
     return -1;
@@ -234,8 +278,7 @@ static int find_needed(const Sched *s, int i) {
         int need = it->needs[k];
         if (s->issued[need])
             continue;
-        OverlapClass kind = item(s, need)->kind;
-        if (kind == ITEM_COMM || kind == ITEM_LATE || kind == ITEM_GATHER)
+        if (is_exchange(item(s, need)))
             return need;
         int deeper = find_needed(s, need);
         if (deeper >= 0)
@@ -268,7 +311,9 @@ static bool run_next(Sched *s) {
     if (step < 0)
         return run_rest(s, filler);
     MOE_ASSERT(can_issue(s, step), "overlap: @%s: a step before what it needs", s->x->g->name);
-    bool full = s->live - s->ahead_bytes + item(s, step)->makes > s->policy->memory;
+    bool full = s->live - s->apart + item(s, step)->makes > s->policy->memory;
+    if (full && end_or_start_sum(s))
+        return true;
     if (filler >= 0 && (held > s->policy->reserve || full)) {
         issue(s, filler);
         return true;
@@ -303,7 +348,10 @@ static Sched start(const Overlap *x, const OverlapPolicy *policy) {
     s.sim = moe_sim_create(&x->problem, s.a);
     s.issued = MOE_NEW_N(s.a, bool, x->n_items);
     s.ahead = MOE_NEW_N(s.a, bool, x->n_items);
+    s.flight = MOE_NEW_N(s.a, int64_t, x->n_items);
     s.readers = MOE_NEW_N(s.a, int, x->n_values);
+    s.taken = MOE_NEW_N(s.a, bool, x->n_values);
+    s.took = MOE_NEW_N(s.a, bool, x->n_values);
     s.sums = MOE_NEW_N(s.a, int, x->n_items);
     s.order = MOE_NEW_N(x->a, int, x->n_items);
     for (size_t i = 0; i < x->n_values; i++)
@@ -342,7 +390,7 @@ OverlapOrder moe_overlap_as_given(const Overlap *x) {
         if (s.issued[i])
             continue;
         issue(&s, (int)i);
-        for (size_t k = 0; k < it->n_users; k++)
+        for (size_t k = 0; k < it->n_users && is_exchange(it); k++)
             if (item(&s, it->users[k])->kind == ITEM_WAIT && !s.issued[it->users[k]])
                 issue(&s, it->users[k]);
     }

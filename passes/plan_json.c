@@ -25,107 +25,6 @@ static void set_s(json_t *o, const char *key, const char *v) {
     set(o, key, json_string(v ? v : ""));
 }
 
-static json_t *json_dims(const MoeType *t) {
-    json_t *a = json_array();
-    if (t->kind == MOE_TYPE_SEGS)
-        json_array_append_new(a, json_integer(moe_type_elements(t)));
-    for (int i = 0; t->kind == MOE_TYPE_TENSOR && i < t->rank; i++)
-        json_array_append_new(a, json_integer(t->dims[i].size));
-    return a;
-}
-
-/* ---- parameters and states ---- */
-
-static const char *shared_name(const MoeOp *op, MoeArena *a) {
-    if (op->opcode == MOE_OP_PARAM)
-        return moe_attr_s(op, "name");
-    return moe_arena_printf(a, "%s.%s", moe_attr_s(op, "of"), moe_attr_s(op, "name"));
-}
-
-static int find_shared(const Plan *p, const char *name) {
-    for (size_t i = 0; i < p->n_shared; i++)
-        if (strcmp(p->shared[i].name, name) == 0)
-            return (int)i;
-    return -1;
-}
-
-static MoeStatus collect_shared(Plan *p) {
-    for (size_t i = 0; i < p->cx->module->n_graphs; i++) {
-        const MoeGraph *g = p->cx->module->graphs[i];
-        for (size_t k = 0; k < g->n_ops; k++) {
-            const MoeOp *op = g->ops[k];
-            if (op->opcode != MOE_OP_PARAM && op->opcode != MOE_OP_STATE)
-                continue;
-            const char *name = shared_name(op, p->cx->arena);
-            int at = find_shared(p, name);
-            if (at < 0) {
-                MoePlanShared s = {name, op};
-                MOE_PUSH(p->cx->arena, p->shared, p->n_shared, p->cap_shared, s);
-            } else if (!moe_type_equal(&p->shared[at].op->results[0]->type,
-                                       &op->results[0]->type)) {
-                return moe_error(MOE_E_INPUT,
-                                 "@%s: \"%s\" has another type than in an earlier graph", g->name,
-                                 name);
-            }
-        }
-    }
-    return NULL;
-}
-
-static json_t *json_buffers(const Plan *p) {
-    json_t *a = json_array();
-    for (size_t i = 0; i < p->n_shared; i++) {
-        const MoeType *t = &p->shared[i].op->results[0]->type;
-        json_t *o = json_object();
-        set_s(o, "name", p->shared[i].name);
-        set_s(o, "dtype", moe_dtype_name(t->dtype));
-        set(o, "dims", json_dims(t));
-        set_i(o, "bytes", moe_type_bytes(t));
-        json_array_append_new(a, o);
-    }
-    return a;
-}
-
-/* Of the whole tensor, of which op declares this rank's part. */
-static json_t *json_whole_dims(const MoeOp *op) {
-    MoeType t = op->results[0]->type;
-    const char *problem =
-        moe_attr(op, "whole") ? moe_dims_from_text(moe_attr_s(op, "whole"), &t) : NULL;
-    MOE_ASSERT(!problem, "plan: %s: whole: %s", moe_attr_s(op, "name"), problem);
-    return json_dims(&t);
-}
-
-static json_t *json_params(const Plan *p) {
-    json_t *a = json_array();
-    for (size_t i = 0; i < p->n_shared; i++) {
-        const MoeOp *op = p->shared[i].op;
-        if (op->opcode != MOE_OP_PARAM)
-            continue;
-        json_t *o = json_object(), *states = json_array();
-        set_s(o, "name", p->shared[i].name);
-        set(o, "dims", json_whole_dims(op));
-        set(o, "stacked", json_boolean(moe_attr_i_or(op, "stacked", 0)));
-        set(o, "expert", json_boolean(moe_attr_i_or(op, "expert", 0)));
-        set_i(o, "tp_dim", moe_attr_i_or(op, "tp_dim", -1));
-        set_s(o, "init", moe_attr_s(op, "init"));
-        set(o, "std", json_real(moe_attr(op, "std") ? moe_attr_f(op, "std") : 0.0));
-        set(o, "decay", json_boolean(moe_attr_i(op, "decay")));
-        set_i(o, "buffer", (int64_t)i);
-        for (size_t k = 0; k < p->n_shared; k++) {
-            const MoeOp *st = p->shared[k].op;
-            if (st->opcode != MOE_OP_STATE || strcmp(moe_attr_s(st, "of"), p->shared[i].name) != 0)
-                continue;
-            json_t *s = json_object();
-            set_s(s, "name", moe_attr_s(st, "name"));
-            set_i(s, "buffer", (int64_t)k);
-            json_array_append_new(states, s);
-        }
-        set(o, "states", states);
-        json_array_append_new(a, o);
-    }
-    return a;
-}
-
 /* ---- programs ---- */
 
 static int add_slab(Writer *w, int64_t offset, int64_t bytes) {
@@ -155,7 +54,8 @@ int moe_plan_value_entry(Writer *w, const MoeValue *v) {
     const MoeOp *d = v->def;
     if (d->opcode == MOE_OP_PARAM || d->opcode == MOE_OP_STATE) {
         json_t *o = json_object();
-        set_i(o, "buffer", find_shared(w->plan, shared_name(d, w->plan->cx->arena)));
+        set_i(o, "buffer",
+              moe_plan_find_shared(w->plan, moe_plan_shared_name(d, w->plan->cx->arena)));
         json_array_append_new(w->values, o);
         return w->index[v->id] = (int)json_array_size(w->values) - 1;
     }
@@ -204,7 +104,7 @@ static json_t *json_port(Writer *w, const char *name, const MoeValue *v) {
     set_s(o, "name", name);
     set_i(o, "value", moe_plan_value_entry(w, v));
     set_s(o, "dtype", moe_dtype_name(v->type.dtype));
-    set(o, "dims", json_dims(&v->type));
+    set(o, "dims", moe_plan_json_dims(&v->type));
     set(o, "ragged", json_boolean(v->type.kind == MOE_TYPE_TENSOR && v->type.dims[0].seg != NULL));
     return o;
 }
@@ -289,10 +189,11 @@ static MoeStatus add_sums(Writer *w, json_t *batch_sums, json_t *accumulates) {
         const MoeOp *op = g->ops[i];
         if (op->opcode != MOE_OP_BATCH_SUM)
             continue;
-        json_array_append_new(
-            batch_sums, json_pack("{s:i, s:i, s:I}", "source", moe_plan_value_entry(w, op->operands[0]),
-                                  "value", moe_plan_value_entry(w, op->results[0]), "elements",
-                                  (json_int_t)moe_type_elements(&op->results[0]->type)));
+        json_array_append_new(batch_sums,
+                              json_pack("{s:i, s:i, s:I}", "source",
+                                        moe_plan_value_entry(w, op->operands[0]), "value",
+                                        moe_plan_value_entry(w, op->results[0]), "elements",
+                                        (json_int_t)moe_type_elements(&op->results[0]->type)));
     }
     for (size_t i = 0; i < w->p->memory.n_accumulates; i++) {
         const MoeAccumulateMemory *m = &w->p->memory.accumulates[i];
@@ -397,8 +298,8 @@ static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo
     MoeMesh mesh = moe_pass_mesh(o);
     set_i(root, "ranks", moe_mesh_size(&mesh));
     set(root, "mesh",
-        json_pack("{s:i, s:i, s:i, s:i, s:i}", "dp", mesh.dp, "shard", mesh.shard, "ep", mesh.ep, "tp",
-                  mesh.tp, "dense_shard", mesh.dense_shard));
+        json_pack("{s:i, s:i, s:i, s:i, s:i}", "dp", mesh.dp, "shard", mesh.shard, "ep", mesh.ep,
+                  "tp", mesh.tp, "dense_shard", mesh.dense_shard));
     set_i(root, "slots", moe_mesh_slots(&mesh, info->experts));
     set_s(root, "recompute", recompute_name(o->recompute));
     set_i(root, "recompute_layers", o->recompute_layers);
@@ -419,11 +320,11 @@ MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char 
                         json_t **out) {
     MOE_ASSERT(cx->programs && cx->target, "plan: memplan and kernels must run first");
     Plan p = {.cx = cx};
-    MOE_TRY(collect_shared(&p));
+    MOE_TRY(moe_plan_collect_shared(&p));
     json_t *root = json_object(), *programs = json_object();
     add_header(root, cx, info, kernels_xxh3);
-    set(root, "params", json_params(&p));
-    set(root, "buffers", json_buffers(&p));
+    set(root, "params", moe_plan_json_params(&p));
+    set(root, "buffers", moe_plan_json_buffers(&p));
     set(root, "programs", programs);
     for (size_t i = 0; i < cx->module->n_graphs; i++) {
         MOE_ASSERT(cx->programs[i].graph == cx->module->graphs[i], "plan: @%s has no program",

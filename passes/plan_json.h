@@ -1,5 +1,5 @@
-/* Inside the plan writer: plan.json from a lowered module (plan_json.c, plan_json_comm.c) and readable names of steps
- * (plan_names.c, plan_names_comm.c). */
+/* Inside the plan writer: plan.json from a lowered module (plan_json*.c) and readable names of steps
+ * (plan_names*.c). */
 #ifndef MOE_PASSES_PLAN_JSON_H
 #define MOE_PASSES_PLAN_JSON_H
 

@@ -1,4 +1,4 @@
-/* Shared by plan_json.c and plan_json_comm.c: one program while it is written. */
+/* Shared by the files that write plan.json: the plan and one program while they are written. */
 #ifndef MOE_PASSES_PLAN_JSON_INTERNAL_H
 #define MOE_PASSES_PLAN_JSON_INTERNAL_H
 
@@ -21,6 +21,15 @@ typedef struct {
     json_t *values;
     int *index; /* by value id: entry of its memory; -1 = not mentioned yet */
 } MoePlanWriter;
+
+/* plan_json_params.c. */
+MoeStatus moe_plan_collect_shared(MoePlanJson *p);
+json_t *moe_plan_json_buffers(const MoePlanJson *p);
+json_t *moe_plan_json_params(const MoePlanJson *p);
+/* Of a PARAM or STATE; in the arena. */
+const char *moe_plan_shared_name(const MoeOp *op, MoeArena *a);
+int moe_plan_find_shared(const MoePlanJson *p, const char *name); /* -1: none */
+json_t *moe_plan_json_dims(const MoeType *t);
 
 /* The entry of the memory that v lives in; made when it is first asked for. */
 int moe_plan_value_entry(MoePlanWriter *w, const MoeValue *v);

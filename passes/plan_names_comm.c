@@ -73,7 +73,8 @@ static void append_rows(const MoeGroup *g, const char *what, MoeStr *out) {
 
 /* Block sums of gradients on their way to the norm. */
 static bool is_norm(const MoeOp *op) {
-    return op->phase == MOE_PHASE_REDUCE && (op->opcode == MOE_OP_ALL_GATHER || op->opcode == MOE_OP_ALL_GATHER_ROWS);
+    return op->phase == MOE_PHASE_REDUCE &&
+           (op->opcode == MOE_OP_ALL_GATHER || op->opcode == MOE_OP_ALL_GATHER_ROWS);
 }
 
 const char *moe_plan_comm_name(const MoeGroup *g, const MoeOp *const *gradients, MoeArena *a) {

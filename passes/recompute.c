@@ -47,8 +47,7 @@ static MoeValue *at_backward(Rewrite *w, MoeValue *v) {
     if (w->second[v->id])
         return w->second[v->id];
     MoeOp *op = v->def;
-    MoeOp *twin =
-        moe_recompute_is_param(op) ? moe_recompute_twin(w->ops, w->n_ops, op) : NULL;
+    MoeOp *twin = moe_recompute_is_param(op) ? moe_recompute_twin(w->ops, w->n_ops, op) : NULL;
     if (twin) { /* the backward pass gathers the parameter anyway: now */
         twin->operands[0] = at_backward(w, twin->operands[0]); /* the bf16 slice */
         place_old(w, twin->operands[0]->def);

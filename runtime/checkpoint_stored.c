@@ -208,8 +208,8 @@ static MoeStatus read_piece(const MoeStored *s, const MoeStTensor *t, size_t fil
     }
     bool good = t->dtype == MOE_ST_F32;
     if (cut)
-        good = good && t->rank == 1 &&
-               parse_piece(cut + 1, t->elements, whole->elements, &out->piece);
+        good =
+            good && t->rank == 1 && parse_piece(cut + 1, t->elements, whole->elements, &out->piece);
     else
         good = good && t->rank == whole->rank &&
                !memcmp(t->dims, whole->dims, sizeof *t->dims * (size_t)t->rank);

@@ -17,7 +17,7 @@
 
 /* What a rank tells the others of its files. */
 typedef struct {
-    int64_t bytes[MOE_CHECKPOINT_GROUPS];   /* -1: it writes none */
+    int64_t bytes[MOE_CHECKPOINT_GROUPS];  /* -1: it writes none */
     int64_t blocks[MOE_CHECKPOINT_GROUPS]; /* with so many hashes */
 } Written;
 
@@ -28,13 +28,13 @@ typedef struct {
     const MoeTrainState *state;
     MoeWeightList list;
     MoeCheckpointTensors tensors;
-    uint64_t *cover, *sums;         /* [tensors.n], of what this rank writes, then of all */
+    uint64_t *cover, *sums; /* [tensors.n], of what this rank writes, then of all */
     MoeBlockHashes hashes[MOE_CHECKPOINT_GROUPS]; /* of this rank's files */
-    Written mine, *all;             /* [ranks] */
-    uint64_t **blocks;              /* rank 0: [ranks * groups] the hashes of all files */
-    char *root, *final, *tmp;       /* directories */
-    bool made;                      /* rank 0: tmp is there */
-    bool replaced;                  /* and holds what `final` was before */
+    Written mine, *all;                           /* [ranks] */
+    uint64_t **blocks;        /* rank 0: [ranks * groups] the hashes of all files */
+    char *root, *final, *tmp; /* directories */
+    bool made;                /* rank 0: tmp is there */
+    bool replaced;            /* and holds what `final` was before */
 } Save;
 
 /* ---- this rank's files ---- */
@@ -60,9 +60,9 @@ static MoeStOut out_of(const Save *s, const MoeCheckpointTensor *t) {
     } else if (one) {
         out.name = moe_arena_printf(s->list.arena, "%s@%lld", t->name, (long long)r.first);
     } else {
-        out.name = moe_arena_printf(s->list.arena, "%s@%lld:%lld:%lld:%lld", t->name,
-                                    (long long)p->first, (long long)p->column, (long long)p->width,
-                                    (long long)p->stride);
+        out.name =
+            moe_arena_printf(s->list.arena, "%s@%lld:%lld:%lld:%lld", t->name, (long long)p->first,
+                             (long long)p->column, (long long)p->width, (long long)p->stride);
     }
     return out;
 }
@@ -86,8 +86,8 @@ static MoeStatus write_group(Save *s, int group) {
     uint64_t bytes = 0;
     file_name(s, s->c->rank, group, name);
     path = moe_path_join(s->tmp, name);
-    MoeStatus st = moe_st_write_blocks(path, outs, n, metadata, 1, NULL, NULL, &bytes,
-                                       &s->hashes[group]);
+    MoeStatus st =
+        moe_st_write_blocks(path, outs, n, metadata, 1, NULL, NULL, &bytes, &s->hashes[group]);
     s->mine.bytes[group] = (int64_t)bytes;
     s->mine.blocks[group] = (int64_t)s->hashes[group].n;
     free(path);
@@ -155,14 +155,13 @@ static MoeStatus gather_files(Save *s) {
     st = moe_comm_agree(s->c, st, "the checkpoint's files");
     for (int g = 0; g < MOE_CHECKPOINT_GROUPS && s->c->rank; g++)
         if (s->mine.blocks[g])
-            own[n_own++] = (MoeBlock){0, s->hashes[g].hashes, sizeof(uint64_t), s->mine.blocks[g],
-                                      NULL};
+            own[n_own++] =
+                (MoeBlock){0, s->hashes[g].hashes, sizeof(uint64_t), s->mine.blocks[g], NULL};
     for (int r = 1; r < s->c->size && !st && s->c->rank == 0; r++)
         for (int g = 0; g < MOE_CHECKPOINT_GROUPS; g++)
             if (s->all[r].blocks[g])
-                theirs[n_theirs++] =
-                    (MoeBlock){r, s->blocks[r * MOE_CHECKPOINT_GROUPS + g], sizeof(uint64_t),
-                               s->all[r].blocks[g], NULL};
+                theirs[n_theirs++] = (MoeBlock){r, s->blocks[r * MOE_CHECKPOINT_GROUPS + g],
+                                                sizeof(uint64_t), s->all[r].blocks[g], NULL};
     if (!st)
         st = moe_comm_exchange(s->c, own, n_own, theirs, n_theirs, "the checkpoint's files");
     free(theirs);
@@ -182,10 +181,10 @@ static json_t *files_json(const Save *s) {
             file_name(s, r, g, name);
             moe_hex_put(&hex, s->blocks[r * MOE_CHECKPOINT_GROUPS + g],
                         (size_t)s->all[r].blocks[g]);
-            json_array_append_new(
-                files, json_pack("{s:s, s:s, s:I, s:s}", "name", name, "group",
-                                 moe_checkpoint_groups[g], "bytes", (json_int_t)s->all[r].bytes[g],
-                                 "blocks", moe_str_c(&hex)));
+            json_array_append_new(files, json_pack("{s:s, s:s, s:I, s:s}", "name", name, "group",
+                                                   moe_checkpoint_groups[g], "bytes",
+                                                   (json_int_t)s->all[r].bytes[g], "blocks",
+                                                   moe_str_c(&hex)));
             moe_str_free(&hex);
         }
     return files;

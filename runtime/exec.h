@@ -50,6 +50,7 @@ typedef struct {
     bool has_aux,
         updated; /* updated = false: loss or norm not finite, parameters and states untouched */
     double seconds;
+    double compute_seconds; /* with several ranks: CPU time of this rank's calling thread in kernels */
 } MoeStepResult;
 
 /* One optimiser step over the global batch: counting pass if needed, micro-batches, reduce, update. */

@@ -88,10 +88,12 @@ MoeStatus moe_exec_comm_create(MoeExec *x) {
         MOE_TRY(plan_flights(x, &p->programs[g], c->flight[g]));
     }
     for (int f = 0; f < c->n_flights; f++) {
+        MoeExecFlight *flight = &c->flights[f];
         void *stage = NULL;
-        if (c->flights[f].bytes)
-            MOE_TRY(moe_alloc_big((size_t)c->flights[f].bytes, "sums over ranks", &stage));
-        c->flights[f].stage = stage;
+        if (!flight->bytes)
+            flight->bytes = MOE_BUFFER_ALIGN; /* a place all the same */
+        MOE_TRY(moe_alloc_big((size_t)flight->bytes, "sums over ranks", &stage));
+        flight->stage = stage;
     }
     return NULL;
 }

@@ -43,6 +43,7 @@ struct MoeExec {
     MoeCoords coords;
     int micro, parts; /* the micro-batch under way, of how many */
     int64_t step;     /* 0 unknown */
+    double compute;   /* CPU seconds in kernels so far, with several ranks */
     MoeExecComm *between;
     MoePool *pool;
     void *region; /* all shared buffers */

@@ -35,7 +35,9 @@ static MoeStatus run_kernel(MoeExec *x, MoeExecProgram *g, size_t i) {
     if (n < 0)
         return moe_error(MOE_E_INTERNAL, "step %s (%s) of program %s asks for %lld tasks", s->name,
                          s->kernel, g->plan->name, (long long)n);
+    double began = x->plan->ranks > 1 ? moe_thread_cpu() : 0;
     moe_pool_run(x->pool, n, run_task, &l);
+    x->compute += x->plan->ranks > 1 ? moe_thread_cpu() - began : 0;
     moe_emulate_work(x->comm, s->flops, s->bytes);
     return NULL;
 }
@@ -284,7 +286,7 @@ static void set_hyper(MoeExec *x, const MoeHyper *h) {
 
 static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool update,
                        MoeStepResult *out) {
-    double start = moe_now();
+    double start = moe_now(), compute = x->compute;
     const MoePlan *p = x->plan;
     Run r;
     MOE_TRY(check_batch(x, "train", b, true, &r));
@@ -314,6 +316,7 @@ static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool up
     }
     moe_exec_elastic_sum(x);
     out->seconds = moe_now() - start;
+    out->compute_seconds = x->compute - compute;
     return NULL;
 }
 

@@ -174,6 +174,8 @@ void moe_log_format(const MoeLogRecord *r, MoeStr *out) {
     moe_str_printf(out, ", \"memory_bytes\": %lld", (long long)r->memory_bytes);
     if (r->n_ranks > 1)
         moe_str_printf(out, ", \"memory_bytes_max\": %lld", (long long)r->memory_bytes_max);
+    if (r->n_ranks > 1)
+        put_number(out, "compute_imbalance", r->compute_imbalance);
     put_list(out, "imbalance", r->imbalance, r->n_layers);
     put_list(out, "expert_imbalance", r->expert_imbalance, r->n_layers);
     if (r->skipped)

@@ -10,10 +10,12 @@ typedef struct {
     int64_t step, tokens, memory_bytes; /* memory of rank 0 */
     int n_ranks;
     int64_t memory_bytes_max; /* of the rank that has the most; written with several ranks */
+    double
+        compute_imbalance; /* the busiest rank's compute time over the mean; with several ranks */
     double loss, ce_loss, aux_loss, grad_norm, lr, seconds, tokens_per_second, mfu;
     bool has_aux, skipped;
     bool emulated;
-    double emulated_seconds; /* of the step, on the links of --emulate */
+    double emulated_seconds;                    /* of the step, on the links of --emulate */
     const double *imbalance, *expert_imbalance; /* [n_layers] */
     size_t n_layers;
     bool has_eval;

@@ -145,6 +145,7 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
     state->train_seconds += seconds;
     state->data = moe_data_position(s->data);
     s->step_seconds += seconds;
+    s->compute_seconds = result.compute_seconds;
     s->step_tokens += result.tokens;
     s->steps++;
     s->emulated_seconds += emulated;
@@ -246,6 +247,7 @@ static MoeStatus finished_already(MoeTrainer *s) {
 static MoeStatus decide(MoeTrainer *s, MoeLogRecord *r, MoeStopReason *out) {
     const MoeTrainOptions *o = s->o;
     MoeRankNote any = {0};
+    double compute = 0;
     int grown = -1;
     MOE_TRY(moe_train_notes(s));
     for (int i = 0; i < s->plan->ranks; i++) {
@@ -253,6 +255,8 @@ static MoeStatus decide(MoeTrainer *s, MoeLogRecord *r, MoeStopReason *out) {
         any.signal = any.signal ? any.signal : n->signal;
         any.time_up |= n->time_up;
         any.memory_bytes = n->memory_bytes > any.memory_bytes ? n->memory_bytes : any.memory_bytes;
+        compute += n->compute_seconds;
+        any.compute_seconds = fmax(any.compute_seconds, n->compute_seconds);
         if (n->growth.used &&
             (grown < 0 || n->growth.used - n->growth.planned >
                               s->notes[grown].growth.used - s->notes[grown].growth.planned))
@@ -264,6 +268,7 @@ static MoeStatus decide(MoeTrainer *s, MoeLogRecord *r, MoeStopReason *out) {
     s->report->memory_bytes = r->memory_bytes;
     s->report->memory_bytes_max = r->memory_bytes_max = any.memory_bytes;
     r->n_ranks = s->plan->ranks;
+    r->compute_imbalance = compute > 0 ? any.compute_seconds * r->n_ranks / compute : 1;
     *out = any.signal                                                  ? MOE_STOP_SIGNAL
            : s->state.step >= o->steps                                 ? MOE_STOP_DONE
            : o->stop_after_step && s->state.step >= o->stop_after_step ? MOE_STOP_STEP

@@ -21,7 +21,8 @@ MoeStatus moe_train_notes(MoeTrainer *s) {
     const MoeTrainOptions *o = s->o;
     MoeRankNote mine = {.signal = moe_signals_received(),
                         .time_up = o->max_seconds > 0 && moe_now() - s->start >= o->max_seconds,
-                        .memory_bytes = moe_exec_memory_bytes(s->x)};
+                        .memory_bytes = moe_exec_memory_bytes(s->x),
+                        .compute_seconds = s->compute_seconds};
     if (!moe_exec_growth(s->x, &mine.growth))
         mine.growth = (MoeExecGrowth){0};
     if (s->comm->size == 1) {

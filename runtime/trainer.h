@@ -11,7 +11,8 @@ typedef struct {
     int32_t signal;  /* that asked its process to stop, 0 none */
     int32_t time_up; /* its time budget is used up */
     int64_t memory_bytes;
-    MoeExecGrowth growth; /* layer's rows beyond the plan: used = 0, none */
+    double compute_seconds; /* of the step */
+    MoeExecGrowth growth;   /* layer's rows beyond the plan: used = 0, none */
 } MoeRankNote;
 
 /* One training rank: everything that the loop holds. */
@@ -35,9 +36,10 @@ typedef struct {
     double step_seconds;                  /* in steps, since then */
     int64_t step_tokens, steps;
     double emulated_seconds; /* in steps; NAN without emulated links */
-    int signal;         /* that stopped the run */
-    bool log_failed;    /* said once */
-    int64_t saved_step; /* of the last checkpoint, -1 none */
+    int signal;              /* that stopped the run */
+    double compute_seconds;  /* of the last step, this rank's */
+    bool log_failed;         /* said once */
+    int64_t saved_step;      /* of the last checkpoint, -1 none */
 } MoeTrainer;
 
 /* Data, execution, run directory, weights (resumed or new), log: all that comes before the first

@@ -64,6 +64,7 @@ static CpuKind anchor_kind(MoeKind k) {
     case MOE_KIND_SYNC:
     case MOE_KIND_MOVE:
     case MOE_KIND_COMM:
+    case MOE_KIND_STORE:
     case MOE_KIND_COMPOSITE:
     case MOE_N_KINDS:
         break;

@@ -1,5 +1,5 @@
 /* Declarations and the ops that are an identity in one run: input, param, state, const, output,
- * assign, accumulate, batch_sum, wait. */
+ * assign, accumulate, batch_sum, wait, offload, load. */
 #include "ir/eval/eval_internal.h"
 
 #include <string.h>
@@ -79,6 +79,16 @@ MoeStatus moe_eval_accumulate(MoeEvalOp *e) {
 }
 
 MoeStatus moe_eval_wait(MoeEvalOp *e) {
+    copy_tensor(e->in[0], e->out);
+    return NULL;
+}
+
+MoeStatus moe_eval_offload(MoeEvalOp *e) {
+    copy_tensor(e->in[0], e->out);
+    return NULL;
+}
+
+MoeStatus moe_eval_load(MoeEvalOp *e) {
     copy_tensor(e->in[0], e->out);
     return NULL;
 }

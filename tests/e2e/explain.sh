@@ -64,5 +64,16 @@ assert abs(r['sent_bytes'] - sum(s['bytes'] * times(s) for s in steps if s['kind
 checks "one rank sends nothing" one "assert r['ranks'] == 1 and r['sent_bytes'] == 0 and not r['traffic']"
 expect "md has the mesh, the ranks and the traffic" bash -c '"$0" explain "$1" >"$2" && grep -q "^8 ranks: dp 2 x shard 2 x ep 2 x tp 1" "$2" && grep -qE "^\| 7 \| 1 \| 1 \| 1 \| 0 \|" "$2" && grep -qE "^\| a2a_dispatch \| ep \| 2 \|" "$2" &&
   grep -q "^| communication buffers |" "$2"' "$MOEC" "$WORK/both.plan" "$WORK/report.md"
+# A model that no single rank could hold: compiled and explained all the same.
+must "$MOEC" compile "$ROOT/tests/data/configs/mixtral-8x7b.json" -o "$WORK/large.plan" --ranks 64 --expert-parallel-degree 8 --hybrid-shard-degree 8 --virtual-shards 64 \
+  --batch 64 --seq 2048 --recompute layer -q
+checks "64 ranks: the slices add up to the parameters" large "$whole
+total = sum(h['parameter_elements'] for h in r['holds'])
+experts = sum(__import__('math').prod(q['dims']) for q in p['params'] if q['expert'])
+assert whole > 46e9 and total == experts + 8 * (whole - experts)
+assert r['memory']['parameters'] < 1.01 * 4 * total / 64"
+checks "64 ranks: every layer gathers its experts once a phase" large "
+gathered = [s for s in p['programs']['train']['steps'] if s['kind'] == 'comm' and s['layer'] == 5 for c in s['comm'] if c['op'] == 'all_gather' and c['group'] == 'expert_shard' and s['phase'] != 'reduce']
+assert len(gathered) == 6, len(gathered)"
 for program in eval logits; do expect "--program $program" "$MOEC" explain "$WORK/both.plan" --program $program; done
 done_testing

@@ -152,8 +152,10 @@ static char *lose_process(MoeComm *c, int signal_number, double seconds) {
     MoeStatus st = moe_comm_barrier(c, "all there");
     if (c->rank == last && st)
         return comm_unexpected(st, "barrier");
-    if (c->rank == last)
+    if (c->rank == last) {
         raise(signal_number);
+        return NULL; /* the launcher let it go on, so as to end it */
+    }
     double began = moe_now();
     if (!st) /* else it was lost before this rank was through */
         st = moe_comm_barrier(c, "one is lost");

@@ -54,6 +54,12 @@ static MoeOp *build_ew1(Build *b, MoeOpcode op) {
     return moe_op_build(b->g, op, (MoeValue *[]){input(b, t)}, 1, MOE_END);
 }
 
+static MoeOp *build_load(Build *b) {
+    MoeValue *x = input(b, form_type(b, false)), *out = moe_build1(b->g, MOE_OP_OFFLOAD, x);
+    return moe_op_build(b->g, MOE_OP_LOAD, (MoeValue *[]){moe_build1(b->g, MOE_OP_WAIT, out)}, 1,
+                        MOE_END);
+}
+
 static MoeOp *build_ew2(Build *b, MoeOpcode op) {
     MoeValue *x = input(b, form_type(b, false));
     MoeValue *y = b->c->form == MOE_FORM_SAME ? x : input(b, form_type(b, true));
@@ -270,6 +276,8 @@ static MoeOp *build_op(Build *b) {
     }
     if (op == MOE_OP_ADAMW)
         return build_adamw(b);
+    if (op == MOE_OP_OFFLOAD || op == MOE_OP_LOAD)
+        return build_load(b);
     if (op == MOE_OP_MATMUL || op == MOE_OP_WEIGHT_GRAD)
         return build_contract(b);
     if (op == MOE_OP_TOPK || op == MOE_OP_TAKE || op == MOE_OP_PUT || op == MOE_OP_ROUTE_PLAN)

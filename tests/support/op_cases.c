@@ -144,6 +144,8 @@ static void list_cases(MoeCaseList *l, MoeOpcode op) {
         break;
     case MOE_OP_ACCUMULATE:
     case MOE_OP_WAIT:
+    case MOE_OP_OFFLOAD:
+    case MOE_OP_LOAD:
         moe_cases_identity(l, op, MOE_F32);
         break;
     case MOE_OP_BATCH_SUM:

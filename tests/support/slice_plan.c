@@ -40,12 +40,13 @@ static void add_param(MoeStr *params, MoeStr *buffers, const MoeMesh *m, int slo
         n *= dims[i];
     moe_str_printf(params, "%s{\"name\": \"%s\", \"dims\": ", index ? ",\n" : "", p->name);
     print_dims(params, p->rank, p->dims);
-    moe_str_printf(params,
-                   ", \"stacked\": %s, \"expert\": %s, \"tp_dim\": %d, \"init\": \"normal\", \"std\": 0.5, "
-                   "\"decay\": true, \"buffer\": %d, \"states\": [{\"name\": \"exp_avg\", \"buffer\": %d}, "
-                   "{\"name\": \"exp_avg_sq\", \"buffer\": %d}]}",
-                   expert ? "true" : "false", expert ? "true" : "false", p->tp_dim, 3 * index,
-                   3 * index + 1, 3 * index + 2);
+    moe_str_printf(
+        params,
+        ", \"stacked\": %s, \"expert\": %s, \"tp_dim\": %d, \"init\": \"normal\", \"std\": 0.5, "
+        "\"decay\": true, \"buffer\": %d, \"states\": [{\"name\": \"exp_avg\", \"buffer\": %d}, "
+        "{\"name\": \"exp_avg_sq\", \"buffer\": %d}]}",
+        expert ? "true" : "false", expert ? "true" : "false", p->tp_dim, 3 * index, 3 * index + 1,
+        3 * index + 2);
     for (int k = 0; k < 3; k++) {
         moe_str_printf(buffers, "%s{\"name\": \"%s%s\", \"dtype\": \"f32\", \"dims\": ",
                        index || k ? ",\n" : "", p->name, kinds[k]);
@@ -64,22 +65,31 @@ MoePlan *slice_plan(const MoeMesh *m, int experts, int n_layers, const SlicePara
     for (int k = 0; k < n_layers; k++) {
         const char *comma = k ? ", " : "";
         moe_str_printf(&layers, "%s%d", comma, k);
-        moe_str_printf(&values, "%s{\"input\": \"place.%d\", \"bytes\": %d}", comma, k, 4 * experts);
-        moe_str_printf(&inputs,
-                       "%s{\"name\": \"place.%d\", \"value\": %d, \"dtype\": \"i32\", \"dims\": [%d], "
-                       "\"ragged\": false}",
-                       comma, k, k, experts);
+        moe_str_printf(&values, "%s{\"input\": \"place.%d\", \"bytes\": %d}", comma, k,
+                       4 * experts);
+        moe_str_printf(
+            &inputs,
+            "%s{\"name\": \"place.%d\", \"value\": %d, \"dtype\": \"i32\", \"dims\": [%d], "
+            "\"ragged\": false}",
+            comma, k, k, experts);
     }
     moe_str_printf(
         &text,
-        "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"compile\": \"by hand\", "
-        "\"model\": {\"model_type\": \"mixtral\", \"torch_dtype\": \"float32\"}, \"tokenizer\": \"byte\", "
-        "\"vocab_size\": 256, \"batch\": 8, \"seq\": 8, \"virtual_shards\": 64, \"micro_batches\": 1, "
-        "\"dtype\": \"f32\", \"ranks\": %d, \"mesh\": {\"dp\": %d, \"shard\": %d, \"ep\": %d, \"tp\": %d, "
+        "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"compile\": \"by "
+        "hand\", "
+        "\"model\": {\"model_type\": \"mixtral\", \"torch_dtype\": \"float32\"}, \"tokenizer\": "
+        "\"byte\", "
+        "\"vocab_size\": 256, \"batch\": 8, \"seq\": 8, \"virtual_shards\": 64, \"micro_batches\": "
+        "1, "
+        "\"dtype\": \"f32\", \"ranks\": %d, \"mesh\": {\"dp\": %d, \"shard\": %d, \"ep\": %d, "
+        "\"tp\": %d, "
         "\"dense_shard\": %d}, \"slots\": %d, \"moe_layers\": [%s], \"experts\": %d, "
-        "\"experts_per_token\": 1, \"flops_per_token\": 1.0, \"kernels_xxh3\": \"00\",\n\"params\": [%s],\n"
-        "\"buffers\": [%s],\n\"programs\": {\"maps\": {\"slab_bytes\": 64, \"slab_lower_bound\": 0, "
-        "\"scratch_bytes\": 0, \"memory\": {\"activations\": 0, \"gradients\": 0, \"workspace\": 0, "
+        "\"experts_per_token\": 1, \"flops_per_token\": 1.0, \"kernels_xxh3\": "
+        "\"00\",\n\"params\": [%s],\n"
+        "\"buffers\": [%s],\n\"programs\": {\"maps\": {\"slab_bytes\": 64, \"slab_lower_bound\": "
+        "0, "
+        "\"scratch_bytes\": 0, \"memory\": {\"activations\": 0, \"gradients\": 0, \"workspace\": "
+        "0, "
         "\"other\": 0}, \"values\": [%s], \"inputs\": [%s], \"outputs\": [], \"steps\": [], "
         "\"batch_sums\": [], \"accumulates\": []}}}",
         moe_mesh_size(m), m->dp, m->shard, m->ep, m->tp, m->dense_shard, slots, moe_str_c(&layers),

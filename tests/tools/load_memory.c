@@ -44,8 +44,7 @@ static MoeStatus shard_bytes(const MoePlan *plan, const MoeExec *x, bool states,
     *out = 0;
     for (size_t i = 0; i < list.n; i++) {
         const MoeWeight *w = &list.items[i];
-        *out += w->piece.count * 4 *
-                (1 + (states ? (int64_t)plan->params[w->param].n_states : 0));
+        *out += w->piece.count * 4 * (1 + (states ? (int64_t)plan->params[w->param].n_states : 0));
     }
     moe_weight_list_free(&list);
     return NULL;
@@ -98,11 +97,13 @@ int main(int argc, char **argv) {
     MoeComm *comm = NULL;
     MoeExec *x = NULL;
     MoeStatus st = NULL;
-    if (argc != 5 || (strcmp(argv[3], "save") && strcmp(argv[3], "load") && strcmp(argv[3], "import"))) {
+    if (argc != 5 ||
+        (strcmp(argv[3], "save") && strcmp(argv[3], "load") && strcmp(argv[3], "import"))) {
         fprintf(stderr, "usage: load_memory COMM PLAN save|load|import PATH\n");
         return 2;
     }
-    prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0); /* a huge page counts as touched where nothing was written */
+    prctl(PR_SET_THP_DISABLE, 1, 0, 0,
+          0); /* a huge page counts as touched where nothing was written */
     MOE_TRY_GOTO(st, open_plan(argv[2], &plan), done);
     MOE_TRY_GOTO(st, join(argv[1], plan->ranks, &comm), done);
     MOE_TRY_GOTO(st, moe_exec_create(plan, comm, 1, &x), done);

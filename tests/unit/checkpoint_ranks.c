@@ -61,13 +61,13 @@ static void set_maps(SliceRanks *r, uint64_t seed) {
             slots[j] = was;
         }
         for (int q = 0; q < r->n; q++)
-            memcpy((int32_t *)(uintptr_t)moe_exec_place(r->x[q], k), slots, sizeof *slots * EXPERTS);
+            memcpy((int32_t *)(uintptr_t)moe_exec_place(r->x[q], k), slots,
+                   sizeof *slots * EXPERTS);
     }
 }
 
 static SliceRanks ranks_of(int layout) {
-    SliceRanks r =
-        slice_ranks(slice_plan(&layouts[layout].mesh, EXPERTS, 2, params, N_PARAMS));
+    SliceRanks r = slice_ranks(slice_plan(&layouts[layout].mesh, EXPERTS, 2, params, N_PARAMS));
     set_maps(&r, layouts[layout].map);
     return r;
 }
@@ -82,7 +82,8 @@ static void setup(void) {
 
 /* Element i of state `kind` (0: the weight) of a weight, at a step: never zero. */
 static float value_of(const MoeWeight *w, int kind, int64_t i, int64_t step) {
-    uint64_t v = moe_rng_below(moe_hash_name(w->name), (uint64_t)(kind + 3 * step), (uint64_t)i, 1 << 20);
+    uint64_t v =
+        moe_rng_below(moe_hash_name(w->name), (uint64_t)(kind + 3 * step), (uint64_t)i, 1 << 20);
     return (float)(1 + v) / 1024;
 }
 
@@ -130,7 +131,8 @@ static void fill_rank(Fill *f, MoePlan *plan, MoeExec *x) {
         abort();
     for (size_t i = 0; i < list.n; i++)
         for (int kind = 0; kind < (f->weights ? 1 : 3); kind++)
-            fill_weight(f, &list.items[i], kind, moe_exec_buffer(x, buffer_of(plan, &list.items[i], kind)));
+            fill_weight(f, &list.items[i], kind,
+                        moe_exec_buffer(x, buffer_of(plan, &list.items[i], kind)));
     moe_weight_list_free(&list);
 }
 
@@ -372,9 +374,11 @@ END_TEST
 
 /* Files of several blocks: a tensor of 3.2 million elements, cut at blocks of 4096 and read across. */
 START_TEST(test_many_blocks) {
-    static const SliceParam big[] = {{"big.weight", -1, 2, {1000, 3201}}, {"small.weight", -1, 1, {5}}};
+    static const SliceParam big[] = {{"big.weight", -1, 2, {1000, 3201}},
+                                     {"small.weight", -1, 1, {5}}};
     MoeMesh two = {1, 2, 1, 1, 2}, four = {1, 4, 1, 1, 4};
-    SliceRanks a = slice_ranks(slice_plan(&two, 1, 0, big, 2)), b = slice_ranks(slice_plan(&four, 1, 0, big, 2));
+    SliceRanks a = slice_ranks(slice_plan(&two, 1, 0, big, 2)),
+               b = slice_ranks(slice_plan(&four, 1, 0, big, 2));
     OK(save(&a, 1));
     OK(save(&a, 2));
     ck_assert_int_eq(newest(&b), 2);
@@ -387,8 +391,8 @@ START_TEST(test_many_blocks) {
     FILE *f = fopen(path, "wb");
     ck_assert(f && fwrite(data, 1, n, f) == n && !fclose(f));
     free(data);
-    FAILS(moe_checkpoint_verify(in_run("step-2"), NULL), MOE_E_CORRUPT, "optimizer-rank-1.safetensors",
-          "bytes 8388608 to 12582912");
+    FAILS(moe_checkpoint_verify(in_run("step-2"), NULL), MOE_E_CORRUPT,
+          "optimizer-rank-1.safetensors", "bytes 8388608 to 12582912");
     freopen("/dev/null", "w", stderr);
     ck_assert_int_eq(newest(&b), 1);
     ck_assert_int_eq(newest(&a), 1);
@@ -407,7 +411,8 @@ static void make_version_1(const char *dir) {
     files = json_object_get(m, "files");
     for (size_t i = 0; i < json_array_size(files); i++) {
         json_t *e = json_array_get(files, i);
-        char hash[33], *data, *file = moe_path_join(dir, json_string_value(json_object_get(e, "name")));
+        char hash[33], *data,
+            *file = moe_path_join(dir, json_string_value(json_object_get(e, "name")));
         size_t n;
         MoeSafetensors *s;
         OK(moe_file_read(file, 1 << 28, &data, &n));
@@ -419,8 +424,9 @@ static void make_version_1(const char *dir) {
         for (size_t k = 0; k < moe_st_count(s); k++) {
             const MoeStTensor *t = moe_st_at(s, k);
             moe_hash_hex(t->data, t->n_bytes, hash);
-            json_array_append_new(census, json_pack("{s:s, s:i, s:I, s:s}", "name", t->name, "file", (int)i,
-                                                    "elements", (json_int_t)t->elements, "xxh3", hash));
+            json_array_append_new(census,
+                                  json_pack("{s:s, s:i, s:I, s:s}", "name", t->name, "file", (int)i,
+                                            "elements", (json_int_t)t->elements, "xxh3", hash));
         }
         moe_st_close(s);
         free(data);
@@ -470,7 +476,8 @@ START_TEST(test_version_1) {
     same_file(moe_test_path("have/model.safetensors"), moe_test_path("want/model.safetensors"));
     freopen("/dev/null", "w", stderr);
     flip(in_run("step-7/optimizer.safetensors"), -5000);
-    FAILS(moe_checkpoint_verify(in_run("step-7"), NULL), MOE_E_CORRUPT, "step-7/optimizer.safetensors", "XXH3");
+    FAILS(moe_checkpoint_verify(in_run("step-7"), NULL), MOE_E_CORRUPT,
+          "step-7/optimizer.safetensors", "XXH3");
     ck_assert_int_eq(newest(&four), 6);
     ck_assert_int_eq(newest(&one), 6);
     flip(in_run("step-6/model.safetensors"), 40); /* in the header */
@@ -526,12 +533,14 @@ START_TEST(test_damage) {
         }
     /* Two ranks' files change names; one is another step's. */
     ck_assert(!rename(in_run("step-2/model-rank-1.safetensors"), in_run("step-2/x")));
-    ck_assert(!rename(in_run("step-2/model-rank-2.safetensors"), in_run("step-2/model-rank-1.safetensors")));
+    ck_assert(!rename(in_run("step-2/model-rank-2.safetensors"),
+                      in_run("step-2/model-rank-1.safetensors")));
     ck_assert(!rename(in_run("step-2/x"), in_run("step-2/model-rank-2.safetensors")));
     found_damage(&r, "model-rank-1.safetensors");
     put_back(&r);
     unlink(in_run("step-2/optimizer-rank-3.safetensors"));
-    ck_assert(!link(in_run("step-1/optimizer-rank-3.safetensors"), in_run("step-2/optimizer-rank-3.safetensors")));
+    ck_assert(!link(in_run("step-1/optimizer-rank-3.safetensors"),
+                    in_run("step-2/optimizer-rank-3.safetensors")));
     found_damage(&r, "optimizer-rank-3.safetensors");
     put_back(&r);
     ck_assert_int_eq(newest(&r), 2);
@@ -585,7 +594,8 @@ static json_t *file_entry(json_t *m, const char *name) {
 
 /* Replaces text in a file's header (of the same length), or puts bytes at its end's -offset; then makes the manifest go
  * with it. */
-static void forge(const char *dir, const char *name, const char *from, const char *to, int64_t value_at) {
+static void forge(const char *dir, const char *name, const char *from, const char *to,
+                  int64_t value_at) {
     char *path = moe_path_join(dir, name), *data;
     size_t n;
     json_t *m = manifest_of(dir), *e = file_entry(m, name);
@@ -623,16 +633,20 @@ START_TEST(test_lies) {
     freopen("/dev/null", "w", stderr);
     char *dir = strdup(in_run("step-2"));
     /* 96*131 elements are 4 blocks: rank 1 has the second. */
-    forge(dir, "model-rank-1.safetensors", "embed_tokens.weight@4096", "embed_tokens.weight@4095", 0); /* overlap and hole */
+    forge(dir, "model-rank-1.safetensors", "embed_tokens.weight@4096", "embed_tokens.weight@4095",
+          0); /* overlap and hole */
     found_damage(&r, embed);
     put_back(&r);
-    forge(dir, "model-rank-1.safetensors", "embed_tokens.weight@4096", "embed_tokens.weight@8192", 0); /* twice, and missing */
+    forge(dir, "model-rank-1.safetensors", "embed_tokens.weight@4096", "embed_tokens.weight@8192",
+          0); /* twice, and missing */
     found_damage(&r, embed);
     put_back(&r);
-    forge(dir, "model-rank-1.safetensors", "embed_tokens.weight@4096", "embed_tokens.weight@9999", 0); /* past the end */
+    forge(dir, "model-rank-1.safetensors", "embed_tokens.weight@4096", "embed_tokens.weight@9999",
+          0); /* past the end */
     found_damage(&r, "model-rank-1.safetensors");
     put_back(&r);
-    forge(dir, "model-rank-1.safetensors", "embed_tokens.weight@4096", "embed_token5.weight@4096", 0); /* unknown */
+    forge(dir, "model-rank-1.safetensors", "embed_tokens.weight@4096", "embed_token5.weight@4096",
+          0); /* unknown */
     found_damage(&r, "not in the census");
     put_back(&r);
     forge(dir, "optimizer-rank-0.safetensors", "weight.exp_avg@", "weight.exp_avg:", 0);
@@ -640,7 +654,8 @@ START_TEST(test_lies) {
     put_back(&r);
     /* The manifest: a file less, a file twice, other dims, a tensor less, one more. */
     for (int lie = 0; lie < 6; lie++) {
-        json_t *m = manifest_of(dir), *files = json_object_get(m, "files"), *census = json_object_get(m, "census");
+        json_t *m = manifest_of(dir), *files = json_object_get(m, "files"),
+               *census = json_object_get(m, "census");
         json_t *e = json_array_get(census, 0);
         if (lie == 0)
             json_array_remove(files, 2);
@@ -651,10 +666,12 @@ START_TEST(test_lies) {
         else if (lie == 3)
             json_array_remove(census, 0);
         else if (lie == 4)
-            json_array_insert_new(census, 0, json_pack("{s:s, s:i, s:[i], s:s}", "name", "model.a.weight", "file", 0,
-                                                       "dims", 3, "sum", "0000000000000000"));
+            json_array_insert_new(census, 0,
+                                  json_pack("{s:s, s:i, s:[i], s:s}", "name", "model.a.weight",
+                                            "file", 0, "dims", 3, "sum", "0000000000000000"));
         else
-            json_object_set_new(file_entry(m, "model-rank-1.safetensors"), "group", json_string("optimizer"));
+            json_object_set_new(file_entry(m, "model-rank-1.safetensors"), "group",
+                                json_string("optimizer"));
         seal(dir, m);
         found_damage(&r, lie == 0 || lie == 1 ? "make up the tensor" : "step-2");
         put_back(&r);
@@ -665,7 +682,8 @@ START_TEST(test_lies) {
             forge(dir, "optimizer-rank-2.safetensors", NULL, NULL, 2);
         } else {
             json_t *m = manifest_of(dir);
-            json_object_set_new(json_array_get(json_object_get(m, "census"), 3), "sum", json_string("0123456789abcdef"));
+            json_object_set_new(json_array_get(json_object_get(m, "census"), 3), "sum",
+                                json_string("0123456789abcdef"));
             seal(dir, m);
         }
         Call c = {.plan = r.plan, .dir = dir};
@@ -730,7 +748,8 @@ static int run_traced(const char *inject, const char *file, int step, int layout
         freopen("/dev/null", "w", stderr);
         freopen("/dev/null", "w", stdout);
         setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
-        const char *argv[20] = {"strace", "-qq", "-f", "-o", "/dev/null", "-e", inject}, *rest[] = {program, "--save", run, number, mesh};
+        const char *argv[20] = {"strace", "-qq", "-f", "-o", "/dev/null", "-e", inject},
+                   *rest[] = {program, "--save", run, number, mesh};
         int n = 7;
         if (file) {
             argv[n++] = "-P";
@@ -749,13 +768,15 @@ static int run_traced(const char *inject, const char *file, int step, int layout
 static bool have_strace(void) {
     int status = system("strace -f -o /dev/null true >/dev/null 2>&1");
     if (status)
-        fprintf(stderr, "strace cannot be used here: the tests that inject faults into system calls are left out\n");
+        fprintf(stderr, "strace cannot be used here: the tests that inject faults into system "
+                        "calls are left out\n");
     return !status;
 }
 
 /* The process (all its ranks) killed as any rank enters its n-th call of each kind: the old or the new one, whole. */
 START_TEST(test_kill_everywhere) {
-    static const char *const calls[] = {"mkdir", "openat", "write", "fsync", "rename,renameat2", "unlinkat,rmdir", "close"};
+    static const char *const calls[] = {
+        "mkdir", "openat", "write", "fsync", "rename,renameat2", "unlinkat,rmdir", "close"};
     int kills = 0, kept_old = 0, got_new = 0;
     if (!have_strace())
         return;
@@ -790,8 +811,9 @@ END_TEST
 /* What was written cannot be read again, any block of any file or the manifest: the save fails on all ranks, the one
  * before is put back, also under the same name. */
 START_TEST(test_read_back) {
-    static const char *const files[] = {"manifest.json", "model-rank-0.safetensors", "model-rank-1.safetensors",
-                                        "optimizer-rank-0.safetensors", "optimizer-rank-1.safetensors"};
+    static const char *const files[] = {"manifest.json", "model-rank-0.safetensors",
+                                        "model-rank-1.safetensors", "optimizer-rank-0.safetensors",
+                                        "optimizer-rank-1.safetensors"};
     if (!have_strace())
         return;
     SliceRanks r = ranks_of(3);
@@ -802,8 +824,10 @@ START_TEST(test_read_back) {
             char path[900];
             snprintf(path, sizeof path, "%s/checkpoints/step-%d/%s", run, same ? 1 : 2, files[i]);
             /* The manifest is read, the others are read at places. */
-            int status = run_traced(i ? "inject=pread64:error=EIO" : "inject=read:error=EIO", path, same ? 1 : 2, 3);
-            ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 1, "%s: %x", files[i], status);
+            int status = run_traced(i ? "inject=pread64:error=EIO" : "inject=read:error=EIO", path,
+                                    same ? 1 : 2, 3);
+            ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 1, "%s: %x", files[i],
+                          status);
             ck_assert_int_eq(files_in(in_run("")), 1);
             ck_assert_int_eq(newest(&r), 1);
         }

@@ -59,9 +59,8 @@ static int count_exchanges(const MoeModule *m) {
 #define OUTPUT(v) "  output %" v " {name = \"" v "\"}\n"
 
 START_TEST(test_gathers_of_one_layer_are_one_exchange) {
-    MoeModule *m = fuse_text(TOKENS SLICE("q") SLICE("k") GATHER("wq", "q", "0")
-                                 MATMUL("y", "x", "wq", "0") GATHER("wk", "k", "0")
-                                     MATMUL("z", "y", "wk", "0") OUTPUT("z") "}\n");
+    MoeModule *m = fuse_text(TOKENS SLICE("q") SLICE("k") GATHER("wq", "q", "0") MATMUL(
+        "y", "x", "wq", "0") GATHER("wk", "k", "0") MATMUL("z", "y", "wk", "0") OUTPUT("z") "}\n");
     ck_assert_int_eq(group_of(m, "wq"), group_of(m, "wk"));
     ck_assert_int_lt(group_of(m, "wk"), group_of(m, "y"));
     moe_module_destroy(m);
@@ -75,14 +74,13 @@ END_TEST
 
 /* The bf16 copy of a slice moves with its gather. */
 START_TEST(test_a_converted_slice_moves_with_its_gather) {
-    MoeModule *m = fuse_text(
-        TOKENS SLICE("q") SLICE("k")
-            GATHER("wq", "q", "0") MATMUL("y", "x", "wq", "0")
-                "  %k16 = convert %k {to = \"bf16\"} : bf16[128]\n"
-                "  %wk = all_gather %k16 {group = \"dense_shard\", unit = 4096, dims = "
-                "\"16,16\", layer = 0} : bf16[16, 16]\n"
-                "  %y16 = convert %y {to = \"bf16\"} : bf16[r<=8 @%tok, 16]\n" MATMUL(
-                    "z", "y16", "wk", "0") OUTPUT("z") "}\n");
+    MoeModule *m = fuse_text(TOKENS SLICE("q") SLICE("k") GATHER("wq", "q", "0") MATMUL(
+        "y", "x", "wq",
+        "0") "  %k16 = convert %k {to = \"bf16\"} : bf16[128]\n"
+             "  %wk = all_gather %k16 {group = \"dense_shard\", unit = 4096, dims = "
+             "\"16,16\", layer = 0} : bf16[16, 16]\n"
+             "  %y16 = convert %y {to = \"bf16\"} : bf16[r<=8 @%tok, 16]\n" MATMUL(
+                 "z", "y16", "wk", "0") OUTPUT("z") "}\n");
     ck_assert_int_eq(group_of(m, "wq"), group_of(m, "wk"));
     ck_assert_int_lt(group_of(m, "k16"), group_of(m, "wk"));
     moe_module_destroy(m);
@@ -121,11 +119,11 @@ START_TEST(test_large_gathers_stay_where_they_are_needed) {
 END_TEST
 
 START_TEST(test_reductions_of_one_layer_are_one_exchange) {
-    MoeModule *m = fuse_text(
-        TOKENS "  %d = input {name = \"d\"} : f32[r<=8 @%tok, 16]\nbackward:\n" WGRAD(
+    MoeModule *m =
+        fuse_text(TOKENS "  %d = input {name = \"d\"} : f32[r<=8 @%tok, 16]\nbackward:\n" WGRAD(
             "g1", "d", "x", "1") REDUCE("s1", "g1", "1") WGRAD("g2", "x", "d", "1")
-            REDUCE("s2", "g2", "1") WGRAD("g3", "x", "x", "0") REDUCE("s3", "g3", "0")
-                OUTPUT("s1") OUTPUT("s2") OUTPUT("s3") "}\n");
+                      REDUCE("s2", "g2", "1") WGRAD("g3", "x", "x", "0") REDUCE("s3", "g3", "0")
+                          OUTPUT("s1") OUTPUT("s2") OUTPUT("s3") "}\n");
     ck_assert_int_eq(group_of(m, "s1"), group_of(m, "s2"));
     ck_assert_int_gt(group_of(m, "s1"), group_of(m, "g2"));
     ck_assert_int_lt(group_of(m, "s1"), group_of(m, "g3")); /* not held back for another layer */
@@ -137,10 +135,10 @@ END_TEST
 /* Weight gradients are large: they are not held back through another layer. */
 START_TEST(test_reductions_do_not_cross_layers) {
     MoeModule *m = fuse_text(
-        TOKENS "  %d = input {name = \"d\"} : f32[r<=8 @%tok, 16]\nbackward:\n" WGRAD(
-            "g1", "d", "x", "1") REDUCE("s1", "g1", "1") WGRAD("g3", "x", "x", "0")
-            WGRAD("g2", "x", "d", "1") REDUCE("s2", "g2", "1") OUTPUT("s1") OUTPUT("s2")
-                OUTPUT("g3") "}\n");
+        TOKENS
+        "  %d = input {name = \"d\"} : f32[r<=8 @%tok, 16]\nbackward:\n" WGRAD("g1", "d", "x", "1")
+            REDUCE("s1", "g1", "1") WGRAD("g3", "x", "x", "0") WGRAD("g2", "x", "d", "1")
+                REDUCE("s2", "g2", "1") OUTPUT("s1") OUTPUT("s2") OUTPUT("g3") "}\n");
     ck_assert_int_lt(group_of(m, "s1"), group_of(m, "g3"));
     ck_assert_int_eq(count_exchanges(m), 2);
     moe_module_destroy(m);
@@ -150,28 +148,38 @@ END_TEST
 /* A reduction that something reads at once stays before its reader. */
 START_TEST(test_a_reduction_is_not_moved_past_its_reader) {
     MoeModule *m = fuse_text(
-        TOKENS "  %d = input {name = \"d\"} : f32[r<=8 @%tok, 16]\nbackward:\n" WGRAD(
-            "g1", "d", "x", "1") REDUCE("s1", "g1", "1") "  %n = neg %s1 : f32[128]\n" WGRAD(
-            "g2", "x", "d", "1") REDUCE("s2", "g2", "1") OUTPUT("n") OUTPUT("s2") "}\n");
+        TOKENS
+        "  %d = input {name = \"d\"} : f32[r<=8 @%tok, 16]\nbackward:\n" WGRAD("g1", "d", "x", "1")
+            REDUCE("s1", "g1", "1") "  %n = neg %s1 : f32[128]\n" WGRAD("g2", "x", "d", "1")
+                REDUCE("s2", "g2", "1") OUTPUT("n") OUTPUT("s2") "}\n");
     ck_assert_int_lt(group_of(m, "s1"), group_of(m, "n"));
     ck_assert_int_ne(group_of(m, "s1"), group_of(m, "s2"));
     moe_module_destroy(m);
 }
 END_TEST
 
-#define SMALL_SUM(to, from)                                                                        \
-    "  %" to " = all_reduce %" from " {group = \"data\"} : f32[16]\n"
+#define SMALL_SUM(to, from) "  %" to " = all_reduce %" from " {group = \"data\"} : f32[16]\n"
 
 /* %a is made early, %b late; nothing large needs their sums: one exchange at the end of the phase. */
 START_TEST(test_small_sums_meet_at_the_end) {
-    MoeModule *m =
-        fuse_text(TOKENS SLICE("q") GATHER("wq", "q", "0") "  %a = col_sum %x : f32[16]\n"
-                                                           SMALL_SUM("sa", "a")
-                                                               "  %na = neg %sa : f32[16]\n"
-                      MATMUL("y", "x", "wq", "0") "  %b = col_sum %y : f32[16]\n" SMALL_SUM(
-                          "sb", "b") "  %t = add %na, %sb : f32[16]\n"
-                                     "  %u = all_reduce %t {group = \"tp\"} : f32[16]\n" OUTPUT("u")
-                          OUTPUT("y") "}\n");
+    MoeModule *m = fuse_text(
+        TOKENS SLICE("q") GATHER("wq", "q", "0") "  %a = col_sum %x : f32[16]\n" SMALL_SUM(
+            "sa",
+            "a") "  %na = neg %sa : f32[16]\n" MATMUL("y", "x", "wq",
+                                                      "0") "  %b = col_sum %y : "
+                                                           "f32[16]\n" SMALL_SUM("sb",
+                                                                                 "b") "  %t = add "
+                                                                                      "%na, %sb : "
+                                                                                      "f32[16]\n"
+                                                                                      "  %u = "
+                                                                                      "all_reduce "
+                                                                                      "%t {group = "
+                                                                                      "\"tp\"} : "
+                                                                                      "f32[16]"
+                                                                                      "\n" OUTPUT(
+                                                                                          "u")
+                                                                                          OUTPUT(
+                                                                                              "y") "}\n");
     ck_assert_int_eq(group_of(m, "sa"), group_of(m, "sb"));
     ck_assert_int_gt(group_of(m, "sa"), group_of(m, "b"));
     ck_assert_int_gt(group_of(m, "u"), group_of(m, "sb")); /* it reads them: the next exchange */
@@ -182,16 +190,15 @@ END_TEST
 
 /* The matmul's rows (128 KiB) are made with the sum: it must not wait. */
 START_TEST(test_a_sum_that_large_ops_read_does_not_wait) {
-    MoeModule *m = fuse_text(
-        "moe 1\ngraph @train {\n"
-        "  %tok = input {name = \"tok\"} : segs<1,2>\n"
-        "  %x = input {name = \"x\"} : f32[r<=2048 @%tok, 16]\n"
-        "  %c = input {name = \"c\"} : f32[16]\n"
-        "  %sa = all_reduce %c {group = \"data\"} : f32[16]\n"
-        "  %y = mul %x, %sa : f32[r<=2048 @%tok, 16]\n"
-        "  %b = col_sum %y : f32[16]\n"
-        "  %sb = all_reduce %b {group = \"data\"} : f32[16]\n"
-        "  output %sb {name = \"sb\"}\n  output %y {name = \"y\"}\n}\n");
+    MoeModule *m = fuse_text("moe 1\ngraph @train {\n"
+                             "  %tok = input {name = \"tok\"} : segs<1,2>\n"
+                             "  %x = input {name = \"x\"} : f32[r<=2048 @%tok, 16]\n"
+                             "  %c = input {name = \"c\"} : f32[16]\n"
+                             "  %sa = all_reduce %c {group = \"data\"} : f32[16]\n"
+                             "  %y = mul %x, %sa : f32[r<=2048 @%tok, 16]\n"
+                             "  %b = col_sum %y : f32[16]\n"
+                             "  %sb = all_reduce %b {group = \"data\"} : f32[16]\n"
+                             "  output %sb {name = \"sb\"}\n  output %y {name = \"y\"}\n}\n");
     ck_assert_int_lt(group_of(m, "sa"), group_of(m, "y"));
     ck_assert_int_eq(count_exchanges(m), 2);
     moe_module_destroy(m);
@@ -243,15 +250,15 @@ END_TEST
 
 /* Rows and their weights travel together; the rows are gathered by the matmul as it reads them. */
 START_TEST(test_rows_and_weights_are_one_exchange) {
-    MoeModule *m = fuse_text(
-        ROUTED EXPERTS
-        "  %xu = a2a_dispatch %x, %idx, %inv {group = \"ep\"} : f32[r<=16 @%recv, 64]\n"
-        "  %xr = dispatch %xu, %src, %inv : f32[r<=32 @%seg, 64]\n"
-        "  %wu = a2a_dispatch %w, %idx, %inv {group = \"ep\"} : f32[r<=16 @%recv, 2]\n"
-        "  %wr = dispatch_weight %wu, %src, %inv : f32[r<=32 @%seg, 1]\n"
-        "  %y = matmul %xr, %e {tb = 1, grouped = 1} : f32[r<=32 @%seg, 32]\n"
-        "  %yw = mul %y, %wr : f32[r<=32 @%seg, 32]\n"
-        "  output %yw {name = \"y\"}\n}\n");
+    MoeModule *m =
+        fuse_text(ROUTED EXPERTS
+                  "  %xu = a2a_dispatch %x, %idx, %inv {group = \"ep\"} : f32[r<=16 @%recv, 64]\n"
+                  "  %xr = dispatch %xu, %src, %inv : f32[r<=32 @%seg, 64]\n"
+                  "  %wu = a2a_dispatch %w, %idx, %inv {group = \"ep\"} : f32[r<=16 @%recv, 2]\n"
+                  "  %wr = dispatch_weight %wu, %src, %inv : f32[r<=32 @%seg, 1]\n"
+                  "  %y = matmul %xr, %e {tb = 1, grouped = 1} : f32[r<=32 @%seg, 32]\n"
+                  "  %yw = mul %y, %wr : f32[r<=32 @%seg, 32]\n"
+                  "  output %yw {name = \"y\"}\n}\n");
     ck_assert_int_eq(group_of(m, "xu"), group_of(m, "wu"));
     ck_assert_int_eq(group_of(m, "yw"), group_of(m, "y"));
     const MoeOp *y = NULL;
@@ -296,12 +303,13 @@ END_TEST
 
 /* Exchanges that are started: all waits for one are one step, and readers stay behind it. */
 START_TEST(test_waits_for_one_exchange_are_one_step) {
-    MoeModule *m = fuse_text(
-        TOKENS SLICE("q") SLICE("k") GATHER("sq", "q", "0") GATHER("sk", "k", "0")
-            "  %e = exp %x : f32[r<=8 @%tok, 16]\n"
-            "  %wq = wait %sq {layer = 0} : f32[16, 16]\n" MATMUL("y", "e", "wq", "0")
-                "  %wk = wait %sk {layer = 0} : f32[16, 16]\n" MATMUL("z", "y", "wk", "0")
-                    OUTPUT("z") "}\n");
+    MoeModule *m = fuse_text(TOKENS SLICE("q") SLICE("k") GATHER("sq", "q", "0") GATHER(
+        "sk", "k", "0") "  %e = exp %x : f32[r<=8 @%tok, 16]\n"
+                        "  %wq = wait %sq {layer = 0} : f32[16, 16]\n" MATMUL(
+                            "y", "e", "wq",
+                            "0") "  %wk = wait %sk {layer = 0} : f32[16, 16]\n" MATMUL("z", "y",
+                                                                                       "wk", "0")
+                                 OUTPUT("z") "}\n");
     ck_assert_int_eq(group_of(m, "sq"), group_of(m, "sk"));
     ck_assert_int_eq(group_of(m, "wq"), group_of(m, "wk"));
     ck_assert_int_gt(group_of(m, "wq"), group_of(m, "e"));
@@ -312,10 +320,10 @@ END_TEST
 
 /* One that is waited for at once, in its own step, and one that is started never share an exchange. */
 START_TEST(test_started_and_not_are_apart) {
-    MoeModule *m = fuse_text(TOKENS SLICE("q") SLICE("k") GATHER("sq", "q", "0")
-                                 GATHER("wk", "k", "0") MATMUL("y", "x", "wk", "0")
-                                     "  %wq = wait %sq {layer = 0} : f32[16, 16]\n" MATMUL(
-                                         "z", "y", "wq", "0") OUTPUT("z") "}\n");
+    MoeModule *m = fuse_text(
+        TOKENS SLICE("q") SLICE("k") GATHER("sq", "q", "0") GATHER("wk", "k", "0")
+            MATMUL("y", "x", "wk", "0") "  %wq = wait %sq {layer = 0} : f32[16, 16]\n" MATMUL(
+                "z", "y", "wq", "0") OUTPUT("z") "}\n");
     ck_assert_int_ne(group_of(m, "sq"), group_of(m, "wk"));
     moe_module_destroy(m);
 }

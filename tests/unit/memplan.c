@@ -113,7 +113,8 @@ START_TEST(test_slab_random) {
             v[i] = (MoeSlabBuffer){.bytes = bytes,
                                    .expect = elastic ? bytes : -1,
                                    .start = start,
-                                   .end = start + (int)moe_rng_below(seed, 3, i, (uint64_t)(40 - start))};
+                                   .end = start +
+                                          (int)moe_rng_below(seed, 3, i, (uint64_t)(40 - start))};
             if (elastic)
                 v[i].bytes *= (int64_t)(2 + moe_rng_below(seed, 4, i, 7));
         }
@@ -648,6 +649,55 @@ START_TEST(test_recompute_repeats_what_it_may) {
 }
 END_TEST
 
+static bool in_forward(const MoeValue *v) {
+    return v->def->phase == MOE_PHASE_FORWARD && moe_op_info(v->def->opcode)->kind != MOE_KIND_DECL;
+}
+
+/* Of a rank's forward phase the backward phase reads no gathered parameter at any level; at the layer level no rows between ranks
+ * but their plans and weights: it sends them again. */
+START_TEST(test_recompute_between_ranks) {
+    for (int level = MOE_RECOMPUTE_NONE; level <= MOE_RECOMPUTE_LAYER; level++)
+        for (int bf16 = 0; bf16 < 2; bf16++) {
+            MoePassModelOptions o = {.mesh = {1, 2, 2, 1, 4},
+                                     .recompute = (MoeRecompute)level,
+                                     .bf16 = bf16,
+                                     .passes = "grad,decompose,shard,recompute"};
+            MoePassModel m;
+            ok(moe_pass_model_make(&o, &m));
+            const MoeGraph *g = m.cx.module->graphs[0];
+            int kept = 0, sent = 0, gathers = 0;
+            bool *seen = MOE_NEW_N(m.cx.arena, bool, g->n_values); /* parameters gathered */
+            for (size_t i = 0; i < g->n_ops; i++) {
+                const MoeOp *op = g->ops[i];
+                sent += op->opcode == MOE_OP_A2A_DISPATCH;
+                if (op->opcode == MOE_OP_ALL_GATHER && op->phase == MOE_PHASE_BACKWARD) {
+                    const MoeValue *p = op->operands[0];
+                    while (p->def->opcode == MOE_OP_CONVERT)
+                        p = p->def->operands[0];
+                    ck_assert_msg(!seen[p->id], "%s is gathered twice", moe_attr_s(p->def, "name"));
+                    seen[p->id] = true;
+                    gathers++;
+                }
+                for (int k = 0; k < op->n_operands && op->phase == MOE_PHASE_BACKWARD; k++) {
+                    const MoeValue *v = op->operands[k];
+                    if (!in_forward(v))
+                        continue;
+                    ck_assert_int_ne(v->def->opcode, MOE_OP_ALL_GATHER);
+                    const MoeValue *seg =
+                        v->type.kind == MOE_TYPE_TENSOR ? v->type.dims[0].seg : NULL;
+                    kept += seg && seg->def->opcode == MOE_OP_EXPERT_PLAN &&
+                            v->type.dtype != MOE_I32 && moe_type_cols(&v->type) > 4;
+                }
+            }
+            ck_assert_int_eq(kept > 0, level != MOE_RECOMPUTE_LAYER);
+            ck_assert_int_eq(
+                sent, 3 * (level == MOE_RECOMPUTE_LAYER ? 4 : 3)); /* rows, weights, gradients */
+            ck_assert_int_gt(gathers, 3 * 9);
+            moe_pass_model_free(&m);
+        }
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("memplan");
     TCase *c = tcase_create("memplan");
@@ -666,6 +716,7 @@ int main(void) {
     tcase_add_test(c, test_recompute_levels_save_memory);
     tcase_add_test(c, test_auto_keeps_the_limit_with_the_fewest_layers);
     tcase_add_test(c, test_recompute_repeats_what_it_may);
+    tcase_add_test(c, test_recompute_between_ranks);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_ENV);

@@ -119,7 +119,8 @@ END_TEST
 
 /* ---- the program of a rank ---- */
 
-static const MoeMesh meshes[] = {{1, 1, 2, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 4}, {2, 1, 2, 1, 1}};
+static const MoeMesh meshes[] = {
+    {1, 1, 2, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 4}, {2, 1, 2, 1, 1}};
 
 static MoePlan *load(MoePassModel *m) {
     MoePlan *p;
@@ -147,7 +148,8 @@ START_TEST(test_runtime_reads_a_rank) {
         ck_assert_int_eq(p->ranks, moe_mesh_size(mesh));
         ck_assert_mem_eq(&p->mesh, mesh, sizeof *mesh);
         ck_assert_int_eq(p->slots, 4 / mesh->ep);
-        const MoePlanParam *w = find_param(p, "model.layers.1.block_sparse_moe.experts.*.w1.weight"),
+        const MoePlanParam *w =
+                               find_param(p, "model.layers.1.block_sparse_moe.experts.*.w1.weight"),
                            *q = find_param(p, "model.layers.1.self_attn.q_proj.weight");
         ck_assert(w->rank == 3 && w->dims[0] == 4 && w->dims[1] == 48 && w->dims[2] == 32);
         ck_assert_int_eq(w->expert, mesh->ep > 1 || mesh->shard > 1);

@@ -470,7 +470,8 @@ START_TEST(test_blocks) {
             }
             moe_block_hasher_end(h, turn ? &b : &a);
         }
-        ck_assert(a.n == (n + 63) / 64 && a.n == b.n && moe_block_count((int64_t)n, 64) == (int64_t)a.n);
+        ck_assert(a.n == (n + 63) / 64 && a.n == b.n &&
+                  moe_block_count((int64_t)n, 64) == (int64_t)a.n);
         ck_assert(!a.n || !memcmp(a.hashes, b.hashes, a.n * sizeof *a.hashes));
         for (int proved = 0; proved < 2; proved++) {
             MoeBlockFile *f;
@@ -481,7 +482,8 @@ START_TEST(test_blocks) {
                     OK(moe_block_read(f, (int64_t)at, (int64_t)k, back));
                     ck_assert(!memcmp(back, data + at, k));
                 }
-            const char *wrong = moe_test_error(moe_block_read(f, (int64_t)n, 1, back), MOE_E_CORRUPT, "blocks", NULL);
+            const char *wrong = moe_test_error(moe_block_read(f, (int64_t)n, 1, back),
+                                               MOE_E_CORRUPT, "blocks", NULL);
             ck_assert_msg(!wrong, "%s", wrong);
             moe_block_close(f);
         }
@@ -526,7 +528,8 @@ START_TEST(test_damaged_blocks) {
         moe_block_close(f);
         data[bad] ^= 16;
     }
-    CORRUPT(moe_block_open(moe_test_file("blocks", data, 299), 300, &h, &f), "299 bytes, recorded 300");
+    CORRUPT(moe_block_open(moe_test_file("blocks", data, 299), 300, &h, &f),
+            "299 bytes, recorded 300");
     CORRUPT(moe_block_open(moe_test_file("blocks", data, 300), 320, &h, &f), "recorded 320");
     char whole[33], want[33];
     moe_hash_hex(data, 300, want);
@@ -539,7 +542,8 @@ START_TEST(test_damaged_blocks) {
     moe_test_file("blocks", data, 100);
     CORRUPT(moe_block_read(f, 90, 20, back), "blocks", "100");
     moe_block_close(f);
-    const char *wrong = moe_test_error(moe_block_open(moe_test_path("absent"), 0, NULL, &f), MOE_E_IO, "absent", NULL);
+    const char *wrong = moe_test_error(moe_block_open(moe_test_path("absent"), 0, NULL, &f),
+                                       MOE_E_IO, "absent", NULL);
     ck_assert_msg(!wrong, "%s", wrong);
     moe_block_hashes_free(&h);
 }
@@ -555,9 +559,15 @@ START_TEST(test_unmapped) {
     char hash[33], path[2][600];
     for (int i = 0; i < 4; i++) {
         for (size_t k = 0; k < sizeof data[i]; k++)
-            data[i][k] = k % 8 == 7 || k % 2 ? 0x3f : pattern(k + (size_t)i); /* finite in each dtype */
-        t[i] = (MoeStOut){.name = &"a\0b\0c\0d"[2 * i], .dtype = dtypes[i], .rank = 2, .dims = {40, 500 - i}, .data = data[i]};
-        snprintf(path[i % 2], sizeof path[0], "%s", moe_test_path(i % 2 ? "b.safetensors" : "a.safetensors"));
+            data[i][k] =
+                k % 8 == 7 || k % 2 ? 0x3f : pattern(k + (size_t)i); /* finite in each dtype */
+        t[i] = (MoeStOut){.name = &"a\0b\0c\0d"[2 * i],
+                          .dtype = dtypes[i],
+                          .rank = 2,
+                          .dims = {40, 500 - i},
+                          .data = data[i]};
+        snprintf(path[i % 2], sizeof path[0], "%s",
+                 moe_test_path(i % 2 ? "b.safetensors" : "a.safetensors"));
     }
     OK(moe_st_write(path[0], t, 4, NULL, 0, NULL, NULL, &bytes[0], hash));
     OK(moe_st_write_blocks(path[1], t, 4, NULL, 0, NULL, NULL, &bytes[1], &hashes));
@@ -576,7 +586,8 @@ START_TEST(test_unmapped) {
     for (size_t i = 0; i < 4; i++) {
         const MoeStTensor *x = moe_st_at(model, i), *y = moe_st_find(bare, x->name);
         static float u[20000], v[20000];
-        ck_assert(y && !y->data && y->at == x->at && y->elements == x->elements && y->dtype == x->dtype);
+        ck_assert(y && !y->data && y->at == x->at && y->elements == x->elements &&
+                  y->dtype == x->dtype);
         OK(moe_st_read_f32(x, 0, x->elements, u));
         for (int64_t n = 1; n <= x->elements; n = n * 3 + 1) {
             int64_t first = (x->elements - n) / 2;

@@ -15,7 +15,8 @@ static int64_t below(int64_t n) {
 /* A mesh that moe_mesh_check takes with 64 virtual shards (dp, shard and ep are powers of two; tp need not be). */
 static MoeMesh random_mesh(void) {
     static const int tps[] = {1, 1, 2, 3, 4};
-    MoeMesh m = {.dp = 1 << below(3), .shard = 1 << below(3), .ep = 1 << below(3), .tp = tps[below(5)]};
+    MoeMesh m = {
+        .dp = 1 << below(3), .shard = 1 << below(3), .ep = 1 << below(3), .tp = tps[below(5)]};
     int both = m.shard * m.ep;
     m.dense_shard = below(2) ? m.shard : 1 << below(6);
     if (both % m.dense_shard)
@@ -31,7 +32,8 @@ typedef struct {
 } Case;
 
 static void random_weight(const MoeMesh *m, int slot, Case *c) {
-    static const int64_t sizes[3][5] = {{1, 7, 4096, 4097, 20001}, {1, 3, 5, 64, 129}, {1, 3, 8, 13, 31}};
+    static const int64_t sizes[3][5] = {
+        {1, 7, 4096, 4097, 20001}, {1, 3, 5, 64, 129}, {1, 3, 8, 13, 31}};
     *c = (Case){.w = {.rank = 1 + (int)below(3), .tp_dim = -1, .slot = slot}, .n = 1};
     if (below(2))
         c->w.tp_dim = (int)below(c->w.rank);
@@ -91,11 +93,13 @@ static void fill(const MoeRankSlices *s, const Case *c, const MoePiece *p, float
 START_TEST(test_every_element_once) {
     for (int round = 0; round < 150; round++) {
         MoeMesh m = random_mesh();
-        int experts = 1 + (int)below(9), slots = moe_mesh_slots(&m, experts), ranks = moe_mesh_size(&m);
+        int experts = 1 + (int)below(9), slots = moe_mesh_slots(&m, experts),
+            ranks = moe_mesh_size(&m);
         slots += (int)below(2); /* some stay empty */
         Case c;
         random_weight(&m, below(2) ? (int)below(slots * m.ep) : -1, &c);
-        int *held = calloc((size_t)c.n + 1, sizeof *held), *lowest = calloc((size_t)c.n + 1, sizeof *lowest),
+        int *held = calloc((size_t)c.n + 1, sizeof *held),
+            *lowest = calloc((size_t)c.n + 1, sizeof *lowest),
             *writer = calloc((size_t)c.n + 1, sizeof *writer);
         int64_t cap = slot_cap(&m, &c) * (c.w.slot >= 0 ? slots : 1);
         uint64_t cover = 0, sum = 0;
@@ -122,10 +126,12 @@ START_TEST(test_every_element_once) {
             free(buffer);
         }
         MoePiece whole = moe_piece_whole(c.n);
-        int copies = m.dp * (c.w.tp_dim < 0 ? m.tp : 1) * (c.w.slot < 0 ? m.shard * m.ep / m.dense_shard : 1);
+        int copies = m.dp * (c.w.tp_dim < 0 ? m.tp : 1) *
+                     (c.w.slot < 0 ? m.shard * m.ep / m.dense_shard : 1);
         for (int64_t e = 0; e < c.n; e++)
-            ck_assert_msg(writer[e] == 1 && held[e] == copies, "element %lld: %d writers, %d of %d holders",
-                          (long long)e, writer[e], held[e], copies);
+            ck_assert_msg(writer[e] == 1 && held[e] == copies,
+                          "element %lld: %d writers, %d of %d holders", (long long)e, writer[e],
+                          held[e], copies);
         ck_assert(cover == moe_whole_cover(c.n) && moe_piece_cover(&whole) == cover);
         ck_assert(sum == moe_piece_sum(&whole, all));
         free(all);
