@@ -132,7 +132,7 @@ const char *moe_infer_wait(MoeGraph *g, MoeOp *op) {
 const char *moe_infer_load(MoeGraph *g, MoeOp *op) {
     const MoeOp *wait = op->operands[0]->def;
     if (wait->opcode != MOE_OP_WAIT || wait->operands[0]->def->opcode != MOE_OP_OFFLOAD)
-        return moe_infer_fail(g, "operand 0 of load: expected a wait on an offload, found a %s",
+        return moe_infer_fail(g, "operand 0 of load: expected a wait on an offload, found the result of %s",
                               moe_op_info(wait->opcode)->name);
     return set_result(op, 0, *operand_type(op, 0));
 }

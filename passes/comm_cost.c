@@ -130,7 +130,17 @@ MoeLinkSeconds moe_comm_links(const MoeGroup *g, const MoeCommModel *m) {
     return l;
 }
 
+/* Bytes that leave or come; they move beside the steps. */
+static MoeCost store_cost(const MoeGroup *g) {
+    MoeCost c = {0};
+    for (size_t i = 0; i < g->n_ops; i++)
+        c.bytes += (double)moe_value_expected_bytes(g->ops[i]->results[0]);
+    return c;
+}
+
 MoeCost moe_step_cost(const MoeTarget *t, const MoeGroup *g, const MoeCommModel *m) {
+    if (moe_op_is_store(g->ops[0]))
+        return store_cost(g);
     if (!moe_group_is_comm(g)) { /* ranks on one host share its cores */
         int threads = moe_cpu_count() / m->cluster.ranks_per_node;
         MoeCost c = moe_group_cost(t, g, threads > 1 ? threads : 1);

@@ -26,7 +26,7 @@ MoeLinkSeconds moe_comm_links(const MoeGroup *g, const MoeCommModel *m);
 int64_t moe_comm_staging(const MoeGroup *g, const MoeMesh *mesh);
 
 /* Of any step: a kernel by the cluster's rates, or the target's where it gives none (moe_group_cost); an exchange by itself: no
- * FLOPs, the bytes sent; nothing for a wait. */
+ * FLOPs, the bytes sent; an offload or load: the bytes moved, no time; nothing for a wait. */
 MoeCost moe_step_cost(const MoeTarget *t, const MoeGroup *g, const MoeCommModel *m);
 
 #endif

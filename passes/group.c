@@ -7,7 +7,11 @@
 
 bool moe_op_has_kernel(const MoeOp *op) {
     MoeKind k = moe_op_info(op->opcode)->kind;
-    return k != MOE_KIND_DECL && k != MOE_KIND_SYNC && k != MOE_KIND_COMM;
+    return k != MOE_KIND_DECL && k != MOE_KIND_SYNC && k != MOE_KIND_COMM && k != MOE_KIND_STORE;
+}
+
+bool moe_op_is_store(const MoeOp *op) {
+    return moe_op_info(op->opcode)->kind == MOE_KIND_STORE;
 }
 
 bool moe_op_is_comm(const MoeOp *op) {
@@ -15,7 +19,11 @@ bool moe_op_is_comm(const MoeOp *op) {
 }
 
 bool moe_op_has_step(const MoeOp *op) {
-    return moe_op_has_kernel(op) || moe_op_is_comm(op);
+    return moe_op_has_kernel(op) || moe_op_is_comm(op) || moe_op_is_store(op);
+}
+
+bool moe_group_has_kernel(const MoeGroup *g) {
+    return moe_op_has_kernel(g->ops[0]);
 }
 
 bool moe_group_is_comm(const MoeGroup *g) {

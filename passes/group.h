@@ -28,12 +28,15 @@ typedef struct {
     int group, part, parts; /* parts 0: all of it */
 } MoeGroupStep;
 
-/* Whether the op runs as (part of) a kernel: no declaration, no accumulate or batch_sum, nothing between ranks. */
+/* Whether the op runs as (part of) a kernel: no declaration, no accumulate or batch_sum, nothing between ranks or out of the slab. */
 bool moe_op_has_kernel(const MoeOp *op);
-/* A collective, or a wait for one. */
+/* A collective, or a wait. */
 bool moe_op_is_comm(const MoeOp *op);
-/* Whether the op is (part of) a step: a kernel, an exchange or the wait for one. */
+/* An offload or a load. */
+bool moe_op_is_store(const MoeOp *op);
+/* Whether the op is (part of) a step: a kernel, an exchange, an offload or load, or a wait. */
 bool moe_op_has_step(const MoeOp *op);
+bool moe_group_has_kernel(const MoeGroup *g);
 bool moe_group_is_comm(const MoeGroup *g);
 /* All groups of g. Asserts that every op with a step has a group, that the ops of a group are consecutive and of one
  * phase. The arrays live in `a`. */

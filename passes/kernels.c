@@ -69,7 +69,7 @@ static MoeStatus lower_graph(MoePassContext *cx, size_t index, const MoeCommMode
         st->phase = st->group.ops[0]->phase;
         st->count_pass = count[s];
         st->lowered.arena = cx->arena;
-        if (moe_group_is_comm(&st->group)) { /* the runtime does it */
+        if (!moe_group_has_kernel(&st->group)) { /* the runtime does it */
             set_cost(st, moe_step_cost(cx->target, &st->group, model));
             continue;
         }

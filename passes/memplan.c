@@ -12,6 +12,7 @@
  * - A result takes over the buffer of an operand that dies in its step where the target allows it (in place).
  * - wait: the result is the memory of its operand, which its collective writes; what that collective reads lives until then.
  * - A group that goes chunk by chunk (passes/group.h) uses and makes what it does in each of its steps.
+ * - offload: the result is outside the slab; its operand lives until the wait for it, a load's result from the load on.
  * - Rows between ranks, whose number routing decides at run time (elastic), lie in lanes at the slab's end (memplan_slab.c).
  *   They count with the size that balanced routing gives them.
  * No other value crosses from one micro-batch to the next, so all others share memory by their lifetime within one.
@@ -85,16 +86,20 @@ static void make_buffers(Plan *p) {
     for (int s = 0; s < p->n_steps; s++) {
         const MoeGroup *grp = &p->gs.groups[s];
         MoePhase ph = grp->ops[0]->phase;
-        for (size_t i = 0; i < grp->n_outputs && grp->ops[0]->opcode != MOE_OP_WAIT; i++) {
+        MoeOpcode first = grp->ops[0]->opcode;
+        bool elsewhere = first == MOE_OP_WAIT || first == MOE_OP_OFFLOAD;
+        for (size_t i = 0; i < grp->n_ops && first == MOE_OP_OFFLOAD; i++)
+            p->out->offloaded += moe_value_expected_bytes(grp->ops[i]->results[0]);
+        for (size_t i = 0; i < grp->n_outputs && !elsewhere; i++) {
             const MoeValue *v = grp->outputs[i];
             if (grp->part > 0) {
                 live_until(p, v, s);
                 continue;
             }
             int b = add_buffer(p, v, moe_type_bytes(&v->type), s, s,
-                               p->gradients[v->id]       ? CAT_GRADIENT
-                               : ph == MOE_PHASE_FORWARD ? CAT_ACTIVATION
-                                                         : CAT_OTHER);
+                               p->gradients[v->id] ? CAT_GRADIENT
+                               : ph == MOE_PHASE_FORWARD || first == MOE_OP_LOAD ? CAT_ACTIVATION
+                                                                                 : CAT_OTHER);
             set_expected(p, b, moe_value_expected_bytes(v));
             p->buf_of[v->id] = b;
         }
@@ -158,7 +163,7 @@ static void plan_batch_sum(Plan *p, const MoeOp *op) {
 static void plan_wait(Plan *p, const MoeOp *op) {
     const MoeValue *src = op->operands[0];
     p->buf_of[op->results[0]->id] = p->buf_of[src->id];
-    MOE_ASSERT(moe_op_info(src->def->opcode)->kind == MOE_KIND_COMM,
+    MOE_ASSERT(moe_op_info(src->def->opcode)->kind == MOE_KIND_COMM || moe_op_is_store(src->def),
                "@%s: wait for the result of %s, which is no collective", p->g->name,
                moe_op_info(src->def->opcode)->name);
 }
@@ -254,7 +259,7 @@ static bool may_share(const Plan *p, const MoeGroup *grp, const MoeValue *u, con
 static void plan_in_place(Plan *p) {
     for (int s = 0; s < p->n_steps; s++) {
         const MoeGroup *grp = &p->gs.groups[s];
-        if (moe_group_is_comm(grp) || (grp->parts && grp->part < grp->parts - 1))
+        if (!moe_group_has_kernel(grp) || (grp->parts && grp->part < grp->parts - 1))
             continue;
         for (size_t i = 0; i < grp->n_outputs; i++) {
             const MoeValue *v = grp->outputs[i];
@@ -289,8 +294,8 @@ static void plan_workspaces(Plan *p) {
     p->out->workspace_expect = MOE_NEW_N(p->a, int64_t, p->n_steps);
     for (int s = 0; s < p->n_steps; s++) {
         const MoeGroup *grp = &p->gs.groups[s];
-        bool comm = moe_group_is_comm(grp);
-        int64_t n = comm ? 0 : p->target->workspace_bytes(p->target, grp);
+        bool kernel = moe_group_has_kernel(grp);
+        int64_t n = kernel ? p->target->workspace_bytes(p->target, grp) : 0;
         MOE_ASSERT(n >= 0, "target %s: negative workspace", p->target->name);
         p->out->workspace_bytes[s] = n;
         p->out->workspace_expect[s] = -1;

@@ -29,6 +29,8 @@ typedef struct {
     bool overlap;         /* order steps so that communication runs beside compute (pass overlap) */
     int overlap_chunks;   /* parts that expert rows travel in; 0: what is predicted to be fastest */
     int64_t gather_bytes; /* parameters gathered ahead of their use, at most; 0: two layers' */
+    bool offload;         /* rows that the backward phase reads leave the slab meanwhile */
+    int loading_horizon;  /* how many layers before their use they come back */
     bool emit_grads;      /* grad: every gradient is an output "grad.PARAM" too (tests) */
 } MoePassOptions;
 
@@ -63,6 +65,7 @@ typedef struct {
     int64_t slab_bytes;                          /* of the planned slab, its elastic part included */
     int64_t elastic_bytes, elastic_expect;       /* the slab's end: address space, bytes counted on */
     int64_t comm_bytes;                          /* staging memory of exchanges, beside the slab */
+    int64_t offloaded;                           /* bytes of what leaves the slab, as expected */
     int64_t lower_bound;              /* the largest sum of live (expected) bytes at any step */
     MoeAccumulateMemory *accumulates; /* empty with one micro-batch */
     size_t n_accumulates;

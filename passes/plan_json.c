@@ -172,9 +172,12 @@ static json_t *json_steps(Writer *w) {
                 moe_plan_json_slots(w, &s->group, o);
             json_array_append_new(a, o);
         }
-        if (moe_group_is_comm(&s->group)) {
+        if (!moe_group_has_kernel(&s->group)) {
             json_t *o = json_step(s, NULL, true, name);
-            moe_plan_json_comm(w, i, at, o);
+            if (moe_op_is_store(s->group.ops[0]))
+                moe_plan_json_store(w, i, o);
+            else
+                moe_plan_json_comm(w, i, at, o);
             json_array_append_new(a, o);
         }
     }
@@ -251,6 +254,7 @@ static MoeStatus add_program(const Plan *plan, const MoeProgram *p, json_t *prog
     set_i(memory, "workspace", p->memory.workspace);
     set_i(memory, "other", p->memory.other);
     set_i(memory, "communication", p->memory.comm_bytes);
+    set_i(memory, "offloaded", p->memory.offloaded);
     set(o, "memory", memory);
     set(o, "predicted", json_predicted(&p->predicted));
     set(o, "values", w.values);
@@ -304,6 +308,8 @@ static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo
     set_s(root, "recompute", recompute_name(o->recompute));
     set_i(root, "recompute_layers", o->recompute_layers);
     set_i(root, "memory_limit", o->memory_limit);
+    if (o->offload)
+        set_i(root, "loading_horizon", o->loading_horizon);
     json_t *layers = json_array();
     for (size_t i = 0; i < info->n_moe_layers; i++)
         json_array_append_new(layers, json_integer(info->moe_layers[i]));

@@ -3,6 +3,7 @@
 #include <string.h>
 #include "base/str.h"
 #include "passes/group.h"
+#include "passes/offload.h"
 #include "passes/plan_json.h"
 
 static MoeKind kind_of(const MoeOp *op) {
@@ -81,7 +82,7 @@ static int params_read(const MoeGroup *g, const MoeOp *found[2]) {
 /* Whether the step only repeats a part of the forward phase: nothing of the backward phase goes in. */
 static bool is_again(const MoeGroup *g) {
     for (size_t i = 0; i < g->n_inputs; i++) {
-        const MoeOp *d = g->inputs[i]->def;
+        const MoeOp *d = moe_offload_origin(g->inputs[i])->def;
         if (kind_of(d) != MOE_KIND_DECL && d->phase == MOE_PHASE_BACKWARD)
             return false;
     }
@@ -122,7 +123,7 @@ static void name_by_ops(const MoeGroup *g, MoeStr *out) {
 }
 
 const char *moe_plan_step_name(const MoeGroup *g, const MoeOp *const *gradients, MoeArena *a) {
-    if (moe_group_is_comm(g))
+    if (!moe_group_has_kernel(g))
         return moe_plan_comm_name(g, gradients, a);
     MoeStr s = {0};
     const MoeOp *found[2] = {NULL, NULL}, *at = anchor(g);

@@ -1,6 +1,8 @@
 /* Names of exchanges between ranks, for people: what the parameters that pass have in common, else the layer and what it is. */
 #include <string.h>
 #include "base/str.h"
+#include "passes/group.h"
+#include "passes/offload.h"
 #include "passes/plan_json.h"
 
 /* The parameter that x is, is a slice or copy of, or whose gradient (or block sums of it) x is; NULL: none. */
@@ -50,7 +52,7 @@ static bool mirrors(const MoeValue *y, const MoeValue *x, int depth) {
         y->def->n_operands != x->def->n_operands || y->def->phase == MOE_PHASE_FORWARD)
         return false;
     for (int i = 0; i < x->def->n_operands; i++)
-        if (!mirrors(y->def->operands[i], x->def->operands[i], depth - 1))
+        if (!mirrors(moe_offload_origin(y->def->operands[i]), x->def->operands[i], depth - 1))
             return false;
     return true;
 }
@@ -94,6 +96,9 @@ const char *moe_plan_comm_name(const MoeGroup *g, const MoeOp *const *gradients,
         return "norm.gather";
     const char *common = common_name(g, gradients, a);
     int64_t layer = moe_plan_step_layer(g);
+    if (moe_op_is_store(op))
+        return moe_arena_printf(a, "layers.%lld.%s", (long long)layer,
+                                moe_op_info(op->opcode)->name);
     if (*common)
         moe_str_printf(&s, "%s.", common);
     else if (layer >= 0)

@@ -154,6 +154,8 @@ static MoeStatus predict(const MoePassContext *cx, MoeGraph *train, MoeRecompute
     apply(m->graphs[0], level, n_layers);
     MoeStatus st = moe_pass_fuse(&sub);
     if (!st)
+        st = moe_pass_offload(&sub);
+    if (!st)
         st = moe_pass_overlap(&sub);
     if (!st)
         st = moe_memplan_graph(cx->target, m->graphs[0], &cx->options, m->arena, &plan);

@@ -114,10 +114,10 @@ static MoeStatus find_master(Master *m) {
 
 /* The same on all ranks of a job, and hardly on those of another. */
 static void make_token(const Master *m, int size, unsigned char out[MOE_WATCH_TOKEN]) {
-    const char *run = getenv("TORCHELASTIC_RUN_ID");
+    const char *run = getenv("TORCHELASTIC_RUN_ID"), *again = getenv("TORCHELASTIC_RESTART_COUNT");
     char text[512];
-    int n = snprintf(text, sizeof text, "moec %d %d %s", m->n_ports ? m->ports[0] : 0, size,
-                     run ? run : "");
+    int n = snprintf(text, sizeof text, "moec %d %d %s %s", m->n_ports ? m->ports[0] : 0, size,
+                     run ? run : "", again ? again : "");
     uint64_t h[2] = {1469598103934665603ull, 88172645463325252ull};
     for (int i = 0; i < n && i < (int)sizeof text; i++)
         for (int k = 0; k < 2; k++)

@@ -35,6 +35,7 @@ typedef struct {
     MoeEmulateStats stats; /* communication is kept in under_way */
     MoeTimeline under_way;
     MoeRequest *first, *unused; /* not laid on the links yet, or not waited for */
+    bool mark;                  /* waits count as marked */
     bool marked;                /* cpu is of `thread`, when the last call ended */
     pthread_t thread;
     double cpu;
@@ -108,6 +109,11 @@ void moe_emulate_pool(MoeComm *c, MoePool *pool) {
 void moe_emulate_work(MoeComm *c, double flops, double bytes) {
     if (moe_comm_emulated(c) && moe_cluster_predicts(&emulated(c)->cluster))
         compute(emulated(c), moe_cluster_seconds(&emulated(c)->cluster, flops, bytes));
+}
+
+void moe_emulate_mark(MoeComm *c, bool on) {
+    if (moe_comm_emulated(c))
+        emulated(c)->mark = on;
 }
 
 void moe_emulate_compute(MoeComm *c, double seconds) {
@@ -266,6 +272,7 @@ static MoeStatus emulated_wait(MoeComm *c, MoeRequest *r) {
         double now = e->stats.clock, end = r->times.end;
         double ready = r->times.ready < end ? r->times.ready : end;
         e->stats.exposed += later(end - now, 0);
+        e->stats.marked += e->mark ? later(end - now, 0) : 0;
         e->stats.late += later(ready - now, 0);
         e->stats.clock = later(now, end);
         if (e->cluster.real_time)
@@ -386,6 +393,7 @@ static MoeEmulateStats since(MoeEmulateStats now, const MoeEmulateStats *then) {
     now.compute -= then->compute;
     now.communication -= then->communication;
     now.exposed -= then->exposed;
+    now.marked -= then->marked;
     now.late -= then->late;
     return now;
 }

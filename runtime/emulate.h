@@ -24,6 +24,7 @@ typedef struct {
     double exposed;       /* waits advanced the clock */
     double
         late; /* the part of `exposed` before the last peer it waited for had started the exchange */
+    double marked; /* the part of `exposed` in waits while moe_emulate_mark was on */
 } MoeEmulateStats;
 
 /* Around this rank's `inner`, which it takes (also on error): destroying *out destroys it. MOE_E_MISUSE if the cluster has
@@ -39,6 +40,8 @@ void moe_emulate_pool(MoeComm *c, MoePool *pool);
 /* This rank did work of so many FLOPs and bytes of memory traffic: advances the clock if the cluster file gives rates. Call
  * it after each launch. */
 void moe_emulate_work(MoeComm *c, double flops, double bytes);
+/* Whether waits from now on count in `marked`, too: for those of one kind. */
+void moe_emulate_mark(MoeComm *c, bool on);
 /* Advances the clock by so many seconds of compute, in any case. */
 void moe_emulate_compute(MoeComm *c, double seconds);
 

@@ -6,6 +6,7 @@
 
 #include "base/assert.h"
 #include "base/mem.h"
+#include "runtime/emulate.h"
 
 #define COPY_BYTES 262144 /* of a task */
 
@@ -209,13 +210,20 @@ static MoeStatus rejoin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *
                : NULL;
 }
 
+/* Expert rows to where they are worked on, or home. */
+static bool moves_rows(const MoePlanStep *s) {
+    return s->comm[0].op == MOE_PLAN_A2A_DISPATCH || s->comm[0].op == MOE_PLAN_A2A_COMBINE;
+}
+
 static MoeStatus finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
                         MoeExecFlight *f) {
     MoeRequest *request = f->request;
     const char *stage = f->stage;
     f->request = NULL;
-    if (request)
-        MOE_TRY(moe_comm_wait(x->comm, request));
+    moe_emulate_mark(x->comm, moves_rows(s));
+    MoeStatus st = request ? moe_comm_wait(x->comm, request) : NULL;
+    moe_emulate_mark(x->comm, false);
+    MOE_TRY(st);
     for (size_t i = 0; i < s->n_comm; i++)
         if (moe_exec_is_sum(&s->comm[i])) {
             moe_exec_sum_fold(x, g, &s->comm[i], stage);

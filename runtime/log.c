@@ -169,6 +169,10 @@ void moe_log_format(const MoeLogRecord *r, MoeStr *out) {
     put_number(out, "seconds", r->seconds);
     if (r->emulated)
         put_number(out, "emulated_seconds", r->emulated_seconds);
+    if (r->emulated)
+        put_number(out, "emulated_exposed", r->emulated_exposed);
+    if (r->emulated)
+        put_number(out, "emulated_a2a_exposed", r->emulated_a2a_exposed);
     put_number(out, "tokens_per_second", r->tokens_per_second);
     put_number(out, "mfu", r->mfu);
     moe_str_printf(out, ", \"memory_bytes\": %lld", (long long)r->memory_bytes);

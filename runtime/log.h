@@ -16,6 +16,7 @@ typedef struct {
     bool has_aux, skipped;
     bool emulated;
     double emulated_seconds;                    /* of the step, on the links of --emulate */
+    double emulated_exposed, emulated_a2a_exposed; /* waits for exchanges, for expert rows: the mean over ranks */
     const double *imbalance, *expert_imbalance; /* [n_layers] */
     size_t n_layers;
     bool has_eval;

@@ -95,10 +95,23 @@ static void fill_load(MoeTrainer *s, MoeLogRecord *r) {
     r->n_layers = s->plan->n_moe_layers;
 }
 
-/* What the clocks of emulated links have gained since this was last called. */
-static MoeStatus emulated_seconds(MoeTrainer *s, double *out) {
-    *out = NAN;
-    return moe_comm_emulated(s->comm) ? moe_emulate_step(s->comm, out, NULL) : NULL;
+/* What the clocks of emulated links have gained since this was last called, and how much of it in waits. */
+static MoeStatus read_clocks(MoeTrainer *s, MoeLogRecord *r) {
+    int n = s->comm->size;
+    r->emulated = moe_comm_emulated(s->comm);
+    if (!r->emulated)
+        return NULL;
+    MoeEmulateStats *ranks = calloc((size_t)n, sizeof *ranks);
+    if (!ranks)
+        return moe_error(MOE_E_NOMEM, "no memory for the clocks of %d ranks", n);
+    MoeStatus st = moe_emulate_step(s->comm, &r->emulated_seconds, ranks);
+    r->emulated_exposed = r->emulated_a2a_exposed = 0;
+    for (int i = 0; i < n; i++) {
+        r->emulated_exposed += ranks[i].exposed / n;
+        r->emulated_a2a_exposed += ranks[i].marked / n;
+    }
+    free(ranks);
+    return st;
 }
 
 static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
@@ -116,11 +129,11 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
                   .max_grad_norm = o->max_grad_norm,
                   .step = state->updates + 1};
     moe_exec_set_step(s->x, state->step + 1);
-    double emulated;
-    MOE_TRY(emulated_seconds(s, &emulated)); /* what came between steps is no step's */
+    MoeLogRecord clocks = {0};
+    MOE_TRY(read_clocks(s, &clocks)); /* what came between steps is no step's */
     MOE_TRY(moe_exec_train_step(s->x, &b, &h, &result));
     double seconds = moe_now() - start_time, peak = peak_flops(s);
-    MOE_TRY(emulated_seconds(s, &emulated));
+    MOE_TRY(read_clocks(s, &clocks));
     *r = (MoeLogRecord){.step = state->step + 1,
                         .tokens = result.tokens,
                         .memory_bytes = moe_exec_memory_bytes(s->x),
@@ -132,8 +145,10 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
                         .seconds = seconds,
                         .has_aux = result.has_aux,
                         .skipped = !result.updated,
-                        .emulated = moe_comm_emulated(s->comm),
-                        .emulated_seconds = emulated,
+                        .emulated = clocks.emulated,
+                        .emulated_seconds = clocks.emulated_seconds,
+                        .emulated_exposed = clocks.emulated_exposed,
+                        .emulated_a2a_exposed = clocks.emulated_a2a_exposed,
                         .tokens_per_second = (double)result.tokens / seconds,
                         .mfu = NAN};
     if (peak > 0 && s->plan->flops_per_token > 0)
@@ -148,7 +163,7 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
     s->compute_seconds = result.compute_seconds;
     s->step_tokens += result.tokens;
     s->steps++;
-    s->emulated_seconds += emulated;
+    s->emulated_seconds += clocks.emulated ? clocks.emulated_seconds : NAN;
     if (result.updated) {
         state->updates++;
         state->skipped_in_row = 0;

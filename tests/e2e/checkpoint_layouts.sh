@@ -18,6 +18,8 @@ plan e4 --ranks 4 $E 4
 plan e2s2 --ranks 4 $E 2 $S 2
 plan wide --ranks 8 $E 2 $S 2 $D 4
 plan e8 --ranks 8 $E 8
+plan t2 --ranks 2 --tensor-parallel-degree 2
+plan t2e2s2 --ranks 8 --tensor-parallel-degree 2 $E 2 $S 2
 
 run() { # run PLAN RUN OPTIONS...: continues what is there
   "$MOEC" run "$WORK/$1.plan" --data "$WORK/text.txt" --out "$WORK/$2" --steps $steps --lr 0.003 --checkpoint-every 2 -q "${@:3}"
@@ -51,6 +53,20 @@ moved() { # moved FIRST THEN: stopped after step 3 of FIRST
 for pair in one:e4 one:wide e4:one wide:one e2:s2 s2:e2 d2:e2s2 e2s2:d2 e4:e8 e8:e4 wide:e8 e8:wide s2:wide; do
   expect "${pair%:*} to ${pair#*:}" moved ${pair%:*} ${pair#*:}
 done
+# Tensor parallelism: the same bits at one degree; from one degree to another the same weights (a step of learning rate 0 changes none).
+must run t2 tensor
+rm -rf "$WORK/want2"; must "$MOEC" export "$WORK/tensor" -o "$WORK/want2" -q
+moved_tensor() { rm -rf "$WORK/moved"; run "$1" moved --stop-after-step 3 && run "$2" moved && same_end tensor moved && exports_as moved want2; }
+expect "t2 to t2e2s2" moved_tensor t2 t2e2s2
+expect "t2e2s2 to t2" moved_tensor t2e2s2 t2
+to_degree() { # to_degree FROM-RUN PLAN: the weights of FROM-RUN's end, through PLAN
+  rm -rf "$WORK/moved" "$WORK/end" "$WORK/end.hf"
+  must cp -r "$WORK/$1" "$WORK/moved"
+  run "$2" end --resume "$WORK/moved" --steps $((steps + 1)) --lr 0 --min-lr 0 >"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
+  "$MOEC" export "$WORK/moved" -o "$WORK/end.hf" -q && exports_as end end.hf
+}
+expect "tensor parallel 2 to none" to_degree tensor wide
+expect "none to tensor parallel 2" to_degree reference t2e2s2
 must run e2s2 whole
 expect "one rank's own files have the old names" bash -c 'cd "$0" && [ "$(echo *)" = "manifest.json model.safetensors optimizer.safetensors" ]' "$(newest "$WORK/reference")"
 expect "each rank of four wrote its own" bash -c 'cd "$0" && [ "$(echo model*)" = "model-rank-0.safetensors model-rank-1.safetensors model-rank-2.safetensors model-rank-3.safetensors" ]' "$(newest "$WORK/whole")"

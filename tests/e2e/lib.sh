@@ -89,7 +89,7 @@ open(sys.argv[1], "w").write("".join(out)[:n])
 PY
 }
 # What a log says of the training, without what depends on the clock or the memory plan.
-numbers() { sed -E 's/, "(seconds|tokens_per_second|mfu|memory_bytes|memory_bytes_max|emulated_seconds|compute_imbalance)": [^,}]*//g' "$1/log.jsonl"; }
+numbers() { sed -E 's/, "(seconds|tokens_per_second|mfu|memory_bytes|memory_bytes_max|emulated_[a-z0-9_]+|compute_imbalance)": [^,}]*//g' "$1/log.jsonl"; }
 newest() { # the newest checkpoint of a run
   local n
   n=$(ls "$1/checkpoints" 2>/dev/null | sed -nE 's/^step-([0-9]+)$/\1/p' | sort -n | tail -n 1)
