@@ -64,8 +64,8 @@ static void keep(Best *best, const Overlap *x, const OverlapOrder *o, MoeArena *
             best->groups[best->n++] = x->items[o->order[i]].groups[k];
 }
 
-/* Policies for one number of chunks, those with the least memory first. memory: what may live. */
-static void try_policies(const MoePassContext *cx, const Overlap *x, int64_t memory, bool forced,
+/* Policies for one number of chunks, those with the least memory first. memory: what may live. asked: the user wants so many. */
+static void try_policies(const MoePassContext *cx, const Overlap *x, int64_t memory, bool asked,
                          Best *best, MoeArena *a) {
     static const struct {
         double reserve; /* times the longest exchange */
@@ -86,7 +86,7 @@ static void try_policies(const MoePassContext *cx, const Overlap *x, int64_t mem
             p.gather_bytes = ways[i].under_way * x->layer_gathers;
         OverlapOrder o = moe_overlap_schedule(x, &p);
         bool better = o.seconds < best->seconds * (1 - WORTH) && o.peak <= memory;
-        if (better || (forced && !best->groups))
+        if (better || (asked && !best->groups))
             keep(best, x, &o, a);
     }
 }
@@ -126,28 +126,36 @@ static MoeStatus apply(const MoePassContext *cx, MoeGraph *g, Best *best, int64_
     return NULL;
 }
 
+/* Numbers of chunks to try: one, and those that divide all plans' slots. */
+static int choose_chunks(const MoePassContext *cx, const MoeGraph *g, int out[3]) {
+    int asked = cx->options.overlap_chunks, n = 1;
+    out[0] = 1;
+    for (int chunks = asked ? asked : 2; chunks <= (asked ? asked : 4) && chunks > 1; chunks *= 2)
+        if (moe_overlap_can_chunk(g, chunks))
+            out[n++] = chunks;
+    return n;
+}
+
 static MoeStatus overlap_graph(const MoePassContext *cx, MoeGraph *g, const MoeCommModel *m) {
     MoeArena *a = moe_arena_create();
-    int forced = cx->options.overlap_chunks, micro = cx->options.micro_batches;
+    int micro = cx->options.micro_batches, tries[3], n = choose_chunks(cx, g, tries);
     int64_t memory = 0, before = 0;
     Best best = {0};
     MoeStatus st = cx->options.memory_limit > 0 ? memory_of(cx, g, &before) : NULL;
     moe_overlap_add_waits(g);
-    const int tries[] = {1, forced ? forced : 2, forced ? forced : 4};
-    for (int i = 0; i < (forced > 1 ? 2 : forced ? 1 : 3); i++) {
-        int chunks = tries[i];
-        bool only = forced == chunks;
-        if (!moe_overlap_can_chunk(g, chunks))
-            continue;
+    for (int i = 0; i < n; i++) {
+        bool asked = tries[i] > 1 && tries[i] == cx->options.overlap_chunks;
         MoeArena *scratch = moe_arena_create();
-        const Overlap *x = moe_overlap_items(g, cx->target, m, chunks, micro > 1 ? micro : 1, scratch);
-        if (chunks == 1) {
+        const Overlap *x =
+            moe_overlap_items(g, cx->target, m, tries[i], micro > 1 ? micro : 1, scratch);
+        if (i == 0) {
             OverlapOrder given = moe_overlap_as_given(x);
             best.seconds = given.seconds;
             memory = allowed(given.peak);
         }
-        if (!forced || only)
-            try_policies(cx, x, memory, only, &best, a);
+        if (asked)
+            best.groups = NULL; /* whatever is predicted for the whole */
+        try_policies(cx, x, memory, asked, &best, a);
         moe_arena_destroy(scratch);
     }
     if (!st && best.groups)

@@ -272,7 +272,7 @@ static int find_ahead(const Sched *s, int step) {
 
 /* Of the next step, the steps behind it and all exchanges: what can run first. */
 static int find_earliest(Sched *s, int step) {
-    bool unused;
+    bool unused = false;
     int best = step;
     double t = step < 0 ? 0 : ready_at(s, step, &unused);
     for (int i = first_of(s, ITEM_COMM); i >= 0; i = next_of(s, ITEM_COMM, (size_t)i + 1)) {
@@ -357,7 +357,7 @@ static bool run_next(Sched *s) {
         return true;
     }
     if (!now(s, step)) {
-        bool unused;
+        bool unused = false;
         int other = filler >= 0 ? filler : find_ahead(s, step);
         if (other < 0) {
             step = find_earliest(s, step);

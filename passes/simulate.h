@@ -53,9 +53,9 @@ double moe_sim_alone(const MoeSimProblem *p, const MoeSimStep *s);
 MoeSimResult moe_simulate(const MoeSimProblem *p, const int *order, size_t n);
 
 /* What would be exposed if every exchange could run beside all compute that it neither feeds nor needs, of its phase and up to
- * that in which it is waited for: no order of the phases' steps has less. Of the steps marked in `only` alone (by step; NULL: all). An exchange cannot hide behind more than that, and those that keep a class of links busy cannot together
- * hide behind more than all the compute that any of them may run beside. Of a kind: if it alone were hidden; so the kinds do
- * not add up to `total`. */
+ * that in which it is waited for: no order of the phases' steps has less. An exchange cannot hide behind more than that, and those
+ * that keep a class of links busy cannot together hide behind more than all the compute that any of them may run beside. Of a
+ * kind: if it alone were hidden; so the kinds do not add up to `total`. only: the steps that count (by step; NULL: all). */
 typedef struct {
     double exposed[MOE_N_SIM_KINDS], total;
 } MoeSimBound;

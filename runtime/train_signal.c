@@ -1,4 +1,4 @@
-/* See train_signal.h. Handlers touch a flag and _exit only. */
+/* See train_signal.h. Handlers touch a flag, write and _exit only. */
 #include "runtime/train_signal.h"
 
 #include <pthread.h>
@@ -7,8 +7,14 @@
 #include <stddef.h>
 #include <unistd.h>
 
-static const int stop_signals[] = {SIGTERM, SIGINT, SIGUSR1};
-#define N_SIGNALS (sizeof stop_signals / sizeof *stop_signals)
+static void on_signal(int sig);
+static void on_bus_error(int sig);
+static const struct {
+    int sig;
+    void (*handler)(int);
+} caught[] = {
+    {SIGTERM, on_signal}, {SIGINT, on_signal}, {SIGUSR1, on_signal}, {SIGBUS, on_bus_error}};
+#define N_SIGNALS (sizeof caught / sizeof *caught)
 static struct sigaction before[N_SIGNALS];
 static atomic_int received; /* lock-free: for the handler and for all ranks' threads */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -19,14 +25,26 @@ static void on_signal(int sig) {
         _exit(128 + sig);
 }
 
+/* A page of a mapped file that is not there any more. */
+static void on_bus_error(int sig) {
+    static const char text[] =
+        "moec: error: a file was cut short, or cannot be read any more, while it was in use (the "
+        "training data?); the last checkpoint is as it was\n";
+    (void)sig;
+    ssize_t said = write(STDERR_FILENO, text, sizeof text - 1);
+    (void)said;
+    _exit(1);
+}
+
 void moe_signals_catch(void) {
-    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    sigemptyset(&a.sa_mask);
     pthread_mutex_lock(&lock);
     if (catching++ == 0) {
         atomic_store(&received, 0);
-        for (size_t i = 0; i < N_SIGNALS; i++)
-            sigaction(stop_signals[i], &a, &before[i]);
+        for (size_t i = 0; i < N_SIGNALS; i++) {
+            struct sigaction a = {.sa_handler = caught[i].handler, .sa_flags = SA_RESTART};
+            sigemptyset(&a.sa_mask);
+            sigaction(caught[i].sig, &a, &before[i]);
+        }
     }
     pthread_mutex_unlock(&lock);
 }
@@ -34,7 +52,7 @@ void moe_signals_catch(void) {
 void moe_signals_restore(void) {
     pthread_mutex_lock(&lock);
     for (size_t i = 0; i < N_SIGNALS && catching == 1; i++)
-        sigaction(stop_signals[i], &before[i], NULL);
+        sigaction(caught[i].sig, &before[i], NULL);
     catching--;
     pthread_mutex_unlock(&lock);
 }

@@ -1,5 +1,6 @@
 /* Stopping on SIGTERM, SIGINT and SIGUSR1: the first asks, the second exits at once. Signals are the process's: its ranks
- * catch and restore as often as they like, the first and the last count. */
+ * catch and restore as often as they like, the first and the last count. SIGBUS meanwhile (a mapped file was cut short) says so
+ * and ends the process with status 1. */
 #ifndef MOE_RUNTIME_TRAIN_SIGNAL_H
 #define MOE_RUNTIME_TRAIN_SIGNAL_H
 

@@ -52,7 +52,9 @@ MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out) {
                                        .memory_limit = o->memory_limit,
                                        .mesh = o->mesh,
                                        .overlap = o->overlap,
-                                       .overlap_chunks = o->overlap_chunks};
+                                       .overlap_chunks = o->overlap_chunks,
+                                       .offload = o->offload,
+                                       .loading_horizon = o->loading_horizon};
     if (o->cluster)
         out->cx.options.cluster = *o->cluster;
     MoePipelineOptions p = {.passes = o->passes, .verify_each = true, .out = stdout, .err = stderr};

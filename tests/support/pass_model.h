@@ -16,6 +16,8 @@ typedef struct {
     MoeMesh mesh;       /* all zero: one rank */
     bool overlap;
     int overlap_chunks;         /* 0: chosen */
+    bool offload;
+    int loading_horizon;
     const MoeCluster *cluster;  /* NULL: one host */
     const char *passes; /* NULL: all */
     bool refuse_joins, refuse_alias;
