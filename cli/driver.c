@@ -220,7 +220,7 @@ static MoeStatus read_mesh(const json_t *mesh, const char *dir, MoeStrategy *out
             return moe_error(MOE_E_CORRUPT, "%s: the mesh has %s = %lld; expected 1 to %d", dir, keys[i],
                              (long long)n[i], MOE_MAX_RANKS);
     }
-    MoeMesh m = {(int)n[0], (int)n[1], (int)n[2], (int)n[3], (int)n[4]};
+    MoeMesh m = {.dp = (int)n[0], .shard = (int)n[1], .ep = (int)n[2], .tp = (int)n[3], .dense_shard = (int)n[4]};
     MOE_TRY(moe_mesh_check(&m, MOE_MAX_SHARDS, 1));
     *out = moe_strategy_of_mesh(&m);
     return NULL;
