@@ -81,11 +81,16 @@ static MoeModule *run(const Model *o, MoeMesh mesh, const char *passes, char **e
 
 /* ---- every mesh ---- */
 
-/* dp, shard, ep, tp, dense_shard */
+/* dp, shard, ep, tp, dense_shard; then ranges of layers: first, last, dp, shard, ep */
 static const MoeMesh meshes[] = {
     {1, 1, 2, 1, 1}, {1, 1, 4, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 2}, {2, 1, 1, 1, 1},
     {1, 1, 2, 1, 2}, {1, 2, 4, 1, 8}, {2, 2, 2, 1, 4}, {1, 1, 8, 1, 4}, {1, 4, 1, 1, 2},
     {1, 1, 1, 2, 1}, {1, 1, 2, 2, 1}, {2, 1, 1, 2, 1}, {1, 2, 2, 2, 4}, {1, 2, 1, 2, 2},
+    {1, 1, 8, 1, 1, 1, {{1, 1, 1, 4, 2}}},
+    {1, 4, 1, 1, 4, 1, {{0, 0, 1, 2, 2}}},
+    {2, 1, 2, 1, 2, 1, {{1, 1, 2, 2, 1}}},
+    {4, 1, 1, 1, 1, 2, {{0, 0, 1, 1, 4}, {1, 1, 2, 1, 2}}},
+    {1, 2, 2, 2, 4, 1, {{0, 0, 1, 1, 4}}},
 };
 enum { N_MESHES = sizeof meshes / sizeof meshes[0] };
 
@@ -126,6 +131,7 @@ START_TEST(test_dense) {
     MoeMesh mesh = meshes[_i % N_MESHES];
     mesh.shard *= mesh.ep;
     mesh.ep = 1;
+    mesh.n_ranges = 0;
     Model o = {.dense = true, .tied = _i / N_MESHES, .recompute = MOE_RECOMPUTE_CHEAP};
     check_agrees(&o, mesh, 20 * 4 + 6 - 4 * o.tied);
 }
@@ -248,7 +254,8 @@ static int mutate_groups(const MoeModule *m, const MoeMesh *mesh, MoeOp *op) {
 }
 
 static const MoeMesh mutated[] = {
-    {1, 2, 2, 1, 2}, {1, 2, 1, 1, 2}, {2, 1, 2, 1, 2}, {1, 2, 2, 2, 4}, {1, 1, 2, 2, 1}};
+    {1, 2, 2, 1, 2}, {1, 2, 1, 1, 2}, {2, 1, 2, 1, 2}, {1, 2, 2, 2, 4}, {1, 1, 2, 2, 1},
+    {1, 2, 2, 1, 2, 1, {{1, 1, 1, 1, 4}}}};
 
 START_TEST(test_verifier) {
     MoeMesh mesh = mutated[_i];
