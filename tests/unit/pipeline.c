@@ -85,6 +85,11 @@ static Command parse_command(const char *text, const char *file) {
             ranks.tp = atoi(value);
         else if (strncmp(w, "--dense-shard-degree", n) == 0)
             ranks.dense_shard = atoi(value);
+        else if (strncmp(w, "--strategy", n) == 0) { /* beside the golden file */
+            char path[4096];
+            snprintf(path, sizeof path, "%.*s/%s", (int)(strrchr(file, '/') - file), file, value);
+            ok(moe_strategy_load(path, &ranks));
+        }
         else
             ck_abort_msg("%s: unknown option %s", file, w);
     }
