@@ -3,6 +3,18 @@
 
 #include <string.h>
 
+MoeStatus moe_offload_from_options(const MoeOptions *o, MoePassOptions *pass) {
+    int64_t horizon = moe_opt_i(o, OPT_LOADING_HORIZON);
+    if (horizon < 0 || horizon > 1 << 20)
+        return moe_error(MOE_E_MISUSE,
+                         "--activation-loading-horizon %lld: expected 0 (as late as possible) or "
+                         "more layers",
+                         (long long)horizon);
+    pass->offload = moe_opt_b(o, OPT_OFFLOAD);
+    pass->loading_horizon = (int)horizon;
+    return NULL;
+}
+
 MoeStatus moe_cluster_from_options(const MoeOptions *o, MoeStrategy *strategy, MoePassOptions *pass) {
     const char *path = moe_opt(o, OPT_CLUSTER);
     int64_t chunks = moe_opt_i(o, OPT_OVERLAP_CHUNKS);

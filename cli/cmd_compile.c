@@ -32,6 +32,7 @@ static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
                                        : MOE_AUX_FROM_CONFIG;
     d->pass.recompute = moe_recompute_from_name(moe_opt(o, OPT_RECOMPUTE));
     d->pass.memory_limit = moe_opt_i(o, OPT_MEMORY_LIMIT);
+    MOE_TRY(moe_offload_from_options(o, &d->pass));
     MOE_TRY(moe_strategy_from_options(o, &d->strategy));
     MOE_TRY(moe_cluster_from_options(o, &d->strategy, &d->pass));
     MoePipelineOptions *p = &d->pipeline;
@@ -90,14 +91,16 @@ static void summary(const MoeCompiled *c, const char *path, double took) {
                      moe_format_bytes((double)p->memory.comm_bytes, staging));
         moe_format_bytes(expected, slab);
         moe_format_bytes((double)p->memory.lower_bound, bound);
-        double seconds = 0;
-        for (size_t s = 0; s < p->n_steps; s++)
-            seconds += p->steps[s].seconds *
-                       (p->steps[s].phase <= MOE_PHASE_BACKWARD ? o->micro_batches : 1);
+        double seconds = p->predicted.seconds;
         printf("  memory%s: %s of parameters and optimiser state + %s of activations and gradients "
                "(lower bound %s, ratio %.3f)%s\n",
                each, params, slab, bound,
                p->memory.lower_bound ? expected / (double)p->memory.lower_bound : 1.0, buffers);
+        if (p->memory.offloaded)
+            printf("  offloaded between forward and backward%s: %s\n", each,
+                   moe_format_bytes((double)p->memory.offloaded, staging));
+        else if (o->offload)
+            printf("  nothing is offloaded: that would not lower the peak\n");
         printf("  predicted: %.3g s a step, %.0f tokens/s\n", seconds,
                (double)(o->batch * o->seq) / seconds);
     }

@@ -76,6 +76,8 @@ static void collect(Report *r) {
         r->predicted += times * s->seconds;
         r->measured += r->profile ? r->profile[i] : 0;
     }
+    if (p->predicted.seconds > 0) /* what overlaps counts once */
+        r->predicted = p->predicted.seconds;
 }
 
 typedef struct {
@@ -204,10 +206,24 @@ static void print_memory_md(const Report *r) {
                moe_format_bytes((double)p->elastic_expect, text));
         printf("%s at worst", moe_format_bytes((double)p->elastic_bytes, text));
     }
+    if (p->mem_offloaded)
+        printf("; %s offloaded between forward and backward",
+               moe_format_bytes((double)p->mem_offloaded, text));
     if (!isnan(r->log_memory))
         printf("; the run reports %s in all, %.3f of the prediction",
                moe_format_bytes(r->log_memory, text), r->log_memory / total);
     printf("\n");
+}
+
+/* Of communication: how long it takes by itself, and how much of that lengthens the step. */
+static void print_overlap_md(const Report *r) {
+    const MoePlanPrediction *p = &r->program->predicted;
+    if (r->plan->ranks == 1 || !(p->seconds > 0))
+        return;
+    printf("\ncommunication predicted: %.3f ms by itself (%.3f ms of expert rows), of which waits add "
+           "%.3f ms (%.3f ms) to %.3f ms of compute; no order of these steps could hide %.3f ms\n",
+           (p->a2a + p->other) * 1e3, p->a2a * 1e3, (p->a2a_exposed + p->other_exposed) * 1e3,
+           p->a2a_exposed * 1e3, p->compute * 1e3, p->bound * 1e3);
 }
 
 static void print_md(const Report *r) {
@@ -241,6 +257,7 @@ static void print_md(const Report *r) {
         printf("; the run's median step %.3f ms (%.0f tokens/s)", r->log_seconds * 1e3,
                (double)(p->batch * p->seq) / r->log_seconds);
     printf("\n");
+    print_overlap_md(r);
     moe_explain_ranks_md(p, r->program);
     print_memory_md(r);
 }
@@ -280,14 +297,20 @@ static void print_json(const Report *r) {
     const MoeExplainMemory *m = &r->memory;
     json_object_set_new(
         root, "memory",
-        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I}",
+        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}",
                   "parameters", m->parameters, "states", m->states, "gradients", m->gradients,
                   "activations", m->activations, "workspace", m->workspace, "other", m->other,
                   "communication", m->communication, "inputs", m->inputs, "scratch", m->scratch,
                   "gaps", m->gaps, "total", moe_explain_memory_total(m), "slab",
                   (json_int_t)p->slab_bytes, "elastic", (json_int_t)p->elastic_bytes,
                   "elastic_expect", (json_int_t)p->elastic_expect, "slab_lower_bound",
-                  (json_int_t)p->slab_lower_bound));
+                  (json_int_t)p->slab_lower_bound, "offloaded", (json_int_t)p->mem_offloaded));
+    const MoePlanPrediction *q = &p->predicted;
+    json_object_set_new(root, "overlap",
+                        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "compute", q->compute,
+                                  "a2a", q->a2a, "other", q->other, "a2a_exposed", q->a2a_exposed,
+                                  "other_exposed", q->other_exposed, "a2a_bound", q->a2a_bound,
+                                  "bound", q->bound));
     moe_explain_ranks_json(r->plan, p, root);
     MoeStr text = {0};
     moe_json_dump(root, &text);

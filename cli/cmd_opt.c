@@ -12,7 +12,8 @@
 
 /* Passes up to recompute need no target; those after it do. */
 static bool needs_target(const char *passes) {
-    return strstr(passes, "fuse") || strstr(passes, "overlap") || strstr(passes, "memplan") || strstr(passes, "kernels") ||
+    return strstr(passes, "fuse") || strstr(passes, "overlap") || strstr(passes, "offload") ||
+           strstr(passes, "memplan") || strstr(passes, "kernels") ||
            strstr(passes, "decompose");
 }
 
@@ -61,6 +62,7 @@ static MoeStatus options_of(const MoeOptions *o, const MoeModule *m, MoePassOpti
                          "moec opt: --batch, --seq, --micro-batches and --virtual-shards "
                          "must be at least 1, the last two at most %d",
                          MOE_MAX_SHARDS);
+    MOE_TRY(moe_offload_from_options(o, out));
     sizes_of(m, out);
     MoeStrategy s;
     MOE_TRY(moe_strategy_from_options(o, &s));

@@ -54,6 +54,7 @@ static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *o
     t->max_seconds = moe_opt_f(o, OPT_MAX_SECONDS);
     t->stop_after_step = moe_opt_i(o, OPT_STOP_AFTER_STEP);
     t->out_dir = out_dir;
+    t->offload_to = *moe_opt(o, OPT_OFFLOAD_TO) ? moe_opt(o, OPT_OFFLOAD_TO) : NULL;
     t->init_from = *moe_opt(o, OPT_INIT_FROM) ? moe_opt(o, OPT_INIT_FROM) : NULL;
     t->quiet = moe_opt_b(o, OPT_QUIET);
     t->resolved = resolved;

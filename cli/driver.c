@@ -38,6 +38,7 @@ void moe_driver_defaults(MoeDriverOptions *o) {
                                        .mixed_from_config = true};
     o->pass.recompute = MOE_RECOMPUTE_AUTO;
     o->pass.overlap = true;
+    o->pass.loading_horizon = 1;
     o->pipeline.verify_each = true;
     o->pipeline.out = stdout;
     o->pipeline.err = stderr;
@@ -255,7 +256,7 @@ static MoeStatus recompile(const char *dir, const json_t *json, MoePlan **out) {
     moe_driver_defaults(&o);
     o.model = path;
     o.quiet = true;
-    int64_t batch = 0, seq = 0, micro = 1, layers = 0;
+    int64_t batch = 0, seq = 0, micro = 1, layers = 0, horizon = -1;
     const char *line = "", *dtype = "f32", *recompute = "auto";
     json_t *model = NULL, *mesh = NULL;
     MoeCompiled c = {0};
@@ -268,9 +269,12 @@ static MoeStatus recompile(const char *dir, const json_t *json, MoePlan **out) {
     MOE_TRY_GOTO(st, moe_json_object(json, dir, "model", true, &model), done);
     MOE_TRY_GOTO(st, moe_json_str(json, dir, "recompute", false, &recompute), done);
     MOE_TRY_GOTO(st, moe_json_i64(json, dir, "recompute_layers", false, &layers), done);
+    MOE_TRY_GOTO(st, moe_json_i64(json, dir, "loading_horizon", false, &horizon), done);
     o.compile_line = line;
     o.pass.recompute = moe_recompute_from_name(recompute);
     o.pass.recompute_layers = (int)layers;
+    o.pass.offload = horizon >= 0;
+    o.pass.loading_horizon = (int)horizon;
     o.frontend.batch = batch;
     o.frontend.seq = seq;
     o.frontend.micro_batches = (int)micro;

@@ -397,8 +397,9 @@ static void write_plan(Plan *p) {
             m->accumulates[i].slot_offset[k] = p->bufs[m->accumulates[i].slot_offset[k]].at.offset;
 }
 
-MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, const MoePassOptions *o, MoeArena *a,
-                            MoeMemoryPlan *out) {
+/* What lives when; not yet where. */
+static MoeStatus make_plan(MoeTarget *t, const MoeGraph *g, const MoePassOptions *o, MoeArena *a,
+                           MoeMemoryPlan *out, Plan *result) {
     memset(out, 0, sizeof *out);
     Plan p = {.target = t,
               .g = g,
@@ -424,8 +425,34 @@ MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, const MoePassOption
     plan_in_place(&p);
     plan_workspaces(&p);
     plan_staging(&p);
+    *result = p;
+    return NULL;
+}
+
+MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, const MoePassOptions *o, MoeArena *a,
+                            MoeMemoryPlan *out) {
+    Plan p;
+    MOE_TRY(make_plan(t, g, o, a, out, &p));
     place(&p);
     write_plan(&p);
+    return NULL;
+}
+
+MoeStatus moe_memplan_live(MoeTarget *t, const MoeGraph *g, const MoePassOptions *o, MoeArena *a,
+                           int64_t **out) {
+    Plan p;
+    MoeMemoryPlan plan;
+    MOE_TRY(make_plan(t, g, o, a, &plan, &p));
+    *out = MOE_NEW_N(a, int64_t, p.n_steps + 1);
+    for (size_t i = 0; i < p.n_bufs; i++) {
+        const MoeSlabBuffer *b = &p.bufs[i].at;
+        if (p.bufs[i].dead)
+            continue;
+        (*out)[b->start] += b->expect >= 0 ? b->expect : b->bytes;
+        (*out)[b->end + 1] -= b->expect >= 0 ? b->expect : b->bytes;
+    }
+    for (int s = 0; s < p.n_steps; s++)
+        (*out)[s + 1] += (*out)[s];
     return NULL;
 }
 

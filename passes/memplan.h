@@ -9,6 +9,9 @@
  * Result in `a`. */
 MoeStatus moe_memplan_graph(MoeTarget *t, const MoeGraph *g, const MoePassOptions *o, MoeArena *a,
                             MoeMemoryPlan *out);
+/* Bytes of the slab that live in each step (elastic values as expected); the entry behind the last is 0. In `a`. */
+MoeStatus moe_memplan_live(MoeTarget *t, const MoeGraph *g, const MoePassOptions *o, MoeArena *a,
+                           int64_t **out);
 /* Bytes that a program is expected to touch: its slab with balanced routing, and the staging memory of its exchanges. */
 int64_t moe_memplan_expected_bytes(const MoeMemoryPlan *m);
 

@@ -13,8 +13,9 @@
  *
  * Between the first wait and the load the value has no memory. What is read in layer L of the backward phase is loaded when layer
  * L + horizon begins, and written by the time that as many layers (at least one) have followed in the forward phase; the head counts
- * as a layer behind the last. Values that would not be gone for a moment stay: those of the last layers. Moved are ragged float
- * rows; tables and plans of rows stay, and whatever the reduce and update phases or the runtime read.
+ * as a layer behind the last. Values that would not be gone for a moment stay: those of the last layers; and those whose absence does not lower
+ * the peak: the last layers' first. Moved are ragged float rows; tables and plans of rows stay, and whatever the reduce and update
+ * phases or the runtime read.
  * The runtime moves live rows only (docs/PLAN.md). No bit changes. */
 #include "passes/offload.h"
 
@@ -22,12 +23,13 @@
 
 #include "base/assert.h"
 #include "passes/group.h"
+#include "passes/memplan.h"
 #include "passes/plan_json.h"
 
 /* A value on its way. Places are numbers of groups: what happens there happens before that group. */
 typedef struct {
     MoeValue *v;
-    int64_t layer;             /* of the op that makes it */
+    int64_t layer;             /* that reads it again */
     int out, gone, back, used; /* offload, wait; load, wait: out <= gone < back <= used */
     MoeValue *at[4];           /* the results of these four */
 } Move;
@@ -40,7 +42,7 @@ typedef struct {
     int64_t *layer_of; /* by group */
     bool *glued;       /* by group: it and the one before are in one loop over chunks */
     int n_layers, horizon;
-    int *stage; /* where layer 0, 1, .. of the forward phase begin, the head, its gradients, layer n-1, .. 0 of the backward */
+    int *stage; /* where layers 0.. of the forward phase begin, the head, its gradients, layers ..0 */
     Move *moves;
     size_t n_moves, cap_moves;
 } Offload;
@@ -109,8 +111,9 @@ static void find_glue(Offload *o) {
 /* ---- which values, and when ---- */
 
 typedef struct {
-    int last_forward, first_backward; /* groups that read it; the first also: that makes it. -1: none */
-    bool stays;                       /* someone else reads it */
+    int last_forward;   /* the last group of that phase that reads or makes it; -1: none */
+    int first_backward; /* that reads it; -1: none */
+    bool stays;         /* someone else reads it */
 } Uses;
 
 static bool is_exchange(const MoeValue *v) {
@@ -124,7 +127,8 @@ static void note_use(const Offload *o, Uses *u, const MoeOp *op) {
     else if (op->phase == MOE_PHASE_FORWARD)
         u->last_forward = at > u->last_forward ? at : u->last_forward;
     else
-        u->first_backward = u->first_backward < 0 || at < u->first_backward ? at : u->first_backward;
+        u->first_backward =
+            u->first_backward < 0 || at < u->first_backward ? at : u->first_backward;
 }
 
 static Uses *find_uses(const Offload *o) {
@@ -147,6 +151,7 @@ static bool find_times(const Offload *o, const Uses *u, Move *m) {
     if (gone > n + 1)
         return false;
     back = back > n ? back : n + 1;
+    m->layer = to;
     m->out = u->last_forward + 1;
     m->gone = o->stage[gone];
     m->back = o->stage[back];
@@ -170,12 +175,60 @@ static void choose(Offload *o) {
         for (size_t i = 0; i < o->gs.groups[s].n_outputs; i++) {
             MoeValue *v = (MoeValue *)o->gs.groups[s].outputs[i];
             const Uses *u = &uses[v->id];
-            Move m = {.v = v, .layer = moe_attr_i_or(v->def, "layer", -1)};
+            Move m = {.v = v};
             bool floats = v->type.dtype == MOE_F32 || v->type.dtype == MOE_BF16;
             if (is_rows(v) && floats && !u->stays && u->first_backward >= 0 && !is_exchange(v) &&
                 moe_value_expected_bytes(v) >= MOE_OFFLOAD_LEAST && find_times(o, u, &m))
                 MOE_PUSH(o->a, o->moves, o->n_moves, o->cap_moves, m);
         }
+}
+
+/* ---- which of them lower the peak ---- */
+
+/* By group: its first step. */
+static int *find_steps(const Offload *o) {
+    MoeGroups steps = moe_groups_of(o->g, o->a);
+    int *first = MOE_NEW_N(o->a, int, o->n + 1);
+    first[o->n] = (int)steps.n_groups;
+    for (int s = (int)steps.n_groups - 1; s >= 0; s--) /* chunks: a group several times */
+        first[o->gs.step_of[steps.groups[s].ops[0]->results[0]->id]] = s;
+    return first;
+}
+
+static int64_t largest(const int64_t *live, int from, int to) {
+    int64_t most = 0;
+    for (int s = from; s < to; s++)
+        most = live[s] > most ? live[s] : most;
+    return most;
+}
+
+/* Adds n bytes to all steps in which the value would be gone. */
+static void add_gone(const Move *m, const int *first, int64_t *live, int64_t n) {
+    for (int s = first[m->gone]; s < first[m->back]; s++)
+        live[s] += n;
+}
+
+static MoeStatus drop_useless(Offload *o, MoeTarget *t, const MoePassOptions *options) {
+    int64_t *live;
+    int *first = find_steps(o);
+    MOE_TRY(moe_memplan_live(t, o->g, options, o->a, &live));
+    for (size_t i = 0; i < o->n_moves; i++)
+        add_gone(&o->moves[i], first, live, -moe_value_expected_bytes(o->moves[i].v));
+    int64_t peak = largest(live, 0, first[o->n]);
+    bool *stays = MOE_NEW_N(o->a, bool, o->n_moves);
+    for (size_t i = o->n_moves; i-- > 0;) {
+        const Move *m = &o->moves[i];
+        int64_t n = moe_value_expected_bytes(m->v);
+        stays[i] = largest(live, first[m->gone], first[m->back]) + n <= peak;
+        if (stays[i])
+            add_gone(m, first, live, n);
+    }
+    size_t n = 0;
+    for (size_t i = 0; i < o->n_moves; i++)
+        if (!stays[i])
+            o->moves[n++] = o->moves[i];
+    o->n_moves = n;
+    return NULL;
 }
 
 /* ---- rewriting ---- */
@@ -214,7 +267,7 @@ static void put_steps(Offload *o, int what, int place, int *next) {
 
 static void rewrite(Offload *o) {
     MoeGraph *g = o->g;
-    int n_old = g->n_values, next = 0, at = -1, layer = g->layer;
+    int n_old = g->n_values, next = 0, at = -1, before = -1, layer = g->layer;
     size_t n_ops;
     MoePhase phase = g->phase;
     MoeOp **ops = moe_graph_take_ops(g, &n_ops);
@@ -223,8 +276,9 @@ static void rewrite(Offload *o) {
         move_of[o->moves[i].v->id] = &o->moves[i];
     for (size_t i = 0; i < n_ops; i++) {
         MoeOp *op = ops[i];
-        bool begins = op->group >= 0 && (i == 0 || ops[i - 1]->group != op->group),
+        bool begins = op->group >= 0 && op->group != before,
              ends = op->group >= 0 && (i + 1 == n_ops || ops[i + 1]->group != op->group);
+        before = op->group;
         g->phase = op->phase;
         if (begins) {
             at++;
@@ -249,8 +303,8 @@ static void rewrite(Offload *o) {
     moe_graph_renumber(g);
 }
 
-size_t moe_offload_graph(MoeGraph *g, int horizon) {
-    Offload o = {.g = g, .a = moe_arena_create(), .horizon = horizon};
+MoeStatus moe_offload_graph(MoeTarget *t, MoeGraph *g, const MoePassOptions *options) {
+    Offload o = {.g = g, .a = moe_arena_create(), .horizon = options->loading_horizon};
     o.gs = moe_groups_whole(g, o.a);
     o.n = (int)o.gs.n_groups;
     o.layer_of = MOE_NEW_N(o.a, int64_t, o.n);
@@ -262,11 +316,11 @@ size_t moe_offload_graph(MoeGraph *g, int horizon) {
     find_stages(&o);
     find_glue(&o);
     choose(&o);
-    size_t n = o.n_moves;
-    if (n)
+    MoeStatus st = o.n_moves ? drop_useless(&o, t, options) : NULL;
+    if (!st && o.n_moves)
         rewrite(&o);
     moe_arena_destroy(o.a);
-    return n;
+    return st;
 }
 
 const MoeValue *moe_offload_origin(const MoeValue *v) {
@@ -279,7 +333,9 @@ const MoeValue *moe_offload_origin(const MoeValue *v) {
 MoeStatus moe_pass_offload(MoePassContext *cx) {
     if (!cx->options.offload)
         return NULL;
+    if (!cx->target)
+        return moe_error(MOE_E_INTERNAL, "the offload pass needs a target");
     for (size_t i = 0; i < cx->module->n_graphs; i++)
-        moe_offload_graph(cx->module->graphs[i], cx->options.loading_horizon);
+        MOE_TRY(moe_offload_graph(cx->target, cx->module->graphs[i], &cx->options));
     return NULL;
 }

@@ -13,9 +13,10 @@
 
 #include "passes/memplan.h"
 
-/* Memory that lives between steps may grow by this part of what the given order has, apart from gathers ahead of their use and
- * sums under way. */
-#define GROWTH 0.1
+/* Memory that lives between steps may grow by this part of what the given order has (and by so little in any case), apart from
+ * gathers ahead of their use and sums under way. */
+#define GROWTH       0.1
+#define GROWTH_LEAST ((int64_t)16 << 10)
 /* An order is worth it if it saves this part of the step. */
 #define WORTH 1e-3
 
@@ -49,7 +50,8 @@ static int64_t constant_bytes(const MoeModule *m) {
 }
 
 static int64_t allowed(int64_t given) {
-    return given + (int64_t)(GROWTH * (double)given);
+    int64_t more = (int64_t)(GROWTH * (double)given);
+    return given + (more > GROWTH_LEAST ? more : GROWTH_LEAST);
 }
 
 static void keep(Best *best, const Overlap *x, const OverlapOrder *o, MoeArena *a) {
@@ -62,24 +64,31 @@ static void keep(Best *best, const Overlap *x, const OverlapOrder *o, MoeArena *
             best->groups[best->n++] = x->items[o->order[i]].groups[k];
 }
 
-/* Policies for one number of chunks. memory: what may live. */
+/* Policies for one number of chunks, those with the least memory first. memory: what may live. */
 static void try_policies(const MoePassContext *cx, const Overlap *x, int64_t memory, bool forced,
                          Best *best, MoeArena *a) {
-    static const double reserves[] = {0, 1, 2, 4, 8, 1e9}; /* of the longest exchange */
-    static const int ahead[] = {0, 32};
-    for (size_t r = 0; r < sizeof reserves / sizeof *reserves; r++)
-        for (size_t k = 0; k < sizeof ahead / sizeof *ahead; k++) {
-            OverlapPolicy p = {.reserve = reserves[r] * x->longest_comm,
-                               .ahead = ahead[k],
-                               .memory = memory,
-                               .gather_bytes = cx->options.gather_bytes};
-            if (p.gather_bytes == 0)
-                p.gather_bytes = 2 * x->layer_gathers;
-            OverlapOrder o = moe_overlap_schedule(x, &p);
-            bool better = o.seconds < best->seconds * (1 - WORTH) && o.peak <= memory;
-            if (better || (forced && !best->groups))
-                keep(best, x, &o, a);
-        }
+    static const struct {
+        double reserve; /* times the longest exchange */
+        int ahead;
+        bool eager;
+        int under_way; /* sums; layers' gathers */
+    } ways[] = {{0, 0, true, 1},    {0, 32, false, 1},   {2, 32, false, 1}, {1e9, 32, false, 1},
+                {0, 0, true, 2},    {0, 32, false, 2},   {1, 32, false, 2}, {2, 32, true, 2},
+                {2, 32, false, 2},  {4, 32, false, 2},   {8, 32, false, 2}, {1e9, 32, false, 2}};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        OverlapPolicy p = {.reserve = ways[i].reserve * x->longest_comm,
+                           .ahead = ways[i].ahead,
+                           .eager = ways[i].eager,
+                           .sums = (size_t)ways[i].under_way,
+                           .memory = memory,
+                           .gather_bytes = cx->options.gather_bytes};
+        if (p.gather_bytes == 0)
+            p.gather_bytes = ways[i].under_way * x->layer_gathers;
+        OverlapOrder o = moe_overlap_schedule(x, &p);
+        bool better = o.seconds < best->seconds * (1 - WORTH) && o.peak <= memory;
+        if (better || (forced && !best->groups))
+            keep(best, x, &o, a);
+    }
 }
 
 /* ---- the memory limit ---- */

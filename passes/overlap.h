@@ -62,6 +62,8 @@ typedef struct {
 typedef struct {
     double reserve;      /* seconds of fillers that are held back for times when all else has to wait */
     int ahead;           /* steps looked at beyond the next one, at such times */
+    bool eager;          /* sums queue for a link that is busy, rather than hold what they add up */
+    size_t sums;         /* under way at a time */
     int64_t gather_bytes; /* gathers that nobody has read yet, at most */
     int64_t memory; /* bytes that live, but for such gathers and sums under way, at most, where there is a choice */
 } OverlapPolicy;

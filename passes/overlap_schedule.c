@@ -3,7 +3,8 @@
  * Two resources, compute and links, with the simulator's clocks. Phases stay in order. Of a phase, again and again the first of
  * these that applies:
  * 1. an exchange that kernels need starts as soon as its operands are there;
- * 2. sums and gathers start when their links have nothing to do: sums two at a time, gathers as far ahead as memory allows;
+ * 2. sums and gathers start when their links have nothing to do: one or two sums at a time, gathers as far ahead as the policy
+ *    says;
  * 3. the next step in the given order runs, if it need not wait for an exchange - or a filler, if more of them are held back
  *    than the policy says, or memory is short, in which case sums start and end whatever they take;
  * 4. while it would have to wait: the oldest filler, or a step further on;
@@ -11,8 +12,6 @@
  * Waits, feeders and gathers that were not started ahead run when what reads them does. */
 #include "base/assert.h"
 #include "passes/overlap.h"
-
-#define MAX_SUMS 2 /* under way */
 
 typedef struct {
     const Overlap *x;
@@ -26,7 +25,7 @@ typedef struct {
     bool *took;    /* by value: it has another's */
     int *order;
     size_t n_order;
-    int *sums; /* exchanges under way that no kernel needs: their waits */
+    int *sums; /* the waits for sums under way, as far as they are of this phase */
     size_t n_sums;
     int64_t live, peak, ahead_bytes;
     int64_t apart; /* of live: gathers ahead, sums under way */
@@ -37,6 +36,15 @@ typedef struct {
 
 static const OverlapItem *item(const Sched *s, int i) {
     return &s->x->items[i];
+}
+
+static bool is_exchange(const OverlapItem *it) {
+    return it->kind == ITEM_COMM || it->kind == ITEM_LATE || it->kind == ITEM_GATHER;
+}
+
+/* An exchange that keeps memory until its wait, which may be far off. */
+static bool is_sum(const OverlapItem *it) {
+    return it->kind == ITEM_LATE || (is_exchange(it) && it->staging > 0);
 }
 
 /* ---- running an item ---- */
@@ -68,6 +76,22 @@ static int64_t take_over(Sched *s, const OverlapItem *it) {
     return bytes;
 }
 
+/* What a sum keeps until its wait: staging memory, and what it adds up, if nobody else wants it. */
+static void take_off(Sched *s, int sum) {
+    const OverlapItem *it = item(s, sum);
+    s->flight[sum] = it->staging;
+    for (size_t k = 0; k < it->n_reads; k++)
+        if (s->readers[it->reads[k]] == 2) /* itself and the wait */
+            s->flight[sum] += s->x->values[it->reads[k]].bytes;
+    s->apart += s->flight[sum];
+}
+
+static void land(Sched *s, int exchange) {
+    s->live -= item(s, exchange)->staging;
+    s->apart -= s->flight[exchange];
+    s->flight[exchange] = 0;
+}
+
 static void account(Sched *s, int i) {
     const OverlapItem *it = item(s, i);
     s->live += it->makes + it->staging - take_over(s, it);
@@ -76,23 +100,16 @@ static void account(Sched *s, int i) {
         s->ahead_bytes += it->makes;
         s->apart += it->makes;
     }
+    if (is_sum(it))
+        take_off(s, i);
     for (size_t k = 0; k < it->n_reads && it->kind != ITEM_WAIT; k++)
         stop_ahead(s, s->x->values[it->reads[k]].item);
     note_peak(s);
     for (size_t k = 0; k < it->n_reads; k++)
         if (--s->readers[it->reads[k]] == 0 && !s->taken[it->reads[k]])
             s->live -= s->x->values[it->reads[k]].bytes;
-    for (size_t k = 0; k < it->n_needs && it->kind == ITEM_WAIT; k++) {
-        s->live -= item(s, it->needs[k])->staging;
-        s->apart -= s->flight[it->needs[k]];
-        s->flight[it->needs[k]] = 0;
-    }
-    if (it->kind != ITEM_LATE)
-        return;
-    s->flight[i] = it->staging;
-    for (size_t k = 0; k < it->n_reads; k++)
-        s->flight[i] += s->readers[it->reads[k]] == 1 ? s->x->values[it->reads[k]].bytes : 0;
-    s->apart += s->flight[i];
+    for (size_t k = 0; k < it->n_needs && it->kind == ITEM_WAIT; k++)
+        land(s, it->needs[k]);
 }
 
 static void issue(Sched *s, int i) {
@@ -108,10 +125,6 @@ static void issue(Sched *s, int i) {
 }
 
 /* ---- what can run ---- */
-
-static bool is_exchange(const OverlapItem *it) {
-    return it->kind == ITEM_COMM || it->kind == ITEM_LATE || it->kind == ITEM_GATHER;
-}
 
 /* Runs only because something that reads it does, or when there is room. */
 static bool on_demand(OverlapClass k) {
@@ -164,19 +177,6 @@ static int first_of(Sched *s, OverlapClass kind) {
 
 /* ---- the choices ---- */
 
-static bool start_comm(Sched *s) {
-    for (int i = first_of(s, ITEM_COMM); i >= 0; i = next_of(s, ITEM_COMM, (size_t)i + 1))
-        if (can_issue(s, i) && now(s, i)) {
-            issue(s, i);
-            return true;
-        }
-    return false;
-}
-
-static bool link_is_free(const Sched *s, int i) {
-    return moe_sim_link_free(s->sim, item(s, i)->steps[0]) <= moe_sim_clock(s->sim);
-}
-
 static void end_sums(Sched *s, size_t keep) {
     size_t drop = s->n_sums > keep ? s->n_sums - keep : 0;
     for (size_t k = 0; k < drop; k++)
@@ -187,14 +187,28 @@ static void end_sums(Sched *s, size_t keep) {
     s->n_sums -= drop;
 }
 
-/* A sum: its wait is what nobody asks for before the phase ends, unless another sum wants its place. */
-static void start_late(Sched *s, int i) {
-    end_sums(s, MAX_SUMS - 1);
-    issue(s, i);
+/* A sum ends when another wants its place, if nobody reads it before. */
+static void start_exchange(Sched *s, int i) {
     const OverlapItem *it = item(s, i);
-    for (size_t k = 0; k < it->n_users; k++)
-        if (item(s, it->users[k])->kind == ITEM_WAIT)
+    if (is_sum(it))
+        end_sums(s, s->policy->sums - 1);
+    issue(s, i);
+    for (size_t k = 0; k < it->n_users && is_sum(it); k++)
+        if (item(s, it->users[k])->kind == ITEM_WAIT && item(s, it->users[k])->phase == s->phase)
             s->sums[s->n_sums++] = it->users[k];
+}
+
+static bool start_comm(Sched *s) {
+    for (int i = first_of(s, ITEM_COMM); i >= 0; i = next_of(s, ITEM_COMM, (size_t)i + 1))
+        if (can_issue(s, i) && now(s, i)) {
+            start_exchange(s, i);
+            return true;
+        }
+    return false;
+}
+
+static bool link_is_free(const Sched *s, int i, double by) {
+    return moe_sim_link_free(s->sim, item(s, i)->steps[0]) <= by;
 }
 
 /* Makes room: the oldest sum under way ends, whatever its wait takes, or the next one starts. */
@@ -205,22 +219,24 @@ static bool end_or_start_sum(Sched *s) {
     }
     for (int i = first_of(s, ITEM_LATE); i >= 0; i = next_of(s, ITEM_LATE, (size_t)i + 1))
         if (can_issue(s, i) && now(s, i)) {
-            start_late(s, i);
+            start_exchange(s, i);
             return true;
         }
     return false;
 }
 
-static bool start_others(Sched *s) {
+/* Sums and gathers whose links have nothing to do by the time given. */
+static bool start_others(Sched *s, double by) {
     for (int i = first_of(s, ITEM_LATE); i >= 0; i = next_of(s, ITEM_LATE, (size_t)i + 1))
         if (can_issue(s, i) && now(s, i)) {
-            if (!link_is_free(s, i))
+            if (!s->policy->eager && !link_is_free(s, i, by))
                 break;
-            start_late(s, i);
+            start_exchange(s, i);
             return true;
         }
     int i = first_of(s, ITEM_GATHER);
-    if (i < 0 || !link_is_free(s, i) || s->ahead_bytes + item(s, i)->makes > s->policy->gather_bytes)
+    if (i < 0 || !link_is_free(s, i, by) ||
+        s->ahead_bytes + item(s, i)->makes > s->policy->gather_bytes)
         return false;
     issue(s, i);
     return true;
@@ -298,11 +314,28 @@ static bool run_rest(Sched *s, int filler) {
     }
     if (any < 0)
         return false;
-    if (item(s, any)->kind == ITEM_LATE)
-        start_late(s, any);
+    if (is_exchange(item(s, any)))
+        start_exchange(s, any);
     else
         issue(s, any);
     return true;
+}
+
+/* What item i waits for ends, so that others can start before it runs: the next gather, where this one's was the last that was
+ * allowed ahead. */
+static bool wait_first(Sched *s, int i) {
+    const OverlapItem *it = item(s, i);
+    bool any = false;
+    for (size_t k = 0; k < it->n_needs; k++) {
+        int wait = it->needs[k];
+        if (s->issued[wait] || item(s, wait)->kind != ITEM_WAIT)
+            continue;
+        issue(s, wait);
+        for (size_t n = 0; n < item(s, wait)->n_needs; n++)
+            stop_ahead(s, item(s, wait)->needs[n]);
+        any = true;
+    }
+    return any;
 }
 
 static bool run_next(Sched *s) {
@@ -324,17 +357,24 @@ static bool run_next(Sched *s) {
         return true;
     }
     if (!now(s, step)) {
+        bool unused;
         int other = filler >= 0 ? filler : find_ahead(s, step);
-        step = other >= 0 ? other : find_earliest(s, step);
+        if (other < 0) {
+            step = find_earliest(s, step);
+            if (start_others(s, ready_at(s, step, &unused)))
+                return true;
+        }
+        step = other >= 0 ? other : step;
     }
-    issue(s, step);
+    if (!wait_first(s, step))
+        issue(s, step);
     return true;
 }
 
 static void run_phase(Sched *s) {
     for (int k = 0; k <= ITEM_WAIT; k++)
         s->first[k] = 0;
-    while (start_comm(s) || start_others(s) || run_next(s))
+    while (start_comm(s) || start_others(s, moe_sim_clock(s->sim)) || run_next(s))
         continue;
     for (int i = first_of(s, ITEM_WAIT); i >= 0; i = first_of(s, ITEM_WAIT))
         issue(s, i);

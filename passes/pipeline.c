@@ -38,8 +38,8 @@ static size_t count_ops(const MoeModule *m) {
 
 /* Passes that ask the target at every turn; grad, decompose and recompute do without one. */
 static bool needs_target(const char *pass) {
-    return strcmp(pass, "fuse") == 0 || strcmp(pass, "overlap") == 0 || strcmp(pass, "memplan") == 0 ||
-           strcmp(pass, "kernels") == 0;
+    return strcmp(pass, "fuse") == 0 || strcmp(pass, "overlap") == 0 || strcmp(pass, "offload") == 0 ||
+           strcmp(pass, "memplan") == 0 || strcmp(pass, "kernels") == 0;
 }
 
 static MoeStatus check_options(const Run *r, const MoePassInfo *const *rows, size_t n) {

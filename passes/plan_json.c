@@ -257,6 +257,8 @@ static MoeStatus add_program(const Plan *plan, const MoeProgram *p, json_t *prog
     set_i(memory, "offloaded", p->memory.offloaded);
     set(o, "memory", memory);
     set(o, "predicted", json_predicted(&p->predicted));
+    if (p->memory.offloaded)
+        set(o, "offload_slots", moe_plan_json_offloaded(p->graph));
     set(o, "values", w.values);
     set(o, "inputs", inputs);
     set(o, "outputs", outputs);

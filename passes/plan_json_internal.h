@@ -37,7 +37,8 @@ int moe_plan_value_entry(MoePlanWriter *w, const MoeValue *v);
 /* plan_json_comm.c. What a step of COMM ops adds to the members that all steps have: "comm", "start"; of a `wait`: "wait", the
  * index in plan.json of the step that it ends. json_step: by group, that index. */
 void moe_plan_json_comm(MoePlanWriter *w, size_t step, const int *json_step, json_t *o);
-/* plan_json_store.c. What a step of STORE ops adds: "store". */
+/* plan_json_store.c. The capacities of the slots outside the slab; what a step of STORE ops adds: "store". */
+json_t *moe_plan_json_offloaded(const MoeGraph *g);
 void moe_plan_json_store(MoePlanWriter *w, size_t step, json_t *o);
 /* What a kernel's step adds when it works on one chunk of slots: "slots", "segs". */
 void moe_plan_json_slots(MoePlanWriter *w, const MoeGroup *g, json_t *o);

@@ -27,6 +27,14 @@ static json_t *json_move(MoePlanWriter *w, const MoeOp *op) {
     return o;
 }
 
+json_t *moe_plan_json_offloaded(const MoeGraph *g) {
+    json_t *a = json_array();
+    for (size_t i = 0; i < g->n_ops; i++)
+        if (g->ops[i]->opcode == MOE_OP_OFFLOAD)
+            json_array_append_new(a, json_integer(moe_type_bytes(&g->ops[i]->results[0]->type)));
+    return a;
+}
+
 void moe_plan_json_store(MoePlanWriter *w, size_t step, json_t *o) {
     const MoeGroup *g = &w->p->steps[step].group;
     json_t *moves = json_array();

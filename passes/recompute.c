@@ -179,13 +179,15 @@ static MoeStatus does_not_fit(const MoePassContext *cx, int64_t params, int64_t 
         MOE_E_INPUT,
         "the memory limit of %s (%lld bytes) cannot be met: training needs at least %s "
         "(%lld bytes): parameters %s, optimiser states %s, and %s for values, with every "
-        "layer computed again; raise the limit, or use a smaller batch, shorter sequences "
+        "layer computed again%s; raise the limit, or use %sa smaller batch, shorter sequences "
         "or more micro-batches",
         moe_format_bytes((double)cx->options.memory_limit, limit),
         (long long)cx->options.memory_limit,
         moe_format_bytes((double)(params + states + slab), all),
         (long long)(params + states + slab), moe_format_bytes((double)params, p),
-        moe_format_bytes((double)states, s), moe_format_bytes((double)slab, b));
+        moe_format_bytes((double)states, s), moe_format_bytes((double)slab, b),
+        cx->options.offload ? " and activations offloaded" : "",
+        cx->options.offload ? "" : "--offload-activations, ");
 }
 
 /* The fewest layers that fit, by halving: more layers never need much more. */

@@ -6,7 +6,8 @@
  * rank q in an exchange (its blocks for q, one after another) is as many bytes as q receives from p. Zero is allowed, in
  * which case neither side lists the other. A rank may send to itself. Buffers stay as they are from start to wait.
  *
- * Byte counts that differ end the exchange on both ranks with MOE_E_INTERNAL, naming the ranks, the exchange and the bytes.
+ * Byte counts that differ end the exchange on both ranks with MOE_E_INTERNAL, naming the ranks, the exchange and the bytes
+ * (few bytes may be on their way already: then the sender hears of it at its next call).
  *
  * Failures: a peer that died or is silent longer than the limit ends every wait with MOE_E_PEER, naming the rank, its
  * phase and the exchange; after that each call on the communicator returns at once with the same status. Calls are signs of
@@ -32,7 +33,7 @@ typedef struct MoeComm MoeComm;
 typedef struct MoeRequest MoeRequest;
 
 typedef struct {
-    const char *name; /* "self", "threads", "mpi" */
+    const char *name; /* "self", "threads", "mpi", "tcp" */
     MoeStatus (*start)(MoeComm *c, const MoeBlock *sends, size_t n_sends, const MoeBlock *recvs,
                        size_t n_recvs, const char *what, MoeRequest **out);
     MoeStatus (*wait)(MoeComm *c, MoeRequest *r);

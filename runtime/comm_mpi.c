@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/random.h>
 #include <time.h>
 #include <unistd.h>
@@ -108,8 +109,13 @@ static MoeStatus mpi_post(MoeTransport *base, MoeWireOp *op, int *out_peer) {
     return moe_error(MOE_E_PEER, "%s", err);
 }
 
-/* MPI cannot sleep until something comes; a pause leaves the core to others. */
+/* MPI cannot sleep until something comes; a pause leaves the core to others. The kernel rounds pauses up by 50 us if it is
+ * not asked to be precise. */
 static void pause_us(int us) {
+    static bool precise;
+    if (!precise)
+        prctl(PR_SET_TIMERSLACK, 1000ul);
+    precise = true;
     struct timespec t = {0, us * 1000l};
     nanosleep(&t, NULL);
 }

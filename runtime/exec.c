@@ -12,6 +12,7 @@
 #include "runtime/emulate.h"
 #include "runtime/exec_comm.h"
 #include "runtime/plan_read.h"
+#include "runtime/store.h"
 
 static int64_t round_up(int64_t n, int64_t to) {
     return (n + to - 1) / to * to;
@@ -292,6 +293,7 @@ MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, Moe
     MOE_TRY_GOTO(st, moe_exec_windows_create(x), fail);
     MOE_TRY_GOTO(st, moe_exec_elastic_create(x), fail);
     MOE_TRY_GOTO(st, moe_exec_comm_create(x), fail);
+    MOE_TRY_GOTO(st, moe_exec_store_create(x), fail);
     *out = x;
     return NULL;
 fail:
@@ -302,6 +304,7 @@ fail:
 void moe_exec_destroy(MoeExec *x) {
     if (!x)
         return;
+    moe_store_destroy(x->store); /* before the memory that it copies from and to */
     moe_exec_comm_destroy(x);
     moe_exec_elastic_destroy(x);
     moe_exec_windows_destroy(x);
@@ -389,7 +392,7 @@ int64_t moe_exec_memory_bytes(const MoeExec *x) {
                 larger(x->elastic_expect, x->elastic_used);
     for (size_t i = 0; i < x->n_inputs; i++)
         n += x->inputs[i].bytes;
-    return n;
+    return n + (x->store ? moe_store_memory(x->store) : 0);
 }
 
 void moe_exec_profile(MoeExec *x, bool on) {

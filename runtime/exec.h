@@ -21,6 +21,10 @@ MoeComm *moe_exec_comm(const MoeExec *x); /* never NULL */
 /* Where the experts of plan->moe_layers[k] are: [E], expert -> global slot; expert e is in slot e at first. NULL for a
  * plan whose experts are all on one rank and that has no such input. */
 const int32_t *moe_exec_place(const MoeExec *x, size_t k);
+/* Where rows go that the plan offloads: a file in `dir` without a name, gone with the process; NULL: the process's memory, as at
+ * first. Before the first run; nothing happens with a plan that offloads nothing. */
+MoeStatus moe_exec_offload_to(MoeExec *x, const char *dir);
+int64_t moe_exec_offloaded_bytes(MoeExec *x); /* written so far */
 /* The training step that the next runs belong to, for the messages of other ranks. */
 void moe_exec_set_step(MoeExec *x, int64_t step);
 /* The memory of shared buffer i (a parameter or state), valid as long as x. */

@@ -55,7 +55,7 @@ static MoeStatus plan_flights(MoeExec *x, const MoePlanProgram *g, int *flight) 
     MoeExecComm *c = x->between;
     for (size_t i = 0; i < g->n_steps; i++) {
         const MoePlanStep *s = &g->steps[i];
-        if (s->wait >= 0) {
+        if (s->wait >= 0 && g->steps[s->wait].n_comm) {
             flight[i] = flight[s->wait];
             c->flights[flight[i]].busy = false;
         }

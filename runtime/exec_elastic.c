@@ -36,6 +36,8 @@ static MoeStatus list_values(MoeExecProgram *g) {
             begin_value(g, s, p->steps[s].buf_value[b], seen);
         for (size_t c = 0; c < p->steps[s].n_comm; c++)
             begin_value(g, s, p->steps[s].comm[c].out, seen);
+        for (size_t m = 0; m < p->steps[s].n_moves; m++)
+            begin_value(g, s, p->steps[s].moves[m].value, seen);
     }
     g->elastic_at[p->n_steps] = g->n_elastic;
     free(seen);

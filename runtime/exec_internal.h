@@ -35,6 +35,7 @@ typedef struct {
 } MoeExecLayer;
 
 typedef struct MoeExecComm MoeExecComm;
+typedef struct MoeStore MoeStore;
 
 struct MoeExec {
     const MoePlan *plan;
@@ -45,6 +46,7 @@ struct MoeExec {
     int64_t step;     /* 0 unknown */
     double compute;   /* CPU seconds in kernels so far, with several ranks */
     MoeExecComm *between;
+    MoeStore *store; /* of offloaded rows; NULL: the plan has none */
     MoePool *pool;
     void *region; /* all shared buffers */
     int64_t region_bytes;
@@ -78,6 +80,10 @@ void moe_exec_elastic_sum(MoeExec *x);
 MoeStatus moe_exec_windows_create(MoeExec *x);
 void moe_exec_windows_destroy(MoeExec *x);
 void moe_exec_window_fill(const MoeExec *x, MoeExecProgram *g, size_t i);
+
+/* exec_store.c: the store, if the plan offloads anything; a step that offloads or loads, or waits for one that did. */
+MoeStatus moe_exec_store_create(MoeExec *x);
+MoeStatus moe_exec_store_step(MoeExec *x, MoeExecProgram *g, size_t i);
 
 /* Tokens that the logits program's input holds. */
 int64_t moe_exec_logits_ids(const MoeExec *x);

@@ -57,6 +57,14 @@ static void tell_phase(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s
     moe_comm_phase(x->comm, x->step, text);
 }
 
+static MoeStatus run_step(MoeExec *x, MoeExecProgram *g, size_t i) {
+    const MoePlanStep *s = &g->plan->steps[i];
+    if (s->kernel)
+        return run_kernel(x, g, i);
+    bool store = s->n_moves || (s->wait >= 0 && g->plan->steps[s->wait].n_moves);
+    return store ? moe_exec_store_step(x, g, i) : moe_exec_comm_step(x, g, i);
+}
+
 /* Steps of phases lo..hi; counting: only those of the counting pass. */
 static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePlanPhase hi,
                            bool counting) {
@@ -72,7 +80,7 @@ static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePl
             moe_comm_poll(x->comm);
             before = s;
         }
-        MOE_TRY(s->kernel ? run_kernel(x, g, i) : moe_exec_comm_step(x, g, i));
+        MOE_TRY(run_step(x, g, i));
         if (g->elastic)
             moe_exec_elastic_step(x, g, i);
         if (x->profile)

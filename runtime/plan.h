@@ -94,12 +94,23 @@ typedef struct {
     double bytes; /* that a rank sends with balanced routing */
 } MoePlanComm;
 
-/* A step is a kernel, an exchange (n_comm > 0), or the wait for one that was started (wait >= 0). */
+/* Rows on their way out of the slab or back (load). */
+typedef struct {
+    bool load;
+    int value, slot;
+    int64_t bytes, row_bytes; /* bytes: at most */
+    int rows;                 /* the segs value whose last entry counts the live rows; -1: all bytes move */
+} MoePlanMove;
+
+/* A step is a kernel, an exchange (n_comm > 0), offloads or loads (n_moves > 0), or the wait for one of these that was started
+ * (wait >= 0). */
 typedef struct {
     const char *name, *kernel, *kind; /* kernel: NULL unless one */
     MoePlanComm *comm;
     size_t n_comm;
-    bool start; /* the exchange ends at a later wait */
+    MoePlanMove *moves;
+    size_t n_moves;
+    bool start; /* the exchange ends at a later wait; moves always do */
     int wait;   /* index of the step that started it; -1 */
     int layer;  /* -1 none */
     MoePlanPhase phase;
@@ -122,13 +133,24 @@ typedef struct {
     size_t n_slots;
 } MoePlanAccumulate; /* batch_sums have no slots */
 
+/* Seconds of a step (a run of the program), in the order of its steps: docs/PLAN.md. All 0: the plan does not say. */
+typedef struct {
+    double seconds, compute;
+    double a2a, other, a2a_exposed, other_exposed; /* exchanges by themselves; what waits for them add */
+    double a2a_bound, bound;                       /* what no order could hide */
+} MoePlanPrediction;
+
 typedef struct {
     const char *name;
+    MoePlanPrediction predicted;
     int64_t slab_bytes, slab_lower_bound, scratch_bytes;
     int64_t elastic_bytes,
         elastic_expect; /* the slab's end, for elastic values; of it counted on */
     int64_t mem_activations, mem_gradients, mem_workspace, mem_other;
     int64_t mem_communication; /* staging memory of exchanges, beside the slab */
+    int64_t mem_offloaded;     /* of what leaves the slab in between, as expected */
+    int64_t *slot_bytes;       /* [n_slots]: places outside the slab */
+    size_t n_slots;
     MoePlanValue *values;
     size_t n_values;
     MoePlanPort *inputs, *outputs;

@@ -268,7 +268,7 @@ void moe_plan_read_wait(MoePlanReader *r, const json_t *o, MoePlanProgram *g, si
     if (r->st)
         return;
     const MoePlanStep *begin = &g->steps[s->wait];
-    if (!begin->n_comm || !begin->start)
+    if ((!begin->n_comm && !begin->n_moves) || !begin->start)
         moe_plan_fail(r, "wait", "%d is not a step that starts an exchange", s->wait);
     else if (begin->count != s->count || stretch(begin->phase) != stretch(s->phase))
         moe_plan_fail(r, "wait", "%d runs at another time than its wait", s->wait);

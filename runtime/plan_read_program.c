@@ -148,6 +148,8 @@ static void read_step(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size
         moe_plan_fail(r, "phase", "comes after a step of a later phase");
     if (!strcmp(s->kind, "comm"))
         moe_plan_read_comm(r, o, g, i);
+    else if (!strcmp(s->kind, "store"))
+        moe_plan_read_store(r, o, g, i);
     else if (!strcmp(s->kind, "wait"))
         moe_plan_read_wait(r, o, g, i);
     else
@@ -192,6 +194,20 @@ static void read_folds(MoePlanReader *r, const json_t *o, const char *key, MoePl
     }
 }
 
+static void read_predicted(MoePlanReader *r, const json_t *o, MoePlanProgram *g) {
+    MoePlanPrediction *p = &g->predicted;
+    const struct {
+        const char *key;
+        double *to;
+    } rows[] = {{"seconds", &p->seconds},         {"compute", &p->compute},
+                {"a2a", &p->a2a},                 {"other", &p->other},
+                {"a2a_exposed", &p->a2a_exposed}, {"other_exposed", &p->other_exposed},
+                {"a2a_bound", &p->a2a_bound},     {"bound", &p->bound}};
+    moe_plan_at(r, "programs.%s.predicted", g->name);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows && !r->st; i++)
+        *rows[i].to = moe_plan_num(r, o, rows[i].key, true);
+}
+
 void moe_plan_read_program(MoePlanReader *r, const char *name, const json_t *o, MoePlanProgram *g) {
     g->name = name;
     moe_plan_at(r, "programs.%s", name);
@@ -211,7 +227,13 @@ void moe_plan_read_program(MoePlanReader *r, const char *name, const json_t *o, 
         g->mem_other = moe_plan_int(r, m, "other", 0, MOE_PLAN_MAX_BYTES);
         if (json_object_get(m, "communication"))
             g->mem_communication = moe_plan_int(r, m, "communication", 0, MOE_PLAN_MAX_BYTES);
+        if (json_object_get(m, "offloaded"))
+            g->mem_offloaded = moe_plan_int(r, m, "offloaded", 0, MOE_PLAN_MAX_BYTES);
     }
+    moe_plan_at(r, "programs.%s", name);
+    moe_plan_read_slot_bytes(r, o, g);
+    if (json_object_get(o, "predicted"))
+        read_predicted(r, json_object_get(o, "predicted"), g);
     read_values(r, o, g);
     read_ports(r, o, "inputs", g, &g->inputs, &g->n_inputs);
     read_ports(r, o, "outputs", g, &g->outputs, &g->n_outputs);
@@ -221,6 +243,7 @@ void moe_plan_read_program(MoePlanReader *r, const char *name, const json_t *o, 
     for (size_t i = 0; i < g->n_steps && !r->st; i++)
         read_step(r, json_array_get(steps, i), g, i);
     moe_plan_check_waits(r, g);
+    moe_plan_check_moves(r, g);
     size_t levels = 0;
     while (((size_t)1 << levels) < (size_t)r->plan->micro_batches)
         levels++;

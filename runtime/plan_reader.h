@@ -39,6 +39,10 @@ const char *moe_plan_kind(const json_t *v); /* "an object", ..., for errors */
 void moe_plan_read_program(MoePlanReader *r, const char *name, const json_t *o, MoePlanProgram *g);
 /* An index into the program's values; 0 after an error. */
 int moe_plan_value(MoePlanReader *r, const json_t *v, const MoePlanProgram *g, const char *key);
+/* plan_read_store.c: the capacities of slots outside the slab; step i as offloads or loads; whether what is loaded was offloaded. */
+void moe_plan_read_slot_bytes(MoePlanReader *r, const json_t *o, MoePlanProgram *g);
+void moe_plan_read_store(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
+void moe_plan_check_moves(MoePlanReader *r, const MoePlanProgram *g);
 /* plan_read_comm.c: step i as an exchange, or as the wait for an earlier one. */
 void moe_plan_read_comm(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
 void moe_plan_read_wait(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);

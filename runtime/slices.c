@@ -108,7 +108,8 @@ static uint64_t element_number(uint64_t key, uint32_t bits) {
 }
 
 uint64_t moe_piece_sum(const MoePiece *p, const float *data) {
-    const uint64_t step = 0x9e3779b97f4a7c15u; /* keys of neighbours are far apart, also modulo 2^32 */
+    const uint64_t step =
+        0x9e3779b97f4a7c15u; /* keys of neighbours are far apart, also modulo 2^32 */
     uint64_t sum = 0;
     MoeRun r;
     for (int64_t at = 0; moe_piece_run(p, at, &r); at = r.first + r.n) {

@@ -286,8 +286,11 @@ int64_t moe_store_memory(const MoeStore *s) {
     return n;
 }
 
-int64_t moe_store_moved(const MoeStore *s) {
-    return s->moved;
+int64_t moe_store_moved(MoeStore *s) {
+    pthread_mutex_lock(&s->lock);
+    int64_t n = s->moved;
+    pthread_mutex_unlock(&s->lock);
+    return n;
 }
 
 void moe_store_destroy(MoeStore *s) {

@@ -29,8 +29,9 @@ bool moe_store_done(MoeStore *s, size_t ticket, double seconds);
 /* What went wrong with loads since the last call; the ticket is done. */
 MoeStatus moe_store_result(MoeStore *s, size_t ticket);
 
-int64_t moe_store_memory(const MoeStore *s); /* bytes of slots in the process's memory that were used */
-int64_t moe_store_moved(const MoeStore *s);  /* bytes offloaded so far */
-void moe_store_destroy(MoeStore *s);         /* waits for what is under way; NULL is fine */
+/* Bytes of slots in the process's memory, as far as they were used; nothing is under way. */
+int64_t moe_store_memory(const MoeStore *s);
+int64_t moe_store_moved(MoeStore *s); /* bytes offloaded so far */
+void moe_store_destroy(MoeStore *s);  /* waits for what is under way; NULL is fine */
 
 #endif

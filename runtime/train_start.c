@@ -181,6 +181,12 @@ static MoeStatus find_saved(MoeTrainer *s) {
     return st;
 }
 
+/* Where activations go that the plan offloads; NULL: they stay in the process's memory. */
+static const char *offload_dir(const MoeTrainer *s) {
+    const char *to = s->o->offload_to ? s->o->offload_to : s->o->out_dir;
+    return to && strcmp(to, "memory") != 0 ? to : NULL;
+}
+
 static void say_start(MoeTrainer *s, bool resumed) {
     const MoeTrainOptions *o = s->o;
     s->progress =
@@ -193,6 +199,15 @@ static void say_start(MoeTrainer *s, bool resumed) {
                      "data: %lld tokens, %lld sequences of %lld to train on, %lld held out",
                      (long long)moe_data_tokens(s->data), (long long)train, (long long)s->plan->seq,
                      (long long)moe_data_eval_windows(s->data));
+    const MoePlanProgram *p = moe_plan_program(s->plan, "train");
+    if (p->n_slots && s->speaks)
+        moe_progress_say(s->progress, "activations that the plan offloads go to %s%s",
+                         offload_dir(s) ? "a file in " : "this process's memory",
+                         offload_dir(s) ? offload_dir(s) : "");
+    else if (o->offload_to && s->speaks)
+        moe_note("--offload-to %s is left out: the plan offloads nothing (moec compile "
+                 "--offload-activations)",
+                 o->offload_to);
     if (train < s->plan->batch && s->speaks)
         moe_warn(
             "%s: %lld training sequences are fewer than a batch of %lld: each batch repeats some",
@@ -206,6 +221,7 @@ MoeStatus moe_train_start(MoeTrainer *s) {
     MOE_TRY(check_same_data(s));
     MOE_TRY(moe_train_agree(s, open_run(s, &holds), "the run directory"));
     MOE_TRY(moe_train_share(s, &holds, sizeof holds, "the run directory"));
+    MOE_TRY(moe_train_agree(s, moe_exec_offload_to(s->x, offload_dir(s)), "the file for offloaded activations"));
     MOE_TRY(moe_train_agree(s, load_or_init(s, holds, &resumed), "the weights"));
     place_data(s, resumed);
     MOE_TRY(moe_train_agree(s, begin_run(s), "the run directory"));

@@ -50,7 +50,11 @@ MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out) {
                                        .mixed_bf16 = o->bf16,
                                        .recompute = o->recompute,
                                        .memory_limit = o->memory_limit,
-                                       .mesh = o->mesh};
+                                       .mesh = o->mesh,
+                                       .overlap = o->overlap,
+                                       .overlap_chunks = o->overlap_chunks};
+    if (o->cluster)
+        out->cx.options.cluster = *o->cluster;
     MoePipelineOptions p = {.passes = o->passes, .verify_each = true, .out = stdout, .err = stderr};
     return moe_pipeline_run(&out->cx, &p);
 }

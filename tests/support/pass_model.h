@@ -14,6 +14,9 @@ typedef struct {
     MoeRecompute recompute;
     int64_t memory_limit;
     MoeMesh mesh;       /* all zero: one rank */
+    bool overlap;
+    int overlap_chunks;         /* 0: chosen */
+    const MoeCluster *cluster;  /* NULL: one host */
     const char *passes; /* NULL: all */
     bool refuse_joins, refuse_alias;
 } MoePassModelOptions;

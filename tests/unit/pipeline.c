@@ -46,9 +46,16 @@ static void parse_recompute(const char *name, MoeRecompute *out) {
     ck_abort_msg("unknown recompute \"%s\"", name);
 }
 
+/* A file of the source tree. */
+static void load_cluster(const char *path, MoeCluster *out) {
+    char *full = moe_path_join(MOE_SOURCE_DIR, path);
+    ok(moe_cluster_load(full, out));
+    free(full);
+}
+
 /* "// moec opt --passes=... ..." */
 static Command parse_command(const char *text, const char *file) {
-    Command c = {.options = {.micro_batches = 1, .virtual_shards = 4, .batch = 4, .seq = 1}};
+    Command c = {.options = {.micro_batches = 1, .virtual_shards = 4, .batch = 4, .seq = 1, .loading_horizon = 1}};
     MoeStrategy ranks = {0};
     char line[512];
     snprintf(line, sizeof line, "%.*s", (int)strcspn(text, "\n"), text);
@@ -73,6 +80,10 @@ static Command parse_command(const char *text, const char *file) {
             c.options.memory_limit = atoll(value);
         else if (strncmp(w, "--recompute", n) == 0)
             parse_recompute(value, &c.options.recompute);
+        else if (strcmp(w, "--offload-activations") == 0)
+            c.options.offload = true;
+        else if (strncmp(w, "--activation-loading-horizon", n) == 0)
+            c.options.loading_horizon = atoi(value);
         else if (strcmp(w, "--emit-grads") == 0)
             c.options.emit_grads = true;
         else if (strncmp(w, "--ranks", n) == 0)
@@ -90,6 +101,12 @@ static Command parse_command(const char *text, const char *file) {
             snprintf(path, sizeof path, "%.*s/%s", (int)(strrchr(file, '/') - file), file, value);
             ok(moe_strategy_load(path, &ranks));
         }
+        else if (strncmp(w, "--cluster", n) == 0)
+            load_cluster(value, &c.options.cluster);
+        else if (strncmp(w, "--overlap", n) == 0)
+            c.options.overlap = strcmp(value, "on") == 0;
+        else if (strncmp(w, "--overlap-chunks", n) == 0)
+            c.options.overlap_chunks = atoi(value);
         else
             ck_abort_msg("%s: unknown option %s", file, w);
     }

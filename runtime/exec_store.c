@@ -1,0 +1,74 @@
+/* Steps that offload and load (docs/PLAN.md): they start copies of live rows between the slab and the store (store.h); a later
+ * wait ends them. A step's ticket is its number, counted over all programs; so are slots. */
+#include <stdlib.h>
+
+#include "base/mem.h"
+#include "runtime/exec_internal.h"
+#include "runtime/store.h"
+
+#define POLL_SECONDS 0.01 /* between looks at what the other ranks do */
+
+/* The numbers of program g's first slot and ticket. */
+static void first_of(const MoeExec *x, const MoeExecProgram *g, size_t *out_slot,
+                     size_t *out_ticket) {
+    *out_slot = *out_ticket = 0;
+    for (const MoeExecProgram *p = x->programs; p < g; p++) {
+        *out_slot += p->plan->n_slots;
+        *out_ticket += p->plan->n_steps;
+    }
+}
+
+MoeStatus moe_exec_store_create(MoeExec *x) {
+    size_t n, n_tickets;
+    first_of(x, x->programs + x->plan->n_programs, &n, &n_tickets);
+    if (!n)
+        return NULL;
+    int64_t *bytes = calloc(n, sizeof *bytes), *at = bytes;
+    if (!bytes)
+        return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
+    for (size_t g = 0; g < x->plan->n_programs; g++)
+        for (size_t i = 0; i < x->plan->programs[g].n_slots; i++)
+            *at++ = x->plan->programs[g].slot_bytes[i];
+    MoeStatus st = moe_store_create(bytes, n, n_tickets, &x->store);
+    free(bytes);
+    return st;
+}
+
+MoeStatus moe_exec_offload_to(MoeExec *x, const char *dir) {
+    char who[32] = "";
+    if (!x->store || !dir)
+        return NULL;
+    if (x->plan->ranks > 1)
+        snprintf(who, sizeof who, "rank %d: ", x->rank);
+    return moe_store_open(x->store, dir, who);
+}
+
+int64_t moe_exec_offloaded_bytes(MoeExec *x) {
+    return x->store ? moe_store_moved(x->store) : 0;
+}
+
+/* The bytes of a move's rows that are live. */
+static int64_t live_bytes(const MoeExecProgram *g, const MoePlanMove *m) {
+    if (m->rows < 0)
+        return m->bytes;
+    const int32_t *segs = (const int32_t *)(const void *)g->values[m->rows];
+    int64_t n = segs[g->plan->values[m->rows].bytes / 4 - 1] * m->row_bytes;
+    return n < m->bytes ? n : m->bytes;
+}
+
+MoeStatus moe_exec_store_step(MoeExec *x, MoeExecProgram *g, size_t i) {
+    const MoePlanStep *s = &g->plan->steps[i];
+    size_t slot, ticket;
+    first_of(x, g, &slot, &ticket);
+    for (size_t k = 0; k < s->n_moves; k++) {
+        const MoePlanMove *m = &s->moves[k];
+        MOE_TRY(moe_store_start(x->store, ticket + i, slot + (size_t)m->slot, m->load,
+                                g->values[m->value], live_bytes(g, m)));
+    }
+    if (s->wait < 0)
+        return NULL;
+    ticket += (size_t)s->wait;
+    while (!moe_store_done(x->store, ticket, POLL_SECONDS))
+        moe_comm_poll(x->comm);
+    return moe_status_prefix(moe_store_result(x->store, ticket), "step %s", s->name);
+}
