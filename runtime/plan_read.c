@@ -225,6 +225,7 @@ static void read_mesh(MoePlanReader *r, const json_t *root) {
         p->mesh.tp = (int)moe_plan_int(r, o, "tp", 1, MOE_MAX_RANKS);
         p->mesh.dense_shard = (int)moe_plan_int(r, o, "dense_shard", 1, MOE_MAX_RANKS);
         read_ranges(r, o);
+        moe_plan_at(r, "mesh");
         MoeStatus bad =
             r->st ? NULL : moe_mesh_check(&p->mesh, p->virtual_shards, p->micro_batches);
         if (bad)
