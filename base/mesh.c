@@ -1,10 +1,14 @@
 /* See mesh.h. */
 #include "base/mesh.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/assert.h"
+
 MoeMesh moe_mesh_one(void) {
-    return (MoeMesh){1, 1, 1, 1, 1};
+    return (MoeMesh){.dp = 1, .shard = 1, .ep = 1, .tp = 1, .dense_shard = 1};
 }
 
 int moe_mesh_size(const MoeMesh *m) {
@@ -20,12 +24,82 @@ MoeCoords moe_mesh_coords(const MoeMesh *m, int rank) {
     return (MoeCoords){rest / m->shard, rest % m->shard, data % m->ep, rank % m->tp, data};
 }
 
+/* ---- divisions ---- */
+
+int moe_mesh_of_layer(const MoeMesh *m, int layer) {
+    const MoeMeshRange *own = NULL;
+    for (int i = 0; i < m->n_ranges; i++)
+        if (layer >= m->ranges[i].first && layer <= m->ranges[i].last)
+            own = &m->ranges[i];
+    if (!own || (own->shard == m->shard && own->ep == m->ep))
+        return 0;
+    int k = 0;
+    while (m->ranges[k].shard != own->shard || m->ranges[k].ep != own->ep)
+        k++;
+    return k + 1;
+}
+
+MoeMesh moe_mesh_division(const MoeMesh *m, int k) {
+    MoeMesh d = *m;
+    d.n_ranges = 0;
+    if (!k)
+        return d;
+    MOE_ASSERT(k <= m->n_ranges, "division %d of %d", k, m->n_ranges);
+    const MoeMeshRange *r = &m->ranges[k - 1];
+    return (MoeMesh){.dp = r->dp, .shard = r->shard, .ep = r->ep, .tp = m->tp, .dense_shard = 1};
+}
+
+void moe_mesh_input_name(const char *what, int k, char *name) {
+    if (k)
+        snprintf(name, 32, "%s.%d", what, k);
+    else
+        snprintf(name, 32, "%s", what);
+}
+
+bool moe_mesh_is_input(const char *name, const char *what, int *out_k) {
+    size_t n = strlen(what);
+    *out_k = 0;
+    if (strncmp(name, what, n) != 0)
+        return false;
+    if (name[n] == '.')
+        *out_k = atoi(name + n + 1);
+    return !name[n] || (*out_k > 0 && *out_k <= MOE_MAX_RANGES);
+}
+
+/* ---- groups ---- */
+
+static const MoeMeshGroup divided[] = {MOE_GROUP_EP, MOE_GROUP_EXPERT_DATA, MOE_GROUP_EXPERT_SHARD};
+
+MoeMeshGroup moe_mesh_group_in(MoeMeshGroup g, int k) {
+    for (int i = 0; k && i < 3; i++)
+        if (g == divided[i])
+            return (MoeMeshGroup)(MOE_N_OWN_GROUPS + 3 * (k - 1) + i);
+    return g;
+}
+
+MoeMeshGroup moe_mesh_group_kind(MoeMeshGroup g) {
+    return g < MOE_N_OWN_GROUPS ? g : divided[(g - MOE_N_OWN_GROUPS) % 3];
+}
+
+int moe_mesh_group_division(MoeMeshGroup g) {
+    return g < MOE_N_OWN_GROUPS ? 0 : (int)(g - MOE_N_OWN_GROUPS) / 3 + 1;
+}
+
+bool moe_mesh_has_group(const MoeMesh *m, MoeMeshGroup g) {
+    return moe_mesh_group_division(g) <= m->n_ranges;
+}
+
 const char *moe_mesh_group_name(MoeMeshGroup g) {
+#define DIVISION(k) "ep." #k, "expert_data." #k, "expert_shard." #k
     static const char *const names[] = {
 #define X(id, name) #name,
         MOE_MESH_GROUPS(X)
 #undef X
-    };
+        DIVISION(1), DIVISION(2), DIVISION(3), DIVISION(4), DIVISION(5), DIVISION(6), DIVISION(7),
+        DIVISION(8), DIVISION(9), DIVISION(10), DIVISION(11), DIVISION(12), DIVISION(13),
+        DIVISION(14), DIVISION(15)};
+#undef DIVISION
+    _Static_assert(sizeof names / sizeof *names == MOE_N_GROUPS, "a name for each group");
     return names[g];
 }
 
@@ -64,6 +138,7 @@ static int data_group(const MoeMesh *m, MoeCoords c, MoeMeshGroup g, int *first,
         *stride = w;
         return m->dense_shard;
     case MOE_GROUP_TP:
+    case MOE_N_OWN_GROUPS:
     case MOE_N_GROUPS:
         break;
     }
@@ -71,11 +146,19 @@ static int data_group(const MoeMesh *m, MoeCoords c, MoeMeshGroup g, int *first,
 }
 
 int moe_mesh_group_size(const MoeMesh *m, MoeMeshGroup g) {
+    if (moe_mesh_group_division(g)) {
+        MoeMesh d = moe_mesh_division(m, moe_mesh_group_division(g));
+        return moe_mesh_group_size(&d, moe_mesh_group_kind(g));
+    }
     int first, stride, n = data_group(m, moe_mesh_coords(m, 0), g, &first, &stride);
     return g == MOE_GROUP_TP || g == MOE_GROUP_WORLD ? n * m->tp : n;
 }
 
 int moe_mesh_group_ranks(const MoeMesh *m, int rank, MoeMeshGroup g, int *out) {
+    if (moe_mesh_group_division(g)) {
+        MoeMesh d = moe_mesh_division(m, moe_mesh_group_division(g));
+        return moe_mesh_group_ranks(&d, rank, moe_mesh_group_kind(g), out);
+    }
     MoeCoords c = moe_mesh_coords(m, rank);
     int first, stride, n = data_group(m, c, g, &first, &stride), self = 0, at = 0;
     bool all_tp = g == MOE_GROUP_TP || g == MOE_GROUP_WORLD;
@@ -89,6 +172,31 @@ int moe_mesh_group_ranks(const MoeMesh *m, int rank, MoeMeshGroup g, int *out) {
             out[at++] = r;
         }
     return self;
+}
+
+static MoeStatus check_ranges(const MoeMesh *m) {
+    if (m->n_ranges < 0 || m->n_ranges > MOE_MAX_RANGES)
+        return moe_error(MOE_E_MISUSE, "%d ranges of layers: at most %d", m->n_ranges,
+                         MOE_MAX_RANGES);
+    int D = moe_mesh_data_ranks(m);
+    for (int i = 0; i < m->n_ranges; i++) {
+        const MoeMeshRange *r = &m->ranges[i], *before = i ? r - 1 : NULL;
+        if (r->first < 0 || r->last < r->first)
+            return moe_error(MOE_E_MISUSE, "layers %d to %d: no range of layers", r->first,
+                             r->last);
+        if (before && r->first <= before->last)
+            return moe_error(MOE_E_MISUSE,
+                             "layers %d to %d and layers %d to %d: ranges in order that have no "
+                             "layer in common are needed",
+                             before->first, before->last, r->first, r->last);
+        if (r->dp < 1 || r->shard < 1 || r->ep < 1 || r->dp > D || r->shard > D || r->ep > D ||
+            (int64_t)r->dp * r->shard * r->ep != D)
+            return moe_error(MOE_E_MISUSE,
+                             "layers %d to %d: %d x %d x %d (data parallel x hybrid shard x expert "
+                             "parallel degree) are not the %d data ranks",
+                             r->first, r->last, r->dp, r->shard, r->ep, D);
+    }
+    return NULL;
 }
 
 MoeStatus moe_mesh_check(const MoeMesh *m, int virtual_shards, int micro_batches) {
@@ -123,7 +231,7 @@ MoeStatus moe_mesh_check(const MoeMesh *m, int virtual_shards, int micro_batches
                          "--virtual-shards %lld or more",
                          (long long)d, micro_batches, virtual_shards,
                          (long long)(d * micro_batches));
-    return NULL;
+    return check_ranges(m);
 }
 
 MoeSlice moe_slice(int64_t n, int64_t unit, int parts, int index) {

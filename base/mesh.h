@@ -3,7 +3,10 @@
  *
  * world = dp x shard x ep x tp; rank = ((i_dp*shard + i_shard)*ep + i_ep)*tp + i_tp. A data rank is rank / tp: ranks that
  * differ in i_tp alone work on the same data. Expert tensors are split over ep (slots), then over shard; all others over
- * dense_shard parts of the shard*ep ranks that share i_dp. */
+ * dense_shard parts of the shard*ep ranks that share i_dp.
+ *
+ * Ranges of layers may divide the same data ranks otherwise for their experts: division 0 is the mesh's own dp, shard and ep,
+ * division k > 0 that of ranges[k-1]. Data ranks, tp and everything that is no expert's stay as they are. */
 #ifndef MOE_BASE_MESH_H
 #define MOE_BASE_MESH_H
 
@@ -14,9 +17,18 @@
 #define MOE_MAX_RANKS   4096
 #define MOE_SLICE_BLOCK 4096 /* slices are cut at these elements: the gradient norm's blocks */
 
+#define MOE_MAX_RANGES  15
+
+/* MoE layers first..last; dp*shard*ep is the mesh's. */
+typedef struct {
+    int first, last, dp, shard, ep;
+} MoeMeshRange;
+
 typedef struct {
     int dp, shard, ep, tp; /* degrees, each >= 1 */
     int dense_shard;       /* parts of a parameter that is no expert's; divides shard*ep */
+    int n_ranges;
+    MoeMeshRange ranges[MOE_MAX_RANGES];
 } MoeMesh;
 
 MoeMesh moe_mesh_one(void); /* one rank */
@@ -27,6 +39,15 @@ typedef struct {
     int dp, shard, ep, tp, data; /* data = rank / tp */
 } MoeCoords;
 MoeCoords moe_mesh_coords(const MoeMesh *m, int rank);
+
+/* The division of a layer's experts: of ranges with the same degrees the first, 0 if they are the mesh's own. */
+int moe_mesh_of_layer(const MoeMesh *m, int layer);
+/* The division as a mesh without ranges, for what is an expert's (its dense_shard is 1). k <= n_ranges. */
+MoeMesh moe_mesh_division(const MoeMesh *m, int k);
+/* Inputs of a rank by division: "tok_ep", "tok_ep.1". name has room for 32 bytes. */
+void moe_mesh_input_name(const char *what, int k, char *name);
+/* Whether `name` is that input of any division. */
+bool moe_mesh_is_input(const char *name, const char *what, int *out_k);
 
 /* Groups of ranks that a collective runs in. GROUP(ID, name): the ranks that differ from this one in ... alone */
 #define MOE_MESH_GROUPS(X)                                                                         \
@@ -41,17 +62,25 @@ typedef enum {
 #define X(id, name) MOE_GROUP_##id,
     MOE_MESH_GROUPS(X)
 #undef X
-        MOE_N_GROUPS
+        MOE_N_OWN_GROUPS,
+    /* then ep, expert_data, expert_shard of each other division: "ep.1", "expert_data.1", ... */
+    MOE_N_GROUPS = MOE_N_OWN_GROUPS + 3 * MOE_MAX_RANGES
 } MoeMeshGroup;
+/* The group of division k that g is in the mesh's own: g itself unless it is ep, expert_data or expert_shard. */
+MoeMeshGroup moe_mesh_group_in(MoeMeshGroup g, int k);
+MoeMeshGroup moe_mesh_group_kind(MoeMeshGroup g); /* the reverse: one of the mesh's own */
+int moe_mesh_group_division(MoeMeshGroup g);
+bool moe_mesh_has_group(const MoeMesh *m, MoeMeshGroup g);
 const char *moe_mesh_group_name(MoeMeshGroup g);
 bool moe_mesh_group_from_name(const char *name, MoeMeshGroup *out);
+/* Of groups that the mesh has (moe_mesh_has_group). */
 int moe_mesh_group_size(const MoeMesh *m, MoeMeshGroup g);
 /* World ranks of `rank`'s group, ascending in the order of slices (and of virtual shards); out has room for the group's size.
  * Returns rank's own position. */
 int moe_mesh_group_ranks(const MoeMesh *m, int rank, MoeMeshGroup g, int *out);
 
 /* MOE_E_MISUSE naming the numbers: degrees >= 1; data ranks a power of two and at most virtual_shards / micro_batches;
- * dense_shard divides shard*ep; at most MOE_MAX_RANKS. */
+ * dense_shard divides shard*ep; at most MOE_MAX_RANKS; ranges of layers in order, apart, of as many data ranks. */
 MoeStatus moe_mesh_check(const MoeMesh *m, int virtual_shards, int micro_batches);
 
 /* Part `index` of `parts` of n elements, cut at multiples of `unit`: elements [first, first + count); count may be 0. Buffers

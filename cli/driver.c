@@ -211,6 +211,28 @@ void moe_driver_free(MoeCompiled *c) {
 
 /* ---- a plan made for another CPU ---- */
 
+static MoeStatus read_ranges(const json_t *a, const char *dir, MoeMesh *m) {
+    static const char *const keys[] = {"first", "last", "dp", "shard", "ep"};
+    if (json_array_size(a) > MOE_MAX_RANGES)
+        return moe_error(MOE_E_CORRUPT, "%s: the mesh has %zu ranges of layers; at most %d", dir,
+                         json_array_size(a), MOE_MAX_RANGES);
+    for (size_t i = 0; i < json_array_size(a); i++) {
+        int64_t n[5] = {0};
+        for (int k = 0; k < 5; k++) {
+            MOE_TRY(moe_json_i64(json_array_get(a, i), dir, keys[k], true, &n[k]));
+            if (n[k] < 0 || n[k] > INT32_MAX)
+                return moe_error(MOE_E_CORRUPT, "%s: layers of the mesh have %s = %lld", dir,
+                                 keys[k], (long long)n[k]);
+        }
+        m->ranges[m->n_ranges++] = (MoeMeshRange){.first = (int)n[0],
+                                                  .last = (int)n[1],
+                                                  .dp = (int)n[2],
+                                                  .shard = (int)n[3],
+                                                  .ep = (int)n[4]};
+    }
+    return NULL;
+}
+
 /* The plan's mesh, as a strategy that resolves to it. */
 static MoeStatus read_mesh(const json_t *mesh, const char *dir, MoeStrategy *out) {
     static const char *const keys[] = {"dp", "shard", "ep", "tp", "dense_shard"};
@@ -221,7 +243,8 @@ static MoeStatus read_mesh(const json_t *mesh, const char *dir, MoeStrategy *out
             return moe_error(MOE_E_CORRUPT, "%s: the mesh has %s = %lld; expected 1 to %d", dir, keys[i],
                              (long long)n[i], MOE_MAX_RANKS);
     }
-    MoeMesh m = {(int)n[0], (int)n[1], (int)n[2], (int)n[3], (int)n[4]};
+    MoeMesh m = {.dp = (int)n[0], .shard = (int)n[1], .ep = (int)n[2], .tp = (int)n[3], .dense_shard = (int)n[4]};
+    MOE_TRY(read_ranges(json_object_get(mesh, "layers"), dir, &m));
     MOE_TRY(moe_mesh_check(&m, MOE_MAX_SHARDS, 1));
     *out = moe_strategy_of_mesh(&m);
     return NULL;

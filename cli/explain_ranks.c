@@ -112,16 +112,27 @@ typedef struct {
     double elements;             /* of parameters, without padding */
 } Holds;
 
+/* Experts in this rank's slots in layers of this division, as placed at first. */
+static int experts_of(const MoePlan *p, int division, int rank, int *out_first) {
+    MoeMesh d = moe_mesh_division(&p->mesh, division);
+    int slots = moe_mesh_slots(&d, p->experts);
+    *out_first = moe_mesh_coords(&d, rank).ep * slots;
+    int n = p->experts - *out_first;
+    return n < 0 ? 0 : n > slots ? slots : n;
+}
+
 /* This rank's place among those that share out the parameter. */
 static double elements_held(const MoePlan *p, const MoePlanParam *q, const Holds *h, int rank) {
     int ranks[MOE_MAX_RANKS];
-    MoeMeshGroup group = q->expert ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
+    MoeMeshGroup group = q->expert ? moe_mesh_group_in(MOE_GROUP_EXPERT_SHARD, q->division)
+                                   : MOE_GROUP_DENSE_SHARD;
     int at = moe_mesh_group_ranks(&p->mesh, rank, group, ranks),
         parts = moe_mesh_group_size(&p->mesh, group);
     int64_t n = q->elements / (q->tp_dim >= 0 ? p->mesh.tp : 1), tensors = 1;
     if (q->expert) {
         n /= q->dims[0];
-        tensors = h->n_experts;
+        int first;
+        tensors = q->division ? experts_of(p, q->division, rank, &first) : h->n_experts;
     }
     return (double)(tensors * (parts == 1 ? n : moe_slice(n, MOE_SLICE_BLOCK, parts, at).count));
 }
@@ -130,9 +141,7 @@ static Holds holds_of(const MoePlan *p, int rank) {
     Holds h = {.at = moe_mesh_coords(&p->mesh, rank)};
     h.n_shards = moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, 0, h.at.data,
                                     &h.first_shard);
-    h.first_expert = h.at.ep * p->slots;
-    h.n_experts = p->experts - h.first_expert;
-    h.n_experts = h.n_experts < 0 ? 0 : h.n_experts > p->slots ? p->slots : h.n_experts;
+    h.n_experts = experts_of(p, 0, rank, &h.first_expert);
     for (size_t i = 0; i < p->n_params; i++)
         h.elements += elements_held(p, &p->params[i], &h, rank);
     return h;
@@ -191,6 +200,9 @@ void moe_explain_ranks_md(const MoePlan *p, const MoePlanProgram *g) {
     if (p->experts)
         printf(", %d expert slot%s a rank", p->slots, p->slots == 1 ? "" : "s");
     printf("\n");
+    for (int i = 0; i < m->n_ranges; i++)
+        printf("layers %d-%d: experts over dp %d x shard %d x ep %d\n", m->ranges[i].first,
+               m->ranges[i].last, m->ranges[i].dp, m->ranges[i].shard, m->ranges[i].ep);
     print_holds(p);
     print_traffic(p, g);
 }
@@ -219,6 +231,9 @@ void moe_explain_ranks_json(const MoePlan *p, const MoePlanProgram *g, json_t *r
                         json_pack("{s:i, s:i, s:i, s:i, s:i}", "dp", p->mesh.dp, "shard",
                                   p->mesh.shard, "ep", p->mesh.ep, "tp", p->mesh.tp, "dense_shard",
                                   p->mesh.dense_shard));
+    json_t *layers = json_object_get(json_object_get(p->json, "mesh"), "layers");
+    if (layers)
+        json_object_set(json_object_get(root, "mesh"), "layers", layers);
     json_object_set_new(root, "slots", json_integer(p->slots));
     json_object_set_new(root, "holds", holds);
     json_object_set_new(root, "traffic", traffic);

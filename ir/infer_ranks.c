@@ -10,15 +10,15 @@
 
 /* Attribute `key` names a group of ranks. */
 static const char *need_group(MoeGraph *g, const MoeOp *op, const char *key) {
-    const char *names[MOE_N_GROUPS], *given = moe_attr_s(op, key);
+    const char *names[MOE_N_OWN_GROUPS], *given = moe_attr_s(op, key);
     MoeMeshGroup group;
     if (moe_mesh_group_from_name(given, &group))
         return NULL;
-    for (int i = 0; i < MOE_N_GROUPS; i++)
+    for (int i = 0; i < MOE_N_OWN_GROUPS; i++)
         names[i] = moe_mesh_group_name((MoeMeshGroup)i);
-    const char *near = moe_nearest_name(given, names, MOE_N_GROUPS);
+    const char *near = moe_nearest_name(given, names, MOE_N_OWN_GROUPS);
     MoeStr all = {0};
-    for (int i = 0; i < MOE_N_GROUPS; i++)
+    for (int i = 0; i < MOE_N_OWN_GROUPS; i++)
         moe_str_printf(&all, "%s%s", i ? ", " : "", names[i]);
     const char *problem = moe_infer_fail(
         g, "attribute %s of %s: no group of ranks is named '%.60s'%s%s%s; groups: %s", key,

@@ -39,10 +39,14 @@ void moe_comm_model(const MoePassOptions *o, MoeCommModel *out) {
     MoeArena *a = moe_arena_create();
     int n = moe_mesh_size(&out->mesh), *ranks = MOE_NEW_N(a, int, n), *slice = MOE_NEW_N(a, int, n);
     for (int g = 0; g < MOE_N_GROUPS; g++) {
+        MoeMeshGroup sum = (MoeMeshGroup)g;
+        MoeMeshGroup shares = moe_mesh_group_kind(sum) == MOE_GROUP_EXPERT_DATA
+                                  ? moe_mesh_group_in(MOE_GROUP_EXPERT_SHARD, moe_mesh_group_division(sum))
+                                  : MOE_GROUP_DENSE_SHARD;
+        if (!moe_mesh_has_group(&out->mesh, sum))
+            continue;
         for (int r = 0; r < n; r++)
-            slice[r] = moe_mesh_group_ranks(
-                &out->mesh, r, g == MOE_GROUP_EXPERT_DATA ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD,
-                ranks);
+            slice[r] = moe_mesh_group_ranks(&out->mesh, r, shares, ranks);
         count_peers(out, (MoeMeshGroup)g, slice, ranks);
     }
     moe_arena_destroy(a);

@@ -1,5 +1,6 @@
 /* --eval-each for programs of a rank: the data of the logical graph, cut for every rank; a run in lockstep; results put
  * together again. In: a sharded module, the snapshot of what it was before. Out: a snapshot to compare with that. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/assert.h"
@@ -58,11 +59,12 @@ static int64_t token_rows(const Run *r, int data, int64_t *first) {
 /* ---- parameters: which element of the whole each element of a rank's buffer is ---- */
 
 /* Expert e is in global slot e + 1: not where it is at first, so that programs cannot rely on that. */
-static int64_t slot_of(const Run *r, int64_t e, int64_t experts) {
-    return (e + 1) % ((int64_t)r->mesh->ep * moe_mesh_slots(r->mesh, (int)experts));
+static int64_t slot_of(const MoeMesh *m, int64_t e, int64_t experts) {
+    return (e + 1) % ((int64_t)m->ep * moe_mesh_slots(m, (int)experts));
 }
 
 typedef struct {
+    MoeMesh mesh; /* the parameter's division, if it is an expert's */
     MoeType whole, part; /* part: of this rank's slots and tp part */
     int expert, tp_dim;
     int64_t elements; /* of the whole */
@@ -79,11 +81,14 @@ static Cut cut_of(const Run *r, const MoeOp *param, int rank) {
     for (int d = 0; d < c.whole.rank; d++)
         c.elements *= c.whole.dims[d].size;
     c.part = c.whole;
+    int division = (int)moe_attr_i_or(param, "mesh", 0);
+    c.mesh = moe_mesh_division(r->mesh, division);
     if (c.expert)
-        c.part.dims[0].size = moe_mesh_slots(r->mesh, (int)c.whole.dims[0].size);
+        c.part.dims[0].size = moe_mesh_slots(&c.mesh, (int)c.whole.dims[0].size);
     if (c.tp_dim >= 0)
         c.part.dims[c.tp_dim].size /= r->mesh->tp;
-    MoeMeshGroup group = c.expert ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
+    MoeMeshGroup group = c.expert ? moe_mesh_group_in(MOE_GROUP_EXPERT_SHARD, division)
+                                  : MOE_GROUP_DENSE_SHARD;
     int parts = moe_mesh_group_size(r->mesh, group);
     int *members = MOE_NEW_N(r->a, int, parts);
     int64_t n = 1;
@@ -115,7 +120,7 @@ static int64_t whole_index(const Run *r, const Cut *c, int rank, int64_t e, int6
 static int64_t *cut_map(const Run *r, const MoeOp *param, int rank, int64_t *out_n,
                         int64_t *out_whole) {
     Cut c = cut_of(r, param, rank);
-    int64_t experts = c.expert ? c.whole.dims[0].size : 1, ep = moe_mesh_coords(r->mesh, rank).ep;
+    int64_t experts = c.expert ? c.whole.dims[0].size : 1, ep = moe_mesh_coords(&c.mesh, rank).ep;
     *out_n = c.rows * c.slice.cap;
     *out_whole = c.elements;
     int64_t *map = MOE_NEW_N(r->a, int64_t, *out_n);
@@ -124,7 +129,7 @@ static int64_t *cut_map(const Run *r, const MoeOp *param, int rank, int64_t *out
     for (int64_t e = 0; e < experts; e++) {
         int64_t row = 0;
         if (c.expert)
-            row = (r->mesh->ep > 1 ? slot_of(r, e, experts) : e) - ep * c.rows;
+            row = (c.mesh.ep > 1 ? slot_of(&c.mesh, e, experts) : e) - ep * c.rows;
         if (row < 0 || row >= c.rows)
             continue;
         for (int64_t k = 0; k < c.slice.count; k++)
@@ -161,17 +166,25 @@ static MoeStatus give_own(Run *r, const MoeOp *op, int rank, bool *done) {
     MoeEval *ev = moe_eval_rank(r->ranks, rank);
     MoeCoords at = moe_mesh_coords(r->mesh, rank);
     *done = true;
-    if (strcmp(name, "ep_rank") == 0 || strcmp(name, "tp_rank") == 0) {
-        int32_t n = name[0] == 'e' ? at.ep : at.tp;
+    int k;
+    bool ep_rank = moe_mesh_is_input(name, "ep_rank", &k);
+    if (ep_rank || moe_mesh_is_input(name, "tok_ep", &k)) {
+        MoeMesh d = moe_mesh_division(r->mesh, k);
+        at = moe_mesh_coords(&d, rank);
+        int32_t n = at.ep;
+        return ep_rank ? moe_eval_set_i(ev, v, &n, 1)
+                       : moe_eval_set_i(ev, v, cut_segs(r, at.data - at.ep, d.ep), r->shards + 1);
+    }
+    if (strcmp(name, "tp_rank") == 0) {
+        int32_t n = at.tp;
         return moe_eval_set_i(ev, v, &n, 1);
     }
-    if (strcmp(name, "tok_ep") == 0)
-        return moe_eval_set_i(ev, v, cut_segs(r, at.data - at.ep, r->mesh->ep), r->shards + 1);
     if (strncmp(name, "place.", 6) == 0) {
+        MoeMesh d = moe_mesh_division(r->mesh, moe_mesh_of_layer(r->mesh, atoi(name + 6)));
         int64_t experts = v->type.dims[0].size;
         int32_t *place = MOE_NEW_N(r->a, int32_t, experts);
         for (int64_t e = 0; e < experts; e++)
-            place[e] = (int32_t)slot_of(r, e, experts);
+            place[e] = (int32_t)slot_of(&d, e, experts);
         return moe_eval_set_i(ev, v, place, experts);
     }
     *done = false;

@@ -286,6 +286,19 @@ static const char *recompute_name(MoeRecompute r) {
     return "auto";
 }
 
+/* Layers whose experts are divided in a way of their own. */
+static void add_ranges(json_t *o, const MoeMesh *m) {
+    json_t *a = json_array();
+    for (int i = 0; i < m->n_ranges; i++) {
+        const MoeMeshRange *r = &m->ranges[i];
+        json_array_append_new(a, json_pack("{s:i, s:i, s:i, s:i, s:i}", "first", r->first, "last",
+                                           r->last, "dp", r->dp, "shard", r->shard, "ep", r->ep));
+    }
+    if (m->n_ranges)
+        set(o, "layers", json_incref(a));
+    json_decref(a);
+}
+
 static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo *info,
                        const char *hash) {
     const MoePassOptions *o = &cx->options;
@@ -306,6 +319,7 @@ static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo
     set(root, "mesh",
         json_pack("{s:i, s:i, s:i, s:i, s:i}", "dp", mesh.dp, "shard", mesh.shard, "ep", mesh.ep,
                   "tp", mesh.tp, "dense_shard", mesh.dense_shard));
+    add_ranges(json_object_get(root, "mesh"), &mesh);
     set_i(root, "slots", moe_mesh_slots(&mesh, info->experts));
     set_s(root, "recompute", recompute_name(o->recompute));
     set_i(root, "recompute_layers", o->recompute_layers);

@@ -112,11 +112,19 @@ static json_t *json_slots(const MoeOp *plan, const MoeGroup *g) {
     return json_pack("[I, I]", (json_int_t)(each * g->part), (json_int_t)(each * (g->part + 1)));
 }
 
+/* Slots of a layer that is divided as the plan's mesh says. */
+static int slots_of_plan(const MoePlanWriter *w, const MoeOp *plan) {
+    MoeMesh mesh = moe_pass_mesh(&w->plan->cx->options);
+    return moe_mesh_slots(&mesh, (int)plan->operands[1]->type.dims[0].size);
+}
+
 void moe_plan_json_slots(MoePlanWriter *w, const MoeGroup *g, json_t *o) {
     const MoeOp *plan;
     MoeChunkRole role = moe_group_chunk_role(g, &plan);
     MOE_ASSERT(role == MOE_CHUNK_WORK, "plan: a kernel for a chunk of slots that has no slots");
     set(o, "slots", json_slots(plan, g));
+    if (moe_attr_i(plan, "slots") != slots_of_plan(w, plan))
+        set_i(o, "of", moe_attr_i(plan, "slots"));
     set_i(o, "segs", moe_plan_value_entry(w, plan->results[1]));
 }
 

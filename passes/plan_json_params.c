@@ -92,6 +92,8 @@ json_t *moe_plan_json_params(const MoePlanJson *p) {
         set(o, "dims", json_whole_dims(op));
         set(o, "stacked", json_boolean(moe_attr_i_or(op, "stacked", 0)));
         set(o, "expert", json_boolean(moe_attr_i_or(op, "expert", 0)));
+        if (moe_attr_i_or(op, "mesh", 0))
+            set_i(o, "mesh", moe_attr_i(op, "mesh"));
         set_i(o, "tp_dim", moe_attr_i_or(op, "tp_dim", -1));
         set_s(o, "init", moe_attr_s(op, "init"));
         set(o, "std", json_real(moe_attr(op, "std") ? moe_attr_f(op, "std") : 0.0));

@@ -60,6 +60,8 @@ static MoeStatus param(MoeShard *s, const MoeOp *op) {
     attrs[n++] = moe_as("whole", dims_text(s->a, &p->whole));
     if (p->expert)
         attrs[n++] = moe_ai("expert", 1);
+    if (p->division)
+        attrs[n++] = moe_ai("mesh", p->division);
     if (p->tp_dim >= 0)
         attrs[n++] = moe_ai("tp_dim", p->tp_dim);
     return declared(s, op, moe_op_build_v(s->g, MOE_OP_PARAM, NULL, 0, attrs, n, &p->local, NULL));
@@ -88,6 +90,21 @@ static bool reads_tables(const MoeShard *s) {
     return false;
 }
 
+/* The EP group of this division: its tokens, this rank's number. */
+static MoeStatus division_inputs(MoeShard *s, int k) {
+    char name[32];
+    if (s->tok_ep[k])
+        return NULL;
+    moe_mesh_input_name("tok_ep", k, name);
+    s->tok_ep[k] = moe_build_input(s->g, moe_arena_strdup(s->a, name),
+                                   moe_type_segs(1, s->tok->type.shards));
+    MOE_TRY(moe_shard_note(s, s->tok_ep[k]->def));
+    moe_mesh_input_name("ep_rank", k, name);
+    s->ep_rank[k] =
+        moe_build_input(s->g, moe_arena_strdup(s->a, name), moe_type_1d(MOE_I32, 1));
+    return moe_shard_note(s, s->ep_rank[k]->def);
+}
+
 /* What ranks add to the inputs: with experts over ep, with a vocabulary over tp. */
 static MoeStatus rank_inputs(MoeShard *s) {
     MoeGraph *g = s->g;
@@ -100,10 +117,8 @@ static MoeStatus rank_inputs(MoeShard *s) {
     if (!s->tok)
         return moe_error(MOE_E_INPUT, "shard: graph @%s has experts but no input segs<1,V>",
                          g->name);
-    s->tok_ep = moe_build_input(g, "tok_ep", moe_type_segs(1, s->tok->type.shards));
-    MOE_TRY(moe_shard_note(s, s->tok_ep->def));
-    s->ep_rank = moe_build_input(g, "ep_rank", moe_type_1d(MOE_I32, 1));
-    MOE_TRY(moe_shard_note(s, s->ep_rank->def));
+    for (size_t i = 0; i < s->n_routes; i++)
+        MOE_TRY(division_inputs(s, s->routes[i].division));
     for (size_t i = 0; i < s->n_routes; i++) {
         MoeShardRoute *r = &s->routes[i];
         r->place = moe_build_input(g, moe_arena_printf(s->a, "place.%d", r->layer),
@@ -197,7 +212,11 @@ static int local_attrs(const MoeShard *s, const MoeOp *op, MoeValue *const *oper
 
 MoeStatus moe_shard_same_op(MoeShard *s, const MoeOp *op, MoeValue *const *operands) {
     MoeAttr attrs[MOE_MAX_ATTRS];
-    int n = local_attrs(s, op, operands, attrs);
+    int n = local_attrs(s, op, operands, attrs), division = 0;
+    if (op->opcode == MOE_OP_ROUTE_PLAN)
+        division = moe_mesh_of_layer(s->mesh, moe_shard_layer(s->old, s->n_old, op));
+    if (division)
+        attrs[n++] = moe_ai("mesh", division);
     const char *problem = NULL;
     MoeOp *now =
         moe_op_build_v(s->g, op->opcode, operands, op->n_operands, attrs, n, NULL, &problem);
@@ -279,13 +298,16 @@ static MoeStatus build(MoeShard *s, const MoeOp *op) {
 
 static void find_routes(MoeShard *s) {
     s->routes = MOE_NEW_N(s->a, MoeShardRoute, s->n_old);
-    for (size_t i = 0; s->mesh->ep > 1 && i < s->n_old; i++)
-        if (s->old[i]->opcode == MOE_OP_ROUTE_PLAN) {
-            MoeShardRoute r = {.logical = s->old[i],
-                               .layer =
-                                   (int)moe_attr_i_or(s->old[i], "layer", (int64_t)s->n_routes)};
+    for (size_t i = 0; i < s->n_old; i++) {
+        if (s->old[i]->opcode != MOE_OP_ROUTE_PLAN)
+            continue;
+        MoeShardRoute r = {.logical = s->old[i],
+                           .layer = moe_shard_layer(s->old, s->n_old, s->old[i])};
+        r.division = moe_mesh_of_layer(s->mesh, r.layer);
+        r.ep = moe_mesh_group_size(s->mesh, moe_mesh_group_in(MOE_GROUP_EP, r.division));
+        if (r.ep > 1)
             s->routes[s->n_routes++] = r;
-        }
+    }
 }
 
 static MoeStatus shard_graph(MoeGraph *g, const MoePassOptions *o, const MoeMesh *mesh,
@@ -339,7 +361,7 @@ MoeStatus moe_pass_shard(MoePassContext *cx) {
     MoeArena *a = moe_arena_create();
     MoeShardParams params;
     MoeStatus st = moe_shard_params_find(cx->module, &mesh, a, &params);
-    if (!st && mesh.ep > 1 && !has_experts(&params))
+    if (!st && moe_shard_has_ep(&mesh) && !has_experts(&params))
         st = moe_error(MOE_E_MISUSE,
                        "expert parallel degree %d, but the model has no experts: use "
                        "--hybrid-shard-degree %d instead",

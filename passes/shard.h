@@ -41,6 +41,7 @@ enum {
 typedef struct {
     MoeRowSpace rows;
     MoeSlots slots;
+    int division; /* of the ranks (base/mesh.h), where rows or slots depend on it; else 0 */
     int partial;  /* the MoeMeshGroup over which it is a term of a sum; -1: none */
     int slice;    /* the MoeMeshGroup that shares it out, flat; -1: none */
     int64_t unit; /* of a slice: cut at multiples of so many elements; else 0 */
@@ -89,7 +90,10 @@ const char *moe_shard_needs(MoeShardRules *r, const MoeOp *op, const MoeShardSta
 const char *moe_shard_factors(MoeShardRules *r, const MoeOp *op, const char *rule,
                               const MoeShardState *in, MoeShardState *out);
 /* The group over which a sum over such rows is partial, -1 if it has but one rank or there are no rows. */
-int moe_shard_rows_group(const MoeShardRules *r, MoeRowSpace rows);
+int moe_shard_rows_group(const MoeShardRules *r, MoeRowSpace rows, int division);
+/* g as the division has it; degrees of the division. */
+int moe_shard_group_size(const MoeShardRules *r, MoeMeshGroup g, int division);
+int moe_shard_slots(const MoeShardRules *r, int division, int64_t experts);
 
 /* Whether g is the program of a rank already (its params say what they are parts of, or it has collectives). */
 bool moe_shard_is_sharded(const MoeGraph *g);

@@ -15,6 +15,7 @@ typedef struct {
     MoeType local;      /* of the buffer */
     bool expert;        /* dim 0 are experts, used by grouped ops */
     int layer;          /* expert: the number of its layer's map, place.LAYER */
+    int division;       /* expert: of its layer (base/mesh.h) */
     int tp_dim;         /* -1: none */
     bool table;         /* of the vocabulary, divided by rows over tp */
     MoeMeshGroup group; /* that shares it out */
@@ -25,6 +26,9 @@ typedef struct {
     size_t n, cap;
 } MoeShardParams;
 
+/* The number of a route_plan's layer: what its layer attribute says, else its place among those of a graph's n ops. */
+int moe_shard_layer(MoeOp *const *ops, size_t n, const MoeOp *plan);
+bool moe_shard_has_ep(const MoeMesh *mesh); /* in any division */
 /* All parameters of a module's logical graphs. MOE_E_INPUT or MOE_E_MISUSE naming the numbers that do not divide. */
 MoeStatus moe_shard_params_find(const MoeModule *m, const MoeMesh *mesh, MoeArena *a,
                                 MoeShardParams *out);
@@ -35,10 +39,11 @@ const MoeShardParam **moe_shard_gradients(const MoeGraph *g, const MoeShardParam
 MoeStatus moe_shard_params_tp(const MoeModule *m, const MoeMesh *mesh, MoeArena *a,
                               MoeShardParams *p);
 
-/* The plan of one MoE layer on a rank with ep > 1. */
+/* The plan of one MoE layer on a rank whose division for the layer has ep > 1. */
 typedef struct {
     const MoeOp *logical;                     /* the route_plan */
     int layer;                                /* of place.LAYER */
+    int division, ep;                         /* of the layer; its degree */
     MoeValue *place;                          /* i32[E] */
     MoeValue *home_seg, *home_src, *home_inv; /* this rank's pairs */
     MoeValue *idx;                            /* i32[S], rows to send */
@@ -68,7 +73,8 @@ typedef struct {
     MoeShardRules rules;            /* states by new id */
     MoeShardRoute *routes;
     size_t n_routes;
-    MoeValue *tok, *tok_ep, *ep_rank, *tp_rank;
+    MoeValue *tok, *tp_rank;
+    MoeValue *tok_ep[MOE_MAX_RANGES + 1], *ep_rank[MOE_MAX_RANGES + 1]; /* by division */
     int64_t rows;      /* capacity for a rank's tokens */
     MoeOp *const *old; /* the ops of the logical graph */
     size_t n_old;

@@ -106,8 +106,10 @@ MoeStatus moe_shard_reduce_gradient(MoeShard *s, const MoeValue *old) {
     int sum = moe_shard_now(s, *now)->partial;
     if (!p || sum < 0 || (*now)->type.dtype != MOE_F32)
         return NULL;
+    bool experts = moe_mesh_group_kind((MoeMeshGroup)sum) == MOE_GROUP_EXPERT_DATA;
     MoeMeshGroup scatter =
-        sum == (int)MOE_GROUP_EXPERT_DATA ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
+        experts ? moe_mesh_group_in(MOE_GROUP_EXPERT_SHARD, moe_mesh_group_division((MoeMeshGroup)sum))
+                : MOE_GROUP_DENSE_SHARD;
     if (scatter != p->group)
         return moe_error(
             MOE_E_INPUT,

@@ -19,25 +19,31 @@ static int64_t expected_rows(int64_t tokens, int64_t k, int64_t ep) {
     return n < most ? n : most;
 }
 
+static const char *ep_group(const MoeShardRoute *r) {
+    return moe_mesh_group_name(moe_mesh_group_in(MOE_GROUP_EP, r->division));
+}
+
 static MoeStatus route_plan(MoeShard *s, const MoeOp *op, MoeShardRoute *r) {
     MoeGraph *g = s->g;
     MoeValue *ids;
     MOE_TRY(moe_shard_operand(s, op, 0, &ids));
-    int64_t experts = moe_attr_i(op, "experts"), ep = s->mesh->ep;
-    int64_t slots = moe_mesh_slots(s->mesh, (int)experts), tokens = ids->type.dims[0].size,
+    int64_t experts = moe_attr_i(op, "experts"), ep = r->ep;
+    int64_t slots = moe_shard_slots(&s->rules, r->division, experts), tokens = ids->type.dims[0].size,
             k = moe_type_cols(&ids->type), expect = expected_rows(tokens, k, ep);
-    MoeOp *home = moe_op_build(g, MOE_OP_ROUTE_PLAN, &ids, 1, moe_ai("experts", experts), MOE_END);
+    MoeAttr attrs[] = {moe_ai("experts", experts), moe_ai("mesh", r->division)};
+    MoeOp *home = moe_op_build_v(g, MOE_OP_ROUTE_PLAN, &ids, 1, attrs, r->division ? 2 : 1, NULL,
+                                 NULL);
     MOE_TRY(moe_shard_note(s, home));
-    MoeOp *all = moe_op_build(g, MOE_OP_ALL_GATHER_ROWS, (MoeValue *[]){ids, s->tok_ep}, 2,
-                              moe_as("group", "ep"), moe_ai("ranks", ep), MOE_END);
+    MoeOp *all = moe_op_build(g, MOE_OP_ALL_GATHER_ROWS, (MoeValue *[]){ids, s->tok_ep[r->division]},
+                              2, moe_as("group", ep_group(r)), moe_ai("ranks", ep), MOE_END);
     MOE_TRY(moe_shard_note(s, all));
     MoeOp *send =
         moe_op_build(g, MOE_OP_SEND_PLAN, (MoeValue *[]){ids, r->place}, 2, moe_ai("slots", slots),
                      moe_ai("ranks", ep), moe_ai("chunks", 1), moe_ai("expect", expect), MOE_END);
     MOE_TRY(moe_shard_note(s, send));
+    MoeValue *chosen[] = {all->results[0], r->place, s->ep_rank[r->division]};
     MoeOp *mine =
-        moe_op_build(g, MOE_OP_EXPERT_PLAN, (MoeValue *[]){all->results[0], r->place, s->ep_rank},
-                     3, moe_ai("slots", slots), moe_ai("chunks", 1), moe_ai("expect_recv", expect),
+        moe_op_build(g, MOE_OP_EXPERT_PLAN, chosen, 3, moe_ai("slots", slots), moe_ai("chunks", 1), moe_ai("expect_recv", expect),
                      moe_ai("expect_rows", tokens * k), MOE_END);
     MOE_TRY(moe_shard_note(s, mine));
     r->home_seg = home->results[0];
@@ -66,7 +72,7 @@ static MoeStatus travel(MoeShard *s, MoeValue *x, const MoeShardRoute *r, MoeVal
             return NULL;
         }
     *out = moe_build(s->g, MOE_OP_A2A_DISPATCH, (MoeValue *[]){x, r->idx, r->inv}, 3,
-                     moe_as("group", "ep"), MOE_END);
+                     moe_as("group", ep_group(r)), MOE_END);
     MoeShardSent done = {x, r, *out};
     MOE_PUSH(s->a, s->sent, s->n_sent, s->cap_sent, done);
     return moe_shard_note(s, (*out)->def);
@@ -100,7 +106,7 @@ static MoeStatus collect(MoeShard *s, const MoeOp *op, const MoeShardRoute *r) {
     MOE_TRY(moe_shard_operand(s, op, 0, &y));
     MoeValue *home =
         moe_build(s->g, MOE_OP_A2A_COMBINE, (MoeValue *[]){y, r->place, r->home_src}, 3,
-                  moe_as("group", "ep"), moe_ai("slots", r->seg->type.groups), MOE_END);
+                  moe_as("group", ep_group(r)), moe_ai("slots", r->seg->type.groups), MOE_END);
     MOE_TRY(moe_shard_note(s, home->def));
     return moe_shard_same_op(s, op, (MoeValue *[]){home, r->home_src, r->home_inv});
 }
@@ -116,7 +122,7 @@ static MoeShardRoute *find_route(const MoeShard *s, const MoeOp *plan) {
 
 MoeStatus moe_shard_expert_op(MoeShard *s, const MoeOp *op, bool *done) {
     *done = true;
-    if (s->mesh->ep > 1 && op->opcode == MOE_OP_ROUTE_PLAN)
+    if (op->opcode == MOE_OP_ROUTE_PLAN && find_route(s, op))
         return route_plan(s, op, find_route(s, op));
     const MoeShardRoute *r = op->n_operands == 3 ? s->map[op->operands[1]->id].route : NULL;
     if (r && (op->opcode == MOE_OP_DISPATCH || op->opcode == MOE_OP_DISPATCH_WEIGHT))

@@ -47,8 +47,9 @@ static MoeStatus sum_squares(MoeShard *s, const MoeOp *op, const MoeShardParam *
                 "says which layer's they are",
                 g->name, p->name);
         place = r->place;
-        b = moe_build(g, MOE_OP_ALL_GATHER_ROWS, &b, 1, moe_as("group", "ep"),
-                      moe_ai("ranks", s->mesh->ep), MOE_END);
+        b = moe_build(g, MOE_OP_ALL_GATHER_ROWS, &b, 1, moe_as("group", moe_mesh_group_name(moe_mesh_group_in(
+                                          MOE_GROUP_EP, r->division))),
+                      moe_ai("ranks", r->ep), MOE_END);
         MOE_TRY(moe_shard_note(s, b->def));
     }
     MoeValue *sum =

@@ -25,11 +25,10 @@ static const MoeOp *param_behind(const MoeValue *v) {
     return v->def->opcode == MOE_OP_PARAM ? v->def : NULL;
 }
 
-/* The number of a route_plan's layer: what its layer attribute says, else its place among them. */
-static int layer_number(const MoeGraph *g, const MoeOp *plan) {
+int moe_shard_layer(MoeOp *const *ops, size_t n_ops, const MoeOp *plan) {
     int n = 0;
-    for (size_t i = 0; i < g->n_ops && g->ops[i] != plan; i++)
-        n += g->ops[i]->opcode == MOE_OP_ROUTE_PLAN;
+    for (size_t i = 0; i < n_ops && ops[i] != plan; i++)
+        n += ops[i]->opcode == MOE_OP_ROUTE_PLAN;
     return (int)moe_attr_i_or(plan, "layer", n);
 }
 
@@ -39,7 +38,7 @@ static MoeStatus note_expert(const MoeGraph *g, const MoeOp *op, MoeShardParams 
     if (!param)
         return NULL;
     MoeShardParam *x = (MoeShardParam *)moe_shard_param(p, moe_attr_s(param, "name"));
-    int layer = seg && seg->def->opcode == MOE_OP_ROUTE_PLAN ? layer_number(g, seg->def) : -1;
+    int layer = seg && seg->def->opcode == MOE_OP_ROUTE_PLAN ? moe_shard_layer(g->ops, g->n_ops, seg->def) : -1;
     if (x->expert && x->layer != layer)
         return moe_error(
             MOE_E_INPUT,
@@ -80,12 +79,14 @@ static int64_t elements_from(const MoeType *t, int from) {
 }
 
 static void set_types(MoeShardParam *x, const MoeMesh *mesh) {
+    MoeMesh division = moe_mesh_division(mesh, x->division);
     x->part = x->whole;
     if (x->expert)
-        x->part.dims[0].size = moe_mesh_slots(mesh, (int)x->whole.dims[0].size);
+        x->part.dims[0].size = moe_mesh_slots(&division, (int)x->whole.dims[0].size);
     if (x->tp_dim >= 0)
         x->part.dims[x->tp_dim].size /= mesh->tp;
-    x->group = x->expert ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
+    x->group = x->expert ? moe_mesh_group_in(MOE_GROUP_EXPERT_SHARD, x->division)
+                         : MOE_GROUP_DENSE_SHARD;
     int parts = moe_mesh_group_size(mesh, x->group);
     x->local = x->part;
     if (parts == 1)
@@ -107,6 +108,38 @@ static MoeStatus add_param(const MoeGraph *g, const MoeOp *op, MoeArena *a, MoeS
     return NULL;
 }
 
+/* Every range of layers has some of the model's, and none that it has not. */
+static MoeStatus set_divisions(const MoeMesh *mesh, MoeShardParams *p) {
+    int last = -1;
+    for (size_t i = 0; i < p->n; i++)
+        last = p->items[i].layer > last ? p->items[i].layer : last;
+    for (int k = 0; k < mesh->n_ranges; k++) {
+        const MoeMeshRange *r = &mesh->ranges[k];
+        bool any = false;
+        for (size_t i = 0; i < p->n; i++)
+            any |= p->items[i].layer >= r->first && p->items[i].layer <= r->last;
+        if (r->last > last || !any)
+            return moe_error(MOE_E_MISUSE,
+                             "layers %d to %d of the strategy: %s; the last layer of the model "
+                             "that has experts is %d",
+                             r->first, r->last,
+                             any ? "the range ends behind the model's layers"
+                                 : "no layer with experts is among them",
+                             last);
+    }
+    for (size_t i = 0; i < p->n; i++)
+        if (p->items[i].expert)
+            p->items[i].division = moe_mesh_of_layer(mesh, p->items[i].layer);
+    return NULL;
+}
+
+bool moe_shard_has_ep(const MoeMesh *mesh) {
+    bool any = mesh->ep > 1;
+    for (int k = 0; k < mesh->n_ranges; k++)
+        any |= mesh->ranges[k].ep > 1;
+    return any;
+}
+
 MoeStatus moe_shard_params_find(const MoeModule *m, const MoeMesh *mesh, MoeArena *a,
                                 MoeShardParams *out) {
     *out = (MoeShardParams){0};
@@ -120,7 +153,8 @@ MoeStatus moe_shard_params_find(const MoeModule *m, const MoeMesh *mesh, MoeAren
             if (op->opcode == MOE_OP_MATMUL && moe_attr_i(op, "grouped"))
                 MOE_TRY(note_expert(m->graphs[i], op, out));
         }
-    for (size_t i = 0; mesh->ep > 1 && i < m->n_graphs; i++)
+    MOE_TRY(set_divisions(mesh, out));
+    for (size_t i = 0; moe_shard_has_ep(mesh) && i < m->n_graphs; i++)
         MOE_TRY(check_experts(m->graphs[i], out));
     if (mesh->tp > 1)
         MOE_TRY(moe_shard_params_tp(m, mesh, a, out));

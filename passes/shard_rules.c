@@ -1,5 +1,6 @@
 /* State rules of declarations, elementwise and row ops, and reductions over rows. In: an op of a sharded graph and the
  * states of its operands. Out: the states of its results, or what is wrong. See shard.h. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "passes/shard.h"
@@ -18,10 +19,14 @@ static int group_or_none(const MoeShardRules *r, MoeMeshGroup g) {
 static MoeShardState param_state(const MoeShardRules *r, const MoeOp *op) {
     MoeShardState s = moe_shard_whole();
     bool expert = moe_attr_i_or(op, "expert", 0);
-    s.slice = group_or_none(r, expert ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD);
+    int k = (int)moe_attr_i_or(op, "mesh", 0);
+    s.slice = group_or_none(r, expert ? moe_mesh_group_in(MOE_GROUP_EXPERT_SHARD, k)
+                                      : MOE_GROUP_DENSE_SHARD);
     s.unit = s.slice >= 0 ? MOE_SLICE_BLOCK : 0;
-    if (expert && r->mesh->ep > 1)
+    if (expert && moe_shard_group_size(r, MOE_GROUP_EP, k) > 1) {
         s.slots = MOE_SLOTS_MINE;
+        s.division = k;
+    }
     int64_t tp_dim = moe_attr_i_or(op, "tp_dim", -1);
     if (tp_dim >= 0 && r->mesh->tp > 1)
         s.tp = (int)tp_dim;
@@ -38,14 +43,27 @@ static const MoeOp *param_of(const MoeShardRules *r, const MoeOp *state) {
 
 /* Segs that the runtime gives are over this rank's tokens, but tok_ep; over several groups: pairs. */
 static MoeRowSpace input_space(const MoeOp *op) {
-    if (strcmp(moe_attr_s(op, "name"), "tok_ep") == 0)
+    int k;
+    if (moe_mesh_is_input(moe_attr_s(op, "name"), "tok_ep", &k))
         return MOE_ROWS_GROUP;
     return op->results[0]->type.groups > 1 ? MOE_ROWS_PAIRS : MOE_ROWS_TOKENS;
+}
+
+/* tok_ep, ep_rank: as their names say; place.LAYER: the layer's. */
+static int input_division(const MoeShardRules *r, const char *name) {
+    int k;
+    if (moe_mesh_is_input(name, "tok_ep", &k) || moe_mesh_is_input(name, "ep_rank", &k))
+        return k;
+    return strncmp(name, "place.", 6) == 0 ? moe_mesh_of_layer(r->mesh, atoi(name + 6)) : 0;
 }
 
 const char *moe_shard_decl(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                            MoeShardState *out) {
     (void)in;
+    int64_t k = moe_attr_i_or(op, "mesh", 0);
+    if (k < 0 || k > r->mesh->n_ranges)
+        return moe_shard_fail(r, "parameter %.80s: mesh %lld, but the mesh has %d ranges of layers",
+                              moe_attr_s(op, "name"), (long long)k, r->mesh->n_ranges);
     if (op->opcode == MOE_OP_PARAM)
         out[0] = param_state(r, op);
     if (op->opcode == MOE_OP_STATE) {
@@ -56,9 +74,14 @@ const char *moe_shard_decl(MoeShardRules *r, const MoeOp *op, const MoeShardStat
         out[0] = param_state(r, param);
     }
     if (op->opcode == MOE_OP_INPUT) {
+        out[0].division = input_division(r, moe_attr_s(op, "name"));
+        if (out[0].division > r->mesh->n_ranges)
+            return moe_shard_fail(r, "input %.40s: the mesh has %d ranges of layers",
+                                  moe_attr_s(op, "name"), r->mesh->n_ranges);
         if (op->results[0]->type.kind == MOE_TYPE_SEGS)
             out[0].rows = input_space(op);
-        out[0].own = strcmp(moe_attr_s(op, "name"), "ep_rank") == 0 ||
+        int unused;
+        out[0].own = moe_mesh_is_input(moe_attr_s(op, "name"), "ep_rank", &unused) ||
                      strcmp(moe_attr_s(op, "name"), "tp_rank") == 0;
     }
     return NULL;

@@ -10,7 +10,7 @@
 static const char *check_grouped(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                  const MoeShardState *weight) {
     if (in[0].rows == MOE_ROWS_EXPERTS)
-        return weight && weight->slots != MOE_SLOTS_MINE
+        return weight && (weight->slots != MOE_SLOTS_MINE || weight->division != in[0].division)
                    ? moe_shard_needs(r, op, in, 1, "it for this rank's slots, as the rows are")
                    : NULL;
     if (in[0].rows != MOE_ROWS_PAIRS)
@@ -43,12 +43,13 @@ const char *moe_shard_weight_grad(MoeShardRules *r, const MoeOp *op, const MoeSh
         problem = moe_shard_factors(r, op, grouped ? "tn,tk->gnk" : "tn,tk->nk", in, out);
     if (problem || !grouped)
         return problem;
-    if (in[0].rows == MOE_ROWS_EXPERTS)
+    MoeMeshGroup sum = moe_mesh_group_in(MOE_GROUP_EXPERT_DATA, in[0].division);
+    if (in[0].rows == MOE_ROWS_EXPERTS) {
         out[0].slots = MOE_SLOTS_MINE;
-    else if (r->mesh->ep > 1)
+        out[0].division = in[0].division;
+    } else if (moe_shard_group_size(r, MOE_GROUP_EP, in[0].division) > 1)
         return moe_shard_needs(r, op, in, 0, "rows of the experts in this rank's slots");
-    out[0].partial =
-        moe_mesh_group_size(r->mesh, MOE_GROUP_EXPERT_DATA) > 1 ? (int)MOE_GROUP_EXPERT_DATA : -1;
+    out[0].partial = moe_mesh_group_size(r->mesh, sum) > 1 ? (int)sum : -1;
     return NULL;
 }
 
@@ -67,6 +68,10 @@ const char *moe_shard_route_plan(MoeShardRules *r, const MoeOp *op, const MoeSha
     for (int i = 0; i < 3; i++)
         out[i] = moe_shard_whole();
     out[0].rows = MOE_ROWS_PAIRS;
+    out[0].division = (int)moe_attr_i_or(op, "mesh", 0);
+    if (!problem && (out[0].division < 0 || out[0].division > r->mesh->n_ranges))
+        return moe_shard_fail(r, "route_plan: mesh %d, but the mesh has %d ranges of layers",
+                              out[0].division, r->mesh->n_ranges);
     return problem;
 }
 
@@ -75,7 +80,7 @@ const char *moe_shard_count_rows(MoeShardRules *r, const MoeOp *op, const MoeSha
                                  MoeShardState *out) {
     if (in[0].rows != MOE_ROWS_TOKENS && in[0].rows != MOE_ROWS_PAIRS)
         return moe_shard_needs(r, op, in, 0, "its own rows: ranks would count one twice");
-    out[0].partial = moe_shard_rows_group(r, in[0].rows);
+    out[0].partial = moe_shard_rows_group(r, in[0].rows, in[0].division);
     return NULL;
 }
 
@@ -83,6 +88,8 @@ const char *moe_shard_count_rows(MoeShardRules *r, const MoeOp *op, const MoeSha
 static const char *check_route(MoeShardRules *r, const MoeOp *op, const MoeShardState *in) {
     if (in[1].rows == MOE_ROWS_PAIRS)
         return need_rows(r, op, in, 2, MOE_ROWS_TOKENS, "the places of its tokens' pairs");
+    if (in[1].rows == MOE_ROWS_EXPERTS && in[1].division != in[2].division)
+        return moe_shard_needs(r, op, in, 2, "the places of the same division's rows");
     if (in[1].rows == MOE_ROWS_EXPERTS)
         return need_rows(r, op, in, 2, MOE_ROWS_RECEIVED, "the places of received rows");
     return moe_shard_needs(r, op, in, 1, "a plan's sources");

@@ -54,12 +54,13 @@ const char *moe_shard_all_gather_rows(MoeShardRules *r, const MoeOp *op, const M
             return moe_shard_needs(r, op, in, 0, "rows divided over group tp");
         return need_ranks(r, op, "ranks", MOE_GROUP_TP);
     }
-    const char *problem = need_group(r, op, MOE_GROUP_EP);
+    MoeShardState x = in[0];
+    MoeMeshGroup ep = moe_mesh_group_in(MOE_GROUP_EP, in[op->n_operands - 1].division);
+    const char *problem = need_group(r, op, ep);
     if (!problem)
-        problem = need_ranks(r, op, "ranks", MOE_GROUP_EP);
+        problem = need_ranks(r, op, "ranks", ep);
     if (problem)
         return problem;
-    MoeShardState x = in[0];
     if (op->n_operands == 2) {
         if (x.rows != MOE_ROWS_TOKENS || !moe_shard_is_whole(&x))
             return moe_shard_needs(r, op, in, 0, "rows of this rank's tokens");
@@ -85,7 +86,9 @@ const char *moe_shard_reduce_scatter(MoeShardRules *r, const MoeOp *op, const Mo
     if (in[0].slice >= 0)
         return moe_shard_needs(r, op, in, 0, "the whole tensor");
     MoeMeshGroup whose =
-        sum == MOE_GROUP_EXPERT_DATA ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD;
+        moe_mesh_group_kind(sum) == MOE_GROUP_EXPERT_DATA
+            ? moe_mesh_group_in(MOE_GROUP_EXPERT_SHARD, moe_mesh_group_division(sum))
+            : MOE_GROUP_DENSE_SHARD;
     if (scatter != whose)
         return moe_shard_fail(
             r, "reduce_scatter: a sum over group %s is shared out in group %s, not %s",
@@ -117,14 +120,14 @@ const char *moe_shard_all_reduce(MoeShardRules *r, const MoeOp *op, const MoeSha
 /* x (T, C), idx (S), inv (U, K) -> (U, C) */
 const char *moe_shard_a2a_dispatch(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                    MoeShardState *out) {
-    const char *problem = need_group(r, op, MOE_GROUP_EP);
+    const char *problem = need_group(r, op, moe_mesh_group_in(MOE_GROUP_EP, in[1].division));
     if (problem)
         return problem;
     if (in[0].rows != MOE_ROWS_TOKENS)
         return moe_shard_needs(r, op, in, 0, "rows of this rank's tokens");
     if (in[1].rows != MOE_ROWS_SENT)
         return moe_shard_needs(r, op, in, 1, "send_plan's rows to send");
-    if (in[2].rows != MOE_ROWS_RECEIVED)
+    if (in[2].rows != MOE_ROWS_RECEIVED || in[2].division != in[1].division)
         return moe_shard_needs(r, op, in, 2, "expert_plan's received rows");
     return moe_shard_factors(r, op, "*c+,*,*K->*c+", in, out);
 }
@@ -132,9 +135,11 @@ const char *moe_shard_a2a_dispatch(MoeShardRules *r, const MoeOp *op, const MoeS
 /* y (R, C), place (E), src (R at home) -> (R at home, C) */
 const char *moe_shard_a2a_combine(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                   MoeShardState *out) {
-    const char *problem = need_group(r, op, MOE_GROUP_EP);
+    const char *problem = need_group(r, op, moe_mesh_group_in(MOE_GROUP_EP, in[0].division));
     if (problem)
         return problem;
+    if (in[1].division != in[0].division)
+        return moe_shard_needs(r, op, in, 1, "the map of the rows' layer");
     if (in[0].rows != MOE_ROWS_EXPERTS)
         return moe_shard_needs(r, op, in, 0, "rows of the experts in this rank's slots");
     if (in[2].rows != MOE_ROWS_PAIRS)
@@ -143,13 +148,14 @@ const char *moe_shard_a2a_combine(MoeShardRules *r, const MoeOp *op, const MoeSh
 }
 
 /* Slots of a rank, of the experts that place (operand 1) maps. */
-static const char *need_slots(MoeShardRules *r, const MoeOp *op) {
-    int experts = (int)op->operands[1]->type.dims[0].size, slots = moe_mesh_slots(r->mesh, experts);
+static const char *need_slots(MoeShardRules *r, const MoeOp *op, int division) {
+    int experts = (int)op->operands[1]->type.dims[0].size,
+        slots = moe_shard_slots(r, division, experts);
     if (moe_attr_i(op, "slots") == slots)
         return NULL;
     return moe_shard_fail(r, "%s: slots = %lld, but %d experts over %d ranks take %d each",
                           moe_op_info(op->opcode)->name, (long long)moe_attr_i(op, "slots"),
-                          experts, r->mesh->ep, slots);
+                          experts, moe_shard_group_size(r, MOE_GROUP_EP, division), slots);
 }
 
 const char *moe_shard_send_plan(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
@@ -159,8 +165,10 @@ const char *moe_shard_send_plan(MoeShardRules *r, const MoeOp *op, const MoeShar
     if (!moe_shard_is_whole(&in[1]))
         return moe_shard_needs(r, op, in, 1, "it whole");
     out[0].rows = MOE_ROWS_SENT;
-    const char *problem = need_slots(r, op);
-    return problem ? problem : need_ranks(r, op, "ranks", MOE_GROUP_EP);
+    out[0].division = in[1].division;
+    const char *problem = need_slots(r, op, in[1].division);
+    return problem ? problem
+                   : need_ranks(r, op, "ranks", moe_mesh_group_in(MOE_GROUP_EP, in[1].division));
 }
 
 const char *moe_shard_expert_plan(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
@@ -171,9 +179,13 @@ const char *moe_shard_expert_plan(MoeShardRules *r, const MoeOp *op, const MoeSh
         return moe_shard_needs(r, op, in, 1, "it whole");
     if (!in[2].own)
         return moe_shard_needs(r, op, in, 2, "the input ep_rank");
+    for (int i = 0; i < 3; i += 2)
+        if (in[i].division != in[1].division)
+            return moe_shard_needs(r, op, in, i, "it in the division of the layer's experts");
     out[0].rows = MOE_ROWS_RECEIVED;
     out[1].rows = MOE_ROWS_EXPERTS;
-    return need_slots(r, op);
+    out[0].division = out[1].division = in[1].division;
+    return need_slots(r, op, in[1].division);
 }
 
 /* ---- the gradient norm ---- */
@@ -200,8 +212,8 @@ const char *moe_shard_block_tree(MoeShardRules *r, const MoeOp *op, const MoeSha
         return moe_shard_needs(r, op, in, 0,
                                slots ? "what all slots have"
                                      : "the blocks in order (place orders slots)");
-    if (slots && !moe_shard_is_whole(&in[1]))
-        return moe_shard_needs(r, op, in, 1, "it whole");
+    if (slots && (!moe_shard_is_whole(&in[1]) || in[1].division != in[0].division))
+        return moe_shard_needs(r, op, in, 1, "it whole, of the same layer");
     if (in[0].tp != MOE_TP_WHOLE)
         out[0].tp = MOE_TP_PARTIAL;
     return NULL;

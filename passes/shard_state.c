@@ -31,12 +31,12 @@ bool moe_shard_is_whole(const MoeShardState *s) {
 }
 
 bool moe_shard_state_equal(const MoeShardState *a, const MoeShardState *b) {
-    return a->rows == b->rows && a->slots == b->slots && a->partial == b->partial &&
+    return a->rows == b->rows && a->slots == b->slots && a->division == b->division && a->partial == b->partial &&
            a->slice == b->slice && a->unit == b->unit && a->tp == b->tp && a->own == b->own;
 }
 
 const char *moe_shard_state_text(const MoeShardState *s, MoeArena *a) {
-    const char *parts[6];
+    const char *parts[7];
     int n = 0;
     if (s->own)
         parts[n++] = "a rank's own number";
@@ -52,8 +52,10 @@ const char *moe_shard_state_text(const MoeShardState *s, MoeArena *a) {
         parts[n++] = "a term of a sum over group tp";
     else if (s->tp != MOE_TP_WHOLE)
         parts[n++] = "divided over group tp";
-    if (s->rows != MOE_ROWS_NONE && n < 6)
+    if (s->rows != MOE_ROWS_NONE)
         parts[n++] = row_texts[s->rows];
+    if (s->division && n < 7)
+        parts[n++] = moe_arena_printf(a, "in division %d of the ranks", s->division);
     const char *text = n ? parts[0] : "whole";
     for (int i = 1; i < n; i++)
         text = moe_arena_printf(a, "%s, %s", text, parts[i]);
@@ -95,6 +97,21 @@ static void set_state(MoeShardRules *r, const MoeValue *v, MoeShardState s) {
     r->states[v->id] = s;
 }
 
+/* Groups of divisions that the mesh has not. */
+static const char *check_groups(MoeShardRules *r, const MoeOp *op) {
+    static const char *const keys[] = {"group", "sum", "scatter"};
+    MoeMeshGroup g;
+    if (moe_op_info(op->opcode)->kind != MOE_KIND_COMM)
+        return NULL;
+    for (int i = 0; i < 3; i++)
+        if (moe_attr(op, keys[i]) && moe_mesh_group_from_name(moe_attr_s(op, keys[i]), &g) &&
+            !moe_mesh_has_group(r->mesh, g))
+            return moe_shard_fail(r, "%s: group %s, but the mesh has %d ranges of layers",
+                                  moe_op_info(op->opcode)->name, moe_mesh_group_name(g),
+                                  r->mesh->n_ranges);
+    return NULL;
+}
+
 const char *moe_shard_derive(MoeShardRules *r, const MoeOp *op) {
     MoeShardState in[MOE_SHARD_MAX_IN], out[MOE_SHARD_MAX_OUT];
     MOE_ASSERT(op->n_operands <= MOE_SHARD_MAX_IN && op->n_results <= MOE_SHARD_MAX_OUT,
@@ -103,23 +120,37 @@ const char *moe_shard_derive(MoeShardRules *r, const MoeOp *op) {
         in[i] = *moe_shard_state(r, op->operands[i]);
     for (int i = 0; i < op->n_results; i++)
         out[i] = moe_shard_whole();
-    const char *problem = rules[op->opcode](r, op, in, out);
+    const char *problem = check_groups(r, op);
+    if (!problem)
+        problem = rules[op->opcode](r, op, in, out);
     if (problem)
         return problem;
     for (int i = 0; i < op->n_results; i++) {
         const MoeType *t = &op->results[i]->type;
         if (t->kind == MOE_TYPE_TENSOR) { /* the segs say what rows are */
             const MoeValue *seg = t->rank ? t->dims[0].seg : NULL;
-            out[i].rows = !seg             ? MOE_ROWS_NONE
-                          : seg->def == op ? out[seg->result].rows
-                                           : moe_shard_state(r, seg)->rows;
+            const MoeShardState *of = !seg             ? NULL
+                                      : seg->def == op ? &out[seg->result]
+                                                       : moe_shard_state(r, seg);
+            out[i].rows = of ? of->rows : MOE_ROWS_NONE;
+            if (of)
+                out[i].division = of->division;
         }
         set_state(r, op->results[i], out[i]);
     }
     return NULL;
 }
 
-int moe_shard_rows_group(const MoeShardRules *r, MoeRowSpace rows) {
+int moe_shard_group_size(const MoeShardRules *r, MoeMeshGroup g, int division) {
+    return moe_mesh_group_size(r->mesh, moe_mesh_group_in(g, division));
+}
+
+int moe_shard_slots(const MoeShardRules *r, int division, int64_t experts) {
+    MoeMesh d = moe_mesh_division(r->mesh, division);
+    return moe_mesh_slots(&d, (int)experts);
+}
+
+int moe_shard_rows_group(const MoeShardRules *r, MoeRowSpace rows, int division) {
     int group = -1;
     switch (rows) {
     case MOE_ROWS_TOKENS:
@@ -127,7 +158,7 @@ int moe_shard_rows_group(const MoeShardRules *r, MoeRowSpace rows) {
         group = MOE_GROUP_DATA;
         break;
     case MOE_ROWS_EXPERTS:
-        group = MOE_GROUP_EXPERT_DATA;
+        group = (int)moe_mesh_group_in(MOE_GROUP_EXPERT_DATA, division);
         break;
     case MOE_ROWS_RECEIVED:
     case MOE_ROWS_SENT:
@@ -175,6 +206,14 @@ static int dim_of(const Term *t, char letter) {
     return p ? (int)(p - t->dims) : -1;
 }
 
+/* The division whose slots the operands are divided by. */
+static int slots_division(const MoeShardState *in, int n) {
+    for (int i = 0; i < n; i++)
+        if (in[i].slots == MOE_SLOTS_MINE)
+            return in[i].division;
+    return 0;
+}
+
 /* The letter divided along one axis: slots over EP, or tp. dim_in(i): the divided dim of operand i, -1. */
 static const char *find_letter(MoeShardRules *r, const MoeOp *op, const Term *terms, int n_in,
                                const MoeShardState *in, bool over_tp, char *out) {
@@ -188,6 +227,8 @@ static const char *find_letter(MoeShardRules *r, const MoeOp *op, const Term *te
             return moe_shard_needs(r, op, in, i, over_tp ? "it whole on each TP rank" : "it whole");
         if (*out && *out != letter)
             return moe_shard_needs(r, op, in, i, "the same dim divided in every operand");
+        if (!over_tp && in[i].division != slots_division(in, n_in))
+            return moe_shard_needs(r, op, in, i, "slots of the same division of ranks");
         *out = letter;
     }
     for (int i = 0; *out && i < n_in; i++) {
@@ -200,13 +241,13 @@ static const char *find_letter(MoeShardRules *r, const MoeOp *op, const Term *te
     return NULL;
 }
 
-/* A letter of ragged rows that no result has; its row space. */
-static MoeRowSpace summed_rows(const Term *terms, int n_in, int result, const MoeShardState *in) {
+/* The operand with a letter of ragged rows that no result has; NULL. */
+static const MoeShardState *summed_rows(const Term *terms, int n_in, int result, const MoeShardState *in) {
     for (int i = 0; i < n_in; i++)
         if (in[i].rows != MOE_ROWS_NONE && terms[i].dims[0] != '*' &&
             dim_of(&terms[result], terms[i].dims[0]) < 0)
-            return in[i].rows;
-    return MOE_ROWS_NONE;
+            return &in[i];
+    return NULL;
 }
 
 const char *moe_shard_factors(MoeShardRules *r, const MoeOp *op, const char *rule,
@@ -237,18 +278,21 @@ const char *moe_shard_factors(MoeShardRules *r, const MoeOp *op, const char *rul
     for (int k = n_in; k < n; k++) {
         MoeShardState *s = &out[k - n_in];
         *s = moe_shard_whole();
-        if (slot && dim_of(&terms[k], slot) == 0)
+        if (slot && dim_of(&terms[k], slot) == 0) {
             s->slots = MOE_SLOTS_MINE;
+            s->division = slots_division(in, n_in);
+        }
         if (tp)
             s->tp = dim_of(&terms[k], tp) >= 0 ? dim_of(&terms[k], tp) : MOE_TP_PARTIAL;
         else if (term_of_tp && terms[k].linear)
             s->tp = MOE_TP_PARTIAL;
-        MoeRowSpace rows = summed_rows(terms, n_in, k, in);
+        const MoeShardState *summed = summed_rows(terms, n_in, k, in);
+        MoeRowSpace rows = summed ? summed->rows : MOE_ROWS_NONE;
         if (rows != MOE_ROWS_NONE && rows != MOE_ROWS_TOKENS && rows != MOE_ROWS_PAIRS &&
             rows != MOE_ROWS_EXPERTS)
             return moe_shard_fail(r, "%s sums over %s", moe_op_info(op->opcode)->name,
                                   row_texts[rows]);
-        s->partial = moe_shard_rows_group(r, rows);
+        s->partial = moe_shard_rows_group(r, rows, summed ? summed->division : 0);
     }
     return NULL;
 }

@@ -18,15 +18,19 @@ static const char *check_param(MoeShardRules *r, const MoeOp *op) {
                               whole, problem);
     int outer = (int)moe_attr_i_or(op, "expert", 0);
     int64_t tp_dim = moe_attr_i_or(op, "tp_dim", -1);
+    int division = (int)moe_attr_i_or(op, "mesh", 0); /* there is such: param_state */
+    if (division && !outer)
+        return moe_shard_fail(r, "parameter %.80s has a division of its own, but no experts",
+                              moe_attr_s(op, "name"));
     if (outer)
-        part.dims[0].size = moe_mesh_slots(r->mesh, (int)part.dims[0].size);
+        part.dims[0].size = moe_shard_slots(r, division, part.dims[0].size);
     if (tp_dim >= part.rank)
         return moe_shard_fail(r, "parameter %.80s: tp_dim %lld of %d dims", moe_attr_s(op, "name"),
                               (long long)tp_dim, part.rank);
     if (tp_dim >= 0)
         part.dims[tp_dim].size /= r->mesh->tp;
-    int parts =
-        moe_mesh_group_size(r->mesh, outer ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD);
+    int parts = moe_shard_group_size(
+        r, outer ? MOE_GROUP_EXPERT_SHARD : MOE_GROUP_DENSE_SHARD, division);
     if (parts > 1) {
         int64_t n = 1;
         for (int i = outer; i < part.rank; i++)

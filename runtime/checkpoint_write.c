@@ -229,6 +229,17 @@ static MoeStatus write_text(const char *path, const MoeStr *text) {
     return moe_out_finish(f, NULL, NULL);
 }
 
+/* Layers whose experts the ranks divide in a way of their own. */
+static json_t *ranges_json(const MoeMesh *m) {
+    json_t *a = json_array();
+    for (int i = 0; i < m->n_ranges; i++) {
+        const MoeMeshRange *r = &m->ranges[i];
+        json_array_append_new(a, json_pack("{s:i, s:i, s:i, s:i, s:i}", "first", r->first, "last",
+                                           r->last, "dp", r->dp, "shard", r->shard, "ep", r->ep));
+    }
+    return a;
+}
+
 static MoeStatus write_manifest(const Save *s) {
     const MoeMesh *m = &s->plan->mesh;
     json_t *manifest = json_pack(
@@ -242,6 +253,8 @@ static MoeStatus write_manifest(const Save *s) {
     MoeStr text = {0};
     if (!manifest)
         return moe_error(MOE_E_NOMEM, "no memory for the checkpoint's manifest");
+    if (m->n_ranges)
+        json_object_set_new(json_object_get(manifest, "mesh"), "layers", ranges_json(m));
     char *path = moe_path_join(s->tmp, "manifest.json");
     moe_manifest_seal(manifest, &text);
     json_decref(manifest);

@@ -167,10 +167,14 @@ static MoeStatus need_port(const MoePlanProgram *g, bool input, const char *name
 /* What is added with expert or tensor parallelism, where a program has it. */
 static MoeStatus check_ep_ports(const MoePlan *p, const MoePlanProgram *g) {
     char name[32];
-    if (find_port(g->inputs, g->n_inputs, "tok_ep"))
-        MOE_TRY(need_port(g, true, "tok_ep", MOE_PLAN_I32, p->virtual_shards + 1, true));
-    if (find_port(g->inputs, g->n_inputs, "ep_rank"))
-        MOE_TRY(need_port(g, true, "ep_rank", MOE_PLAN_I32, 1, true));
+    for (int k = 0; k <= p->mesh.n_ranges; k++) {
+        moe_mesh_input_name("tok_ep", k, name);
+        if (find_port(g->inputs, g->n_inputs, name))
+            MOE_TRY(need_port(g, true, name, MOE_PLAN_I32, p->virtual_shards + 1, true));
+        moe_mesh_input_name("ep_rank", k, name);
+        if (find_port(g->inputs, g->n_inputs, name))
+            MOE_TRY(need_port(g, true, name, MOE_PLAN_I32, 1, true));
+    }
     if (find_port(g->inputs, g->n_inputs, "tp_rank"))
         MOE_TRY(need_port(g, true, "tp_rank", MOE_PLAN_I32, 1, true));
     for (size_t k = 0; k < p->n_moe_layers; k++) {
@@ -250,7 +254,12 @@ static void set_number(MoeExec *x, const char *name, int value) {
 
 /* Inputs that stay: the rank's number in its EP and TP group, and where experts are. */
 static void set_places(MoeExec *x) {
-    set_number(x, "ep_rank", x->coords.ep);
+    for (int k = 0; k <= x->plan->mesh.n_ranges; k++) {
+        MoeMesh d = moe_mesh_division(&x->plan->mesh, k);
+        char name[32];
+        moe_mesh_input_name("ep_rank", k, name);
+        set_number(x, name, moe_mesh_coords(&d, x->rank).ep);
+    }
     set_number(x, "tp_rank", x->coords.tp);
     for (size_t k = 0; k < x->plan->n_moe_layers; k++) {
         int32_t *place = place_input(x, k);

@@ -20,6 +20,8 @@ static MoeStatus make_groups(MoeExec *x) {
     const MoeMesh *m = &x->plan->mesh;
     for (int g = 0; g < MOE_N_GROUPS; g++) {
         MoeExecGroup *out = &x->between->groups[g];
+        if (!moe_mesh_has_group(m, (MoeMeshGroup)g))
+            continue;
         out->n = moe_mesh_group_size(m, (MoeMeshGroup)g);
         out->ranks = malloc(sizeof *out->ranks * (size_t)out->n);
         if (!out->ranks)
@@ -72,6 +74,17 @@ static MoeStatus plan_flights(MoeExec *x, const MoePlanProgram *g, int *flight) 
     return NULL;
 }
 
+/* Global slots of a layer, at most. */
+static size_t most_slots(const MoePlan *p) {
+    size_t most = 0;
+    for (int k = 0; k <= p->mesh.n_ranges; k++) {
+        MoeMesh d = moe_mesh_division(&p->mesh, k);
+        size_t n = (size_t)d.ep * (size_t)moe_mesh_slots(&d, p->experts);
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
 MoeStatus moe_exec_comm_create(MoeExec *x) {
     const MoePlan *p = x->plan;
     MoeExecComm *c = x->between = calloc(1, sizeof *c);
@@ -79,7 +92,7 @@ MoeStatus moe_exec_comm_create(MoeExec *x) {
         return no_memory();
     MOE_TRY(make_groups(x));
     c->flight = calloc(p->n_programs + 1, sizeof *c->flight);
-    c->slot_expert = calloc((size_t)p->mesh.ep * (size_t)p->slots + 1, sizeof *c->slot_expert);
+    c->slot_expert = calloc(most_slots(p) + 1, sizeof *c->slot_expert);
     if (!c->flight || !c->slot_expert)
         return no_memory();
     for (size_t g = 0; g < p->n_programs; g++) {

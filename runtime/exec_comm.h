@@ -67,7 +67,7 @@ struct MoeExecComm {
     MoeBlockList sends, recvs;
     MoeExecCopy *copies;
     size_t n_copies, cap_copies;
-    int *slot_expert; /* [ep * slots]; -1 = empty */
+    int *slot_expert; /* [most ep * slots]; -1 = empty */
     bool failed;      /* no memory for a list; looked at before the exchange */
 };
 

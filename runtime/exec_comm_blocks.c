@@ -159,7 +159,7 @@ static MoeStatus a2a_dispatch(MoeExec *x, const MoeExecProgram *g, const MoePlan
 
 /* Which expert is in each global slot, by the layer's map. */
 static MoeStatus invert_place(MoeExec *x, const MoePlanComm *o, const int32_t *place) {
-    int64_t n = o->slots * x->plan->mesh.ep;
+    int64_t n = o->slots * x->between->groups[o->group].n;
     for (int64_t i = 0; i < n; i++)
         x->between->slot_expert[i] = -1;
     for (int64_t e = 0; e < o->experts; e++) {

@@ -134,8 +134,13 @@ static int64_t set_micro_batch(MoeExec *x, const Run *r, int m) {
         memcpy(ids, r->ids + first * p->seq, (size_t)n * sizeof *ids);
     if (n && labels && r->labels)
         memcpy(labels, r->labels + first * p->seq, (size_t)n * sizeof *labels);
-    fill_tok(x, r, m, x->coords.data - x->coords.ep, p->mesh.ep,
-             moe_exec_input(x, r->program, "tok_ep"), &unused);
+    for (int k = 0; k <= p->mesh.n_ranges; k++) {
+        MoeMesh d = moe_mesh_division(&p->mesh, k);
+        char name[32];
+        moe_mesh_input_name("tok_ep", k, name);
+        fill_tok(x, r, m, x->coords.data / d.ep * d.ep, d.ep, moe_exec_input(x, r->program, name),
+                 &unused);
+    }
     return fill_tok(x, r, m, 0, moe_mesh_data_ranks(&p->mesh), NULL, &unused);
 }
 

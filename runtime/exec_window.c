@@ -5,8 +5,8 @@
 
 #include "runtime/exec_internal.h"
 
-static int64_t entries(const MoeExec *x) {
-    return (int64_t)x->plan->slots * x->plan->virtual_shards + 1;
+static int64_t entries(const MoeExec *x, const MoePlanStep *s) {
+    return (int64_t)s->n_slots * x->plan->virtual_shards + 1;
 }
 
 static MoeStatus create(MoeExec *x, MoeExecProgram *g) {
@@ -18,7 +18,7 @@ static MoeStatus create(MoeExec *x, MoeExecProgram *g) {
             continue;
         if (!g->windows)
             g->windows = calloc(p->n_steps, sizeof *g->windows);
-        int32_t *w = g->windows ? aligned_alloc(64, ((size_t)entries(x) * sizeof *w + 127) / 64 * 64)
+        int32_t *w = g->windows ? aligned_alloc(64, ((size_t)entries(x, s) * sizeof *w + 127) / 64 * 64)
                                 : NULL;
         if (!w) {
             no_memory = moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
@@ -52,6 +52,6 @@ void moe_exec_window_fill(const MoeExec *x, MoeExecProgram *g, size_t i) {
     const int32_t *all = (const int32_t *)(const void *)g->values[s->segs];
     int64_t V = x->plan->virtual_shards;
     int32_t lo = all[s->slot_lo * V], hi = all[s->slot_hi * V];
-    for (int64_t k = 0; k < entries(x); k++)
+    for (int64_t k = 0; k < entries(x, s); k++)
         g->windows[i][k] = all[k] < lo ? lo : all[k] > hi ? hi : all[k];
 }

@@ -30,6 +30,7 @@ typedef struct {
     const char *name; /* Hugging Face name; '*' = expert index when stacked */
     bool stacked, decay;
     bool expert; /* dim 0 is the expert: divided over ep by slots, each slot's tensor over shard */
+    int division; /* of ranks (base/mesh.h), expert alone */
     int tp_dim;  /* the dim divided over tp; -1: none */
     int rank;    /* of the whole tensor; the buffer holds this rank's part (docs/RANKS.md) */
     int64_t dims[8], elements;
@@ -115,7 +116,8 @@ typedef struct {
     MoePlanPhase phase;
     bool count;
     int slot_lo, slot_hi; /* a kernel that works on the rows of these slots alone; both 0: on all */
-    int segs;             /* their table, of plan->slots x virtual_shards; the kernel gets a window of it */
+    int n_slots;          /* of so many */
+    int segs;             /* their table, of n_slots x virtual_shards; the kernel gets a window of it */
     size_t n_bufs;
     int *buf_value;
     int64_t *buf_offset;
@@ -170,7 +172,7 @@ typedef struct MoePlan {
     int experts, experts_per_token;
     int ranks; /* of the mesh */
     MoeMesh mesh;
-    int slots; /* places for experts on an EP rank; 0 = dense model */
+    int slots; /* places for experts on an EP rank, in division 0; 0 = dense model */
     double flops_per_token;
     double peak_flops; /* estimate of one thread's peak in the plan's dtype, FLOP/s; 0 = unknown */
     MoePlanBuffer *buffers;

@@ -48,10 +48,11 @@ static int read_param_buffer(MoePlanReader *r, const json_t *o, bool *used, int6
 /* What a rank's buffer of the parameter holds: its slots, of those its part along tp_dim, of that a slice, flat;
  * with one part the shape stays. */
 static int local_dims(const MoePlan *p, const MoePlanParam *q, int64_t out[8]) {
-    int parts = q->expert ? p->mesh.shard : p->mesh.dense_shard, lead = q->expert ? 1 : 0;
+    MoeMesh d = moe_mesh_division(&p->mesh, q->division);
+    int parts = q->expert ? d.shard : d.dense_shard, lead = q->expert ? 1 : 0;
     int64_t n = 1;
     for (int i = 0; i < q->rank; i++) {
-        out[i] = q->expert && i == 0 ? p->slots : q->dims[i];
+        out[i] = q->expert && i == 0 ? moe_mesh_slots(&d, p->experts) : q->dims[i];
         if (i == q->tp_dim)
             out[i] /= p->mesh.tp;
         n *= i < lead ? 1 : out[i];
@@ -72,6 +73,10 @@ static void read_layout(MoePlanReader *r, const json_t *o, MoePlanParam *q) {
     q->tp_dim = -1;
     if (json_object_get(o, "tp_dim"))
         q->tp_dim = (int)moe_plan_int(r, o, "tp_dim", -1, q->rank - 1);
+    if (json_object_get(o, "mesh"))
+        q->division = (int)moe_plan_int(r, o, "mesh", 0, p->mesh.n_ranges);
+    if (q->division && !q->expert)
+        moe_plan_fail(r, "mesh", "is %d, but the parameter is no expert's", q->division);
     if (q->expert && (!q->stacked || q->dims[0] != p->experts))
         moe_plan_fail(r, "expert", "is true, but dim 0 is not the %d experts", p->experts);
     if (q->tp_dim >= 0 && (q->dims[q->tp_dim] % p->mesh.tp || (q->expert && q->tp_dim == 0)))
@@ -183,6 +188,25 @@ static void read_head(MoePlanReader *r, const json_t *root) {
 }
 
 /* Absent: one rank. */
+/* "layers": ranges that divide their experts over the ranks in a way of their own. */
+static void read_ranges(MoePlanReader *r, const json_t *mesh) {
+    MoeMesh *m = &r->plan->mesh;
+    size_t n = 0;
+    const json_t *a = json_object_get(mesh, "layers") ? moe_plan_array(r, mesh, "layers", &n) : NULL;
+    if (n > MOE_MAX_RANGES)
+        moe_plan_fail(r, "layers", "has %zu ranges, at most %d", n, MOE_MAX_RANGES);
+    for (size_t i = 0; i < n && !r->st; i++) {
+        const json_t *o = json_array_get(a, i);
+        MoeMeshRange *x = &m->ranges[m->n_ranges++];
+        moe_plan_at(r, "mesh.layers[%zu]", i);
+        x->first = (int)moe_plan_int(r, o, "first", 0, 1 << 20);
+        x->last = (int)moe_plan_int(r, o, "last", 0, 1 << 20);
+        x->dp = (int)moe_plan_int(r, o, "dp", 1, MOE_MAX_RANKS);
+        x->shard = (int)moe_plan_int(r, o, "shard", 1, MOE_MAX_RANKS);
+        x->ep = (int)moe_plan_int(r, o, "ep", 1, MOE_MAX_RANKS);
+    }
+}
+
 static void read_mesh(MoePlanReader *r, const json_t *root) {
     MoePlan *p = r->plan;
     const json_t *o = json_object_get(root, "mesh");
@@ -200,6 +224,8 @@ static void read_mesh(MoePlanReader *r, const json_t *root) {
         p->mesh.ep = (int)moe_plan_int(r, o, "ep", 1, MOE_MAX_RANKS);
         p->mesh.tp = (int)moe_plan_int(r, o, "tp", 1, MOE_MAX_RANKS);
         p->mesh.dense_shard = (int)moe_plan_int(r, o, "dense_shard", 1, MOE_MAX_RANKS);
+        read_ranges(r, o);
+        moe_plan_at(r, "mesh");
         MoeStatus bad =
             r->st ? NULL : moe_mesh_check(&p->mesh, p->virtual_shards, p->micro_batches);
         if (bad)

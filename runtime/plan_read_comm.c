@@ -28,6 +28,11 @@ static MoeMeshGroup read_group(MoePlanReader *r, const json_t *o, const char *ke
     const char *name = moe_plan_str(r, o, key);
     if (!r->st && !moe_mesh_group_from_name(name, &g))
         moe_plan_fail(r, key, "is \"%.40s\", which is no group of ranks", name);
+    if (!r->st && !moe_mesh_has_group(&r->plan->mesh, g)) {
+        moe_plan_fail(r, key, "is \"%.40s\", but the mesh has %d ranges of layers", name,
+                      r->plan->mesh.n_ranges);
+        return MOE_GROUP_WORLD; /* sizes are asked of it before anybody looks */
+    }
     return g;
 }
 
@@ -128,12 +133,15 @@ static bool read_range(MoePlanReader *r, const json_t *o, const char *key, int64
 void moe_plan_read_slots(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i) {
     MoePlanStep *s = &g->steps[i];
     int64_t lo, hi;
-    if (!read_range(r, o, "slots", r->plan->slots, &lo, &hi))
+    s->n_slots = r->plan->slots;
+    if (json_object_get(o, "of"))
+        s->n_slots = (int)moe_plan_int(r, o, "of", 1, r->plan->experts);
+    if (!read_range(r, o, "slots", s->n_slots, &lo, &hi))
         return;
     s->slot_lo = (int)lo;
     s->slot_hi = (int)hi;
     s->segs = moe_plan_value(r, json_object_get(o, "segs"), g, "segs");
-    need(r, g, "segs", s->segs, (int64_t)r->plan->slots * r->plan->virtual_shards + 1, 4);
+    need(r, g, "segs", s->segs, (int64_t)s->n_slots * r->plan->virtual_shards + 1, 4);
 }
 
 static void read_a2a(MoePlanReader *r, const json_t *o, const MoePlanProgram *g, MoePlanComm *c) {
@@ -141,7 +149,8 @@ static void read_a2a(MoePlanReader *r, const json_t *o, const MoePlanProgram *g,
     const int64_t V = p->virtual_shards;
     c->group = read_group(r, o, "group");
     c->row_bytes = moe_plan_int(r, o, "row_bytes", 1, MOE_PLAN_MAX_DIM);
-    if (!r->st && c->group != MOE_GROUP_EP)
+    const int64_t ep = moe_mesh_group_size(&p->mesh, c->group);
+    if (!r->st && moe_mesh_group_kind(c->group) != MOE_GROUP_EP)
         moe_plan_fail(r, "group", "is %s, expected ep", moe_mesh_group_name(c->group));
     if (c->op == MOE_PLAN_A2A_DISPATCH) {
         c->chunks = moe_plan_int(r, o, "chunks", 1, 65536);
@@ -151,13 +160,13 @@ static void read_a2a(MoePlanReader *r, const json_t *o, const MoePlanProgram *g,
             c->lo = moe_plan_int(r, o, "chunk", 0, c->chunks - 1);
             c->hi = c->lo + 1;
         }
-        need(r, g, "in", c->in[1], p->mesh.ep * c->chunks + 1, 4);
+        need(r, g, "in", c->in[1], ep * c->chunks + 1, 4);
         need(r, g, "in", c->in[3], c->chunks * V + 1, 4);
         need(r, g, "out", c->out, c->capacity, c->row_bytes);
         return;
     }
     c->slots = moe_plan_int(r, o, "slots", 1, 65536);
-    c->experts = moe_plan_int(r, o, "experts", 1, c->slots * p->mesh.ep);
+    c->experts = moe_plan_int(r, o, "experts", 1, c->slots * ep);
     read_range(r, o, "range", c->slots, &c->lo, &c->hi);
     need(r, g, "in", c->in[1], c->slots * V + 1, 4);
     need(r, g, "in", c->in[2], c->experts, 4);

@@ -63,30 +63,32 @@ MoeStatus moe_train_share(MoeTrainer *s, void *data, size_t n, const char *what)
 
 /* Rows of the experts of EP rank `ep` from data rank d's shards in all micro-batches. */
 static int64_t rows_from(const MoePlan *p, const int32_t *load, const int32_t *place, int d,
-                         int ep) {
+                         int slots, int ep) {
     int64_t n = 0;
     for (int m = 0; m < p->micro_batches; m++) {
         int run,
             shards = moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, m, d, &run);
         for (int v = run; v < run + shards; v++)
             for (int e = 0; e < p->experts; e++)
-                n += (place ? place[e] : e) / p->slots == ep ? load[v * p->experts + e] : 0;
+                n += (place ? place[e] : e) / slots == ep ? load[v * p->experts + e] : 0;
     }
     return n;
 }
 
 void moe_train_imbalance(const MoeTrainer *s, double *out) {
     const MoePlan *p = s->plan;
-    const int D = moe_mesh_data_ranks(&p->mesh), ep = p->mesh.ep;
+    const int D = moe_mesh_data_ranks(&p->mesh);
     const int32_t *load = moe_exec_load(s->x); /* [layers][V][E] */
     for (size_t k = 0; k < p->n_moe_layers; k++, load += p->virtual_shards * p->experts) {
         const int32_t *place = moe_exec_place(s->x, k);
+        MoeMesh mesh = moe_mesh_division(&p->mesh, moe_mesh_of_layer(&p->mesh, p->moe_layers[k]));
+        int ep = mesh.ep, slots = moe_mesh_slots(&mesh, p->experts);
         int64_t sum = 0, most = 0;
         for (int group = 0; group < D; group += ep) /* an EP group's tokens, on each of its ranks */
             for (int i = 0; i < ep; i++) {
                 int64_t n = 0;
                 for (int d = group; d < group + ep; d++)
-                    n += rows_from(p, load, place, d, i);
+                    n += rows_from(p, load, place, d, slots, i);
                 sum += n;
                 most = n > most ? n : most;
             }

@@ -50,7 +50,9 @@ static MoeStatus add_weights(const MoePlan *plan, const MoeExec *x, size_t param
     if (plan->ranks > 1 && (p->stacked != p->expert || (p->expert && layer < 0)))
         return moe_error(MOE_E_CORRUPT, "damaged plan: %s belongs to the experts of no MoE layer",
                          p->name);
-    moe_rank_slices(&plan->mesh, moe_exec_rank(x), p->expert ? plan->slots : (int)count, &slices);
+    MoeMesh mesh = moe_mesh_division(&plan->mesh, p->division);
+    moe_rank_slices(&mesh, moe_exec_rank(x),
+                    p->expert ? moe_mesh_slots(&mesh, plan->experts) : (int)count, &slices);
     for (int64_t e = 0; e < count; e++) {
         MoeWeight *w = &out->items[out->n++];
         w->name = star ? moe_arena_printf(out->arena, "%.*s%lld%s", (int)(star - p->name), p->name,

@@ -17,6 +17,8 @@ static Group group_of(const MoeComms *c, int rank, const char *key) {
     MoeMeshGroup id;
     Group g = {.c = c, .name = moe_attr_s(c->op, key)};
     MOE_ASSERT(moe_mesh_group_from_name(g.name, &id), "group %s", g.name);
+    MOE_ASSERT(moe_mesh_has_group(c->mesh, id), "group %s of a mesh with %d ranges", g.name,
+               c->mesh->n_ranges);
     g.n = moe_mesh_group_size(c->mesh, id);
     g.ranks = MOE_NEW_N(c->arena, int, g.n);
     g.self = moe_mesh_group_ranks(c->mesh, rank, id, g.ranks);

@@ -18,6 +18,8 @@ plan e4 --ranks 4 $E 4
 plan e2s2 --ranks 4 $E 2 $S 2
 plan wide --ranks 8 $E 2 $S 2 $D 4
 plan e8 --ranks 8 $E 8
+printf '{"ranks": 8, "expert_parallel_degree": 4, "hybrid_shard_degree": 2, "layers": [{"first": 1, "last": 1, "expert_parallel_degree": 2, "hybrid_shard_degree": 2}]}' >"$WORK/mixed.json"
+plan mixed --strategy "$WORK/mixed.json"
 plan t2 --ranks 2 --tensor-parallel-degree 2
 plan t2e2s2 --ranks 8 --tensor-parallel-degree 2 $E 2 $S 2
 
@@ -50,7 +52,7 @@ moved() { # moved FIRST THEN: stopped after step 3 of FIRST
   run "$1" moved --stop-after-step 3 >"$WORK/.log" 2>&1 && run "$2" moved >>"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
   same_end reference moved && exports_as moved want
 }
-for pair in one:e4 one:wide e4:one wide:one e2:s2 s2:e2 d2:e2s2 e2s2:d2 e4:e8 e8:e4 wide:e8 e8:wide s2:wide; do
+for pair in one:e4 one:wide e4:one wide:one e2:s2 s2:e2 d2:e2s2 e2s2:d2 e4:e8 e8:e4 wide:e8 e8:wide s2:wide one:mixed mixed:one wide:mixed mixed:e8; do
   expect "${pair%:*} to ${pair#*:}" moved ${pair%:*} ${pair#*:}
 done
 # Tensor parallelism: the same bits at one degree; from one degree to another the same weights (a step of learning rate 0 changes none).

@@ -53,9 +53,19 @@ layout four four "four layers: 4 ranks, as --ranks alone chooses" --ranks 4
 layout four four "four layers: 4 ranks, experts divided and sharded" --ranks 4 $E 2 $S 2
 layout four four "four layers: 8 ranks, experts over 4, copies" --ranks 8 $E 4
 layout four four "four layers: 8 ranks, experts over 2, sharded over 2, all else over 4" --ranks 8 $E 2 $S 2 --dense-shard-degree 4
+# Each layer's experts divided in a way of its own.
+strategy() { printf '{"ranks": %s, "expert_parallel_degree": %s, "layers": [%s]}' "$2" "$3" "$4" >"$WORK/$1.json"; }
+strategy mixed4 4 4 '{"first": 1, "last": 2, "expert_parallel_degree": 2, "hybrid_shard_degree": 2}'
+strategy mixed8 8 2 '{"first": 3, "last": 3, "expert_parallel_degree": 8}, {"first": 0, "last": 1, "hybrid_shard_degree": 8}'
+layout four four "four layers: 4 ranks, experts over 4 and over 2" --strategy "$WORK/mixed4.json"
+layout four four "four layers: 8 ranks, experts over 2, over 8 and sharded" --strategy "$WORK/mixed8.json"
+layout four four "four layers: 4 ranks, experts over 4 and over 2, 2 micro-batches, 4 threads" --strategy "$WORK/mixed4.json" --micro-batches 2 -- --threads 4
+strategy behind 4 4 '{"first": 2, "last": 4, "expert_parallel_degree": 2}'
+refuses "layers that the model has not" 2 'layers 2 to 4 of the strategy: .* is 3' compile none four --strategy "$WORK/behind.json"
 layout four four "four layers: 4 ranks, 2 micro-batches, recomputed" --ranks 4 $E 2 $S 2 --micro-batches 2 --recompute layer
 must compile bf16 four --dtype bf16
 must train bf16 bf16
+layout four bf16 "four layers, bf16: 8 ranks, experts divided by layer" --strategy "$WORK/mixed8.json" --dtype bf16
 layout four bf16 "four layers, bf16: 4 ranks" --ranks 4 $E 2 $S 2 --dtype bf16
 
 data=$WORK/tokens.u16

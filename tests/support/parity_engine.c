@@ -108,8 +108,11 @@ MoeStatus parity_create(const char *config, const ParityOptions *o, ParityEngine
                                       .virtual_shards = e->shards,
                                       .micro_batches = o->micro_batches,
                                       .mixed_bf16 = strcmp(o->dtype, "bf16") == 0};
-    d.strategy = (MoeStrategy){o->ranks, o->expert_parallel, o->hybrid_shard, o->tensor_parallel,
-                               o->dense_shard};
+    d.strategy = (MoeStrategy){.ranks = o->ranks,
+                               .ep = o->expert_parallel,
+                               .shard = o->hybrid_shard,
+                               .tp = o->tensor_parallel,
+                               .dense_shard = o->dense_shard};
     d.pass.recompute = moe_recompute_from_name(o->recompute);
     d.pass.emit_grads = true;
     d.pipeline.verify_each = true;

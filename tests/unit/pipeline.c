@@ -96,6 +96,11 @@ static Command parse_command(const char *text, const char *file) {
             ranks.tp = atoi(value);
         else if (strncmp(w, "--dense-shard-degree", n) == 0)
             ranks.dense_shard = atoi(value);
+        else if (strncmp(w, "--strategy", n) == 0) { /* beside the golden file */
+            char path[4096];
+            snprintf(path, sizeof path, "%.*s/%s", (int)(strrchr(file, '/') - file), file, value);
+            ok(moe_strategy_load(path, &ranks));
+        }
         else if (strncmp(w, "--cluster", n) == 0)
             load_cluster(value, &c.options.cluster);
         else if (strncmp(w, "--overlap", n) == 0)

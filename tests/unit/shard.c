@@ -81,11 +81,16 @@ static MoeModule *run(const Model *o, MoeMesh mesh, const char *passes, char **e
 
 /* ---- every mesh ---- */
 
-/* dp, shard, ep, tp, dense_shard */
+/* dp, shard, ep, tp, dense_shard; then ranges of layers: first, last, dp, shard, ep */
 static const MoeMesh meshes[] = {
     {1, 1, 2, 1, 1}, {1, 1, 4, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 2}, {2, 1, 1, 1, 1},
     {1, 1, 2, 1, 2}, {1, 2, 4, 1, 8}, {2, 2, 2, 1, 4}, {1, 1, 8, 1, 4}, {1, 4, 1, 1, 2},
     {1, 1, 1, 2, 1}, {1, 1, 2, 2, 1}, {2, 1, 1, 2, 1}, {1, 2, 2, 2, 4}, {1, 2, 1, 2, 2},
+    {1, 1, 8, 1, 1, 1, {{1, 1, 1, 4, 2}}},
+    {1, 4, 1, 1, 4, 1, {{0, 0, 1, 2, 2}}},
+    {2, 1, 2, 1, 2, 1, {{1, 1, 2, 2, 1}}},
+    {4, 1, 1, 1, 1, 2, {{0, 0, 1, 1, 4}, {1, 1, 2, 1, 2}}},
+    {1, 2, 2, 2, 4, 1, {{0, 0, 1, 1, 4}}},
 };
 enum { N_MESHES = sizeof meshes / sizeof meshes[0] };
 
@@ -126,6 +131,7 @@ START_TEST(test_dense) {
     MoeMesh mesh = meshes[_i % N_MESHES];
     mesh.shard *= mesh.ep;
     mesh.ep = 1;
+    mesh.n_ranges = 0;
     Model o = {.dense = true, .tied = _i / N_MESHES, .recompute = MOE_RECOMPUTE_CHEAP};
     check_agrees(&o, mesh, 20 * 4 + 6 - 4 * o.tied);
 }
@@ -248,7 +254,8 @@ static int mutate_groups(const MoeModule *m, const MoeMesh *mesh, MoeOp *op) {
 }
 
 static const MoeMesh mutated[] = {
-    {1, 2, 2, 1, 2}, {1, 2, 1, 1, 2}, {2, 1, 2, 1, 2}, {1, 2, 2, 2, 4}, {1, 1, 2, 2, 1}};
+    {1, 2, 2, 1, 2}, {1, 2, 1, 1, 2}, {2, 1, 2, 1, 2}, {1, 2, 2, 2, 4}, {1, 1, 2, 2, 1},
+    {1, 2, 2, 1, 2, 1, {{1, 1, 1, 1, 4}}}};
 
 START_TEST(test_verifier) {
     MoeMesh mesh = mutated[_i];
@@ -391,6 +398,30 @@ START_TEST(test_capacities) {
 }
 END_TEST
 
+/* Layers that the model has not; degrees of a group that the mesh has not. */
+START_TEST(test_ranges_refused) {
+    static const struct {
+        MoeMesh mesh;
+        const char *part;
+    } cases[] = {
+        {{1, 1, 4, 1, 1, 1, {{0, 2, 1, 2, 2}}}, "layers 0 to 2 of the strategy: the range ends "},
+        {{1, 1, 4, 1, 1, 1, {{5, 6, 1, 2, 2}}}, "layers 5 to 6 of the strategy: no layer with "},
+        {{1, 1, 4, 1, 1, 1, {{0, 1, 1, 2, 1}}}, "layers 0 to 1: 1 x 2 x 1"},
+        {{1, 1, 4, 1, 1, 2, {{0, 1, 1, 2, 2}, {1, 1, 4, 1, 1}}}, "layers 0 to 1 and layers 1 to 1"},
+    };
+    MoePassOptions p;
+    Model o = {.experts = 4};
+    MoeModule *m = build(&o, &p);
+    p.mesh = cases[_i].mesh;
+    MoePassContext cx = {.module = m, .options = p, .arena = m->arena};
+    MoeStatus st = moe_pass_shard(&cx);
+    ck_assert(st && moe_status_code(st) == MOE_E_MISUSE);
+    ck_assert_msg(strstr(moe_status_message(st), cases[_i].part), "%s", moe_status_message(st));
+    moe_status_free(st);
+    moe_module_destroy(m);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("shard");
     TCase *t = tcase_create("shard");
@@ -405,6 +436,7 @@ int main(void) {
     tcase_add_test(t, test_rows_travel_rounded);
     tcase_add_test(t, test_gathers);
     tcase_add_test(t, test_capacities);
+    tcase_add_loop_test(t, test_ranges_refused, 0, 4);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

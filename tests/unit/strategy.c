@@ -40,6 +40,11 @@ static const struct {
      "8 ranks: expert parallel 4 x tensor parallel 2, tensors that are no expert's over 4"},
     {{.ranks = 2, .tp = 2}, 0, {1, 1, 1, 2, 1}, "2 ranks: tensor parallel 2"},
     {{.ranks = 4, .shard = 2}, 0, {2, 2, 1, 1, 2}, "4 ranks: data parallel 2 x shard 2"},
+    {{.ranks = 8, .ep = 8, .n_layers = 2, .layers = {{0, 1, 2, 4}, {3, 3, 4, 0}}},
+     8,
+     {1, 1, 8, 1, 1, 2, {{0, 1, 1, 4, 2}, {3, 3, 2, 1, 4}}},
+     "8 ranks: expert parallel 8; experts of layers 0-1: shard 4 x expert parallel 2; experts of "
+     "layers 3-3: data parallel 2 x expert parallel 4"},
 };
 
 START_TEST(test_resolve) {
@@ -93,6 +98,53 @@ START_TEST(test_file) {
 }
 END_TEST
 
+static void refused(const char *layers, int64_t experts, MoeCode code, const char *part) {
+    char text[512];
+    MoeStrategy s = {0};
+    MoeMesh m;
+    snprintf(text, sizeof text, "{\"ranks\": 16, \"expert_parallel_degree\": 8, "
+                                "\"tensor_parallel_degree\": 2, \"layers\": %s}",
+             layers);
+    MoeStatus st = moe_strategy_load(file("layers.json", text), &s);
+    fails(st ? st : moe_strategy_resolve(&s, experts, &m), code, part);
+}
+
+/* Ranges of layers: sorted; what is wrong names the range and its numbers. */
+START_TEST(test_layers) {
+    MoeStrategy s = {0};
+    ok(moe_strategy_load(
+        file("h.json", "{\"ranks\": 8, \"expert_parallel_degree\": 8, \"layers\": ["
+                       "{\"first\": 4, \"last\": 4, \"hybrid_shard_degree\": 8}, "
+                       "{\"first\": 0, \"last\": 3, \"expert_parallel_degree\": 2, "
+                       "\"hybrid_shard_degree\": 4}]}"),
+        &s));
+    ck_assert(s.n_layers == 2 && s.layers[0].first == 0 && s.layers[0].last == 3 &&
+              s.layers[0].ep == 2 && s.layers[0].shard == 4);
+    ck_assert(s.layers[1].first == 4 && s.layers[1].ep == 0 && s.layers[1].shard == 8);
+    refused("[{\"first\": 0, \"last\": 3}, {\"first\": 3, \"last\": 5}]", 8, MOE_E_MISUSE,
+            "layers 0 to 3 and layers 3 to 5 overlap");
+    refused("[{\"first\": 1, \"last\": 2, \"expert_parallel_degree\": 2, "
+            "\"hybrid_shard_degree\": 8}]",
+            8, MOE_E_MISUSE,
+            "layers 1 to 2: the 8 data ranks cannot be divided by 16 (hybrid shard degree 8 x "
+            "expert parallel degree 2)");
+    refused("[{\"first\": 0, \"last\": 0, \"expert_parallel_degree\": 3}]", 8, MOE_E_MISUSE,
+            "cannot be divided by 3");
+    refused("[{\"first\": 2, \"last\": 1}]", 8, MOE_E_INPUT,
+            "layers[0]: ");
+    refused("[{\"first\": 0, \"last\": 1, \"expert_paralel_degree\": 2}]", 8, MOE_E_INPUT,
+            "did you mean \"expert_parallel_degree\"?");
+    refused("[{\"last\": 1}]", 8, MOE_E_INPUT, "first");
+    refused("[{\"first\": 0, \"last\": 1, \"hybrid_shard_degree\": 0}]", 8, MOE_E_INPUT,
+            "\"hybrid_shard_degree\" is 0; expected 1 to 4096");
+    refused("[7]", 8, MOE_E_INPUT, "layers[0]: ");
+    refused("{}", 8, MOE_E_INPUT, "expected a list of at most 15 ranges");
+    s = (MoeStrategy){.ranks = 2, .n_layers = 1, .layers = {{0, 1, 2, 1}}};
+    MoeMesh m;
+    fails(moe_strategy_resolve(&s, 0, &m), MOE_E_MISUSE, "layers 0 to 1: the model has no experts");
+}
+END_TEST
+
 /* Flags go over the file. */
 START_TEST(test_options) {
     const char *path = file("g.json", "{\"ranks\": 8, \"expert_parallel_degree\": 2}");
@@ -119,6 +171,7 @@ int main(void) {
     tcase_add_loop_test(t, test_resolve, 0, (int)(sizeof resolved / sizeof resolved[0]));
     tcase_add_test(t, test_refused);
     tcase_add_test(t, test_file);
+    tcase_add_test(t, test_layers);
     tcase_add_test(t, test_options);
     suite_add_tcase(s, t);
     SRunner *r = srunner_create(s);
