@@ -17,8 +17,10 @@
  * gathers ahead of their use and sums under way. */
 #define GROWTH       0.1
 #define GROWTH_LEAST ((int64_t)16 << 10)
-/* An order is worth it if it saves this part of the step. */
-#define WORTH 1e-3
+/* An order is worth it if it saves this part of the step; more chunks, if they save that much more: of their launches and their
+ * short products the cost model knows nothing. */
+#define WORTH        1e-3
+#define WORTH_CHUNKS 1e-2
 
 typedef struct {
     int chunks;
@@ -85,7 +87,8 @@ static void try_policies(const MoePassContext *cx, const Overlap *x, int64_t mem
         if (p.gather_bytes == 0)
             p.gather_bytes = ways[i].under_way * x->layer_gathers;
         OverlapOrder o = moe_overlap_schedule(x, &p);
-        bool better = o.seconds < best->seconds * (1 - WORTH) && o.peak <= memory;
+        double worth = x->chunks > best->chunks ? WORTH_CHUNKS : WORTH;
+        bool better = o.seconds < best->seconds * (1 - worth) && o.peak <= memory;
         if (better || (asked && !best->groups))
             keep(best, x, &o, a);
     }
@@ -140,7 +143,7 @@ static MoeStatus overlap_graph(const MoePassContext *cx, MoeGraph *g, const MoeC
     MoeArena *a = moe_arena_create();
     int micro = cx->options.micro_batches, tries[3], n = choose_chunks(cx, g, tries);
     int64_t memory = 0, before = 0;
-    Best best = {0};
+    Best best = {.chunks = 1};
     MoeStatus st = cx->options.memory_limit > 0 ? memory_of(cx, g, &before) : NULL;
     moe_overlap_add_waits(g);
     for (int i = 0; i < n; i++) {

@@ -268,9 +268,9 @@ static const char ranks_json[] =
     "   {\"name\": \"b\", \"kind\": \"comm\", \"phase\": \"forward\", \"count\": false, \"layer\": "
     "0, \"comm\": ["
     "    {\"op\": \"a2a_dispatch\", \"in\": [3, 5, 5, 5], \"out\": 6, \"group\": \"ep\", "
-    "\"row_bytes\": 8, \"chunks\": 2, \"capacity\": 128},"
+    "\"row_bytes\": 8, \"chunks\": 2, \"capacity\": 128, \"chunk\": 1},"
     "    {\"op\": \"a2a_combine\", \"in\": [3, 5, 5, 5], \"out\": 4, \"group\": \"ep\", "
-    "\"row_bytes\": 8, \"slots\": 2, \"experts\": 3}]},"
+    "\"row_bytes\": 8, \"slots\": 2, \"experts\": 3, \"range\": [0, 1]}]},"
     "   {\"name\": \"w\", \"kind\": \"wait\", \"phase\": \"backward\", \"count\": false, "
     "\"layer\": 0, \"wait\": 0},"
     "   {\"name\": \"c\", \"kind\": \"comm\", \"phase\": \"reduce\", \"count\": false, \"layer\": "
@@ -281,7 +281,10 @@ static const char ranks_json[] =
     "    {\"op\": \"all_reduce\", \"in\": [3], \"out\": 4, \"dtype\": \"i32\", \"group\": "
     "\"data\", \"elements\": 16},"
     "    {\"op\": \"all_gather_rows\", \"in\": [3, 5], \"out\": 6, \"group\": \"ep\", "
-    "\"row_bytes\": 8}]}]}}}";
+    "\"row_bytes\": 8}]},"
+    "   {\"name\": \"k\", \"kernel\": \"k\", \"kind\": \"gemm\", \"phase\": \"reduce\", \"count\": "
+    "false, \"layer\": 0,"
+    "    \"bufs\": [[3, 0], [5, 0]], \"slots\": [1, 2], \"segs\": 5}]}}}";
 
 static json_t *json_of_ranks(void) {
     json_t *j = NULL;
@@ -303,6 +306,9 @@ START_TEST(test_ranks) {
     ck_assert(g->steps[2].wait == 0 && g->steps[0].wait == -1 && g->steps[3].wait == -1);
     ck_assert(g->steps[3].comm[0].group == MOE_GROUP_DATA &&
               g->steps[3].comm[0].scatter == MOE_GROUP_DENSE_SHARD);
+    ck_assert(g->steps[1].comm[0].lo == 1 && g->steps[1].comm[0].hi == 2); /* chunks */
+    ck_assert(g->steps[1].comm[1].lo == 0 && g->steps[1].comm[1].hi == 1); /* slots */
+    ck_assert(g->steps[4].slot_lo == 1 && g->steps[4].slot_hi == 2 && g->steps[4].segs == 5);
     ck_assert(g->values[6].elastic && g->values[6].rows == 5 && g->values[6].row_bytes == 8);
     FAILS(moe_exec_create(p, NULL, 1, &x), MOE_E_MISUSE, "for 4 ranks", "--ranks 1");
     moe_plan_free(p);
@@ -359,6 +365,14 @@ START_TEST(test_ranks_damage) {
         {"programs.t.steps.1.comm.1.slots", "7", "steps[1].comm[1].in"},
         {"programs.t.steps.1.comm.1.experts", "5", "steps[1].comm[1].experts"},
         {"programs.t.steps.1.comm.1.row_bytes", "0", "steps[1].comm[1].row_bytes"},
+        {"programs.t.steps.1.comm.0.chunk", "2", "steps[1].comm[0].chunk"},
+        {"programs.t.steps.1.comm.1.range", "[1, 1]", "steps[1].comm[1].range is no range of the 2"},
+        {"programs.t.steps.1.comm.1.range", "[0, 3]", "steps[1].comm[1].range is no range of the 2"},
+        {"programs.t.steps.1.comm.1.range", "[0, 1, 2]", "steps[1].comm[1].range"},
+        {"programs.t.steps.4.slots", "[-1, 2]", "steps[4].slots is no range of the 2"},
+        {"programs.t.steps.4.slots", "7", "steps[4].slots"},
+        {"programs.t.steps.4.segs", "8", "steps[4].segs"},
+        {"programs.t.values.5.bytes", "32", "steps[4].segs 5 has 32 bytes"},
         {"programs.t.steps.0.start", "false", "wait 0 is not a step that starts"},
         {"programs.t.steps.2.wait", "1", "wait 1 is not a step that starts"},
         {"programs.t.steps.2.wait", "2", "steps[2].wait"},
