@@ -372,7 +372,6 @@ START_TEST(test_ranks_damage) {
         {"programs.t.steps.4.slots", "[-1, 2]", "steps[4].slots is no range of the 2"},
         {"programs.t.steps.4.slots", "7", "steps[4].slots"},
         {"programs.t.steps.4.segs", "8", "steps[4].segs"},
-        {"programs.t.values.5.bytes", "32", "steps[4].segs 5 has 32 bytes"},
         {"programs.t.steps.0.start", "false", "wait 0 is not a step that starts"},
         {"programs.t.steps.2.wait", "1", "wait 1 is not a step that starts"},
         {"programs.t.steps.2.wait", "2", "steps[2].wait"},
