@@ -1,0 +1,37 @@
+/* Drives a policy over all MoE layers: keeps the history, knows when to ask, checks proposals and weighs them. Online placement
+ * (runtime) and replay (moec place) both go through it. Deterministic: the same calls give the same maps. */
+#ifndef MOE_PLACEMENT_PLACER_H
+#define MOE_PLACEMENT_PLACER_H
+
+#include "placement/policy.h"
+
+typedef struct MoePlacer MoePlacer;
+
+typedef struct {
+    double hysteresis; /* a change is taken if gain > hysteresis * cost; 0: every valid change is taken. 1 by default */
+    double drift; /* also ask, before `every` steps are over, when the imbalance over the last few steps is this much more than
+                   * just after the last decision; 0: never */
+} MoePlacerGate;
+
+typedef enum { MOE_PLACE_KEPT, MOE_PLACE_CHANGED, MOE_PLACE_TOO_DEAR, MOE_PLACE_REFUSED } MoePlaceVerdict;
+typedef struct {
+    MoePlaceVerdict verdict;
+    double gain, cost;         /* seconds: predicted until the next decision; of the move */
+    double before, after;      /* predicted imbalance */
+    int arrivals, moves;       /* moe_place_map_arrivals, moe_place_map_moves */
+    char why[200];             /* of a refused answer: one line */
+} MoePlaceDecision;
+
+/* The policy's own errors at `create` (a program that cannot start) are returned. */
+MoeStatus moe_placer_create(const MoePolicy *policy, const MoePolicySetup *setup, MoePlacerGate gate, MoePlacer **out);
+void moe_placer_destroy(MoePlacer *p);
+/* The counts of a step that has ended: [layers][sources][experts], copied. maps: those that it ran under. */
+void moe_placer_observe(MoePlacer *p, int64_t step, const int32_t *counts, const MoePlaceMap *maps);
+/* Whether `decide` is due before `step`. */
+bool moe_placer_due(const MoePlacer *p, int64_t step);
+/* Before `step`: maps [layers] are changed in place where a change is taken; out [layers] says what and why. A policy that fails
+ * or answers nonsense is refused, never an error: training goes on with the old map. */
+void moe_placer_decide(MoePlacer *p, int64_t step, MoePlaceMap *maps, MoePlaceDecision *out);
+double moe_placer_seconds(const MoePlacer *p); /* wall time spent in decide so far */
+
+#endif
