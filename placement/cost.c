@@ -1,0 +1,181 @@
+/* See cost.h. In: a map, counts, numbers of the layer. Out: seconds. One pass over slots and sources, no
+ * allocation: policies call it while they search. */
+#include "placement/cost.h"
+
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/mesh.h"
+
+#define DEFAULT_FLOPS 1e12 /* of a cluster file without rates */
+
+/* Bytes that a rank's links carry in one kind of exchange. */
+typedef struct {
+    double out[MOE_N_LINKS], in[MOE_N_LINKS];
+} Traffic;
+
+MoePlaceCost moe_place_cost_of(const MoeCluster *ep_group, const MoePlaceModel *m) {
+    double weights = 3.0 * (double)m->hidden * (double)m->intermediate;
+    double flops = ep_group->flops > 0 ? ep_group->flops : DEFAULT_FLOPS;
+    return (MoePlaceCost){.cluster = *ep_group,
+                          .top_k = m->top_k,
+                          .exchanges = 4,
+                          .row_seconds = 6 * weights / flops,
+                          .token_bytes = 2.0 * m->element_bytes * (double)m->hidden,
+                          .row_bytes = 2.0 * m->element_bytes * (double)m->hidden,
+                          .copy_bytes = m->element_bytes * weights,
+                          .root_bytes = 4 * weights,
+                          .move_bytes = 4.0 * (1 + m->states) * weights};
+}
+
+static void send(Traffic *t, const MoeCluster *c, int from, int to, double bytes) {
+    if (from == to || !(bytes > 0))
+        return;
+    MoeLinkClass k = moe_cluster_link(c, from, to);
+    t[from].out[k] += bytes;
+    t[to].in[k] += bytes;
+}
+
+/* What the busiest link is busy; *latency: the longest of a class that carries anything. */
+static double busiest(const Traffic *t, int ranks, const MoeCluster *c, double *latency) {
+    double most = 0;
+    *latency = 0;
+    for (int k = 0; k < MOE_N_LINKS; k++) {
+        double bytes = 0;
+        for (int r = 0; r < ranks; r++) {
+            bytes = t[r].out[k] > bytes ? t[r].out[k] : bytes;
+            bytes = t[r].in[k] > bytes ? t[r].in[k] : bytes;
+        }
+        double seconds = bytes / c->links[k].bandwidth;
+        most = bytes > 0 && seconds > most ? seconds : most;
+        *latency = bytes > 0 && c->links[k].latency > *latency ? c->links[k].latency : *latency;
+    }
+    return most;
+}
+
+/* ---- rows ---- */
+
+typedef struct {
+    const MoePlaceMap *m;
+    const int32_t *counts;
+    const MoeSplitRun *runs;
+    int sources;
+    int first[MOE_MAX_RANKS + 1]; /* source of each source rank */
+    double tokens[MOE_MAX_RANKS]; /* of a source rank */
+    double rows[MOE_MAX_RANKS];   /* that a rank computes */
+    /* Of the rank that is looked at, by source rank: rows for it; the part of the tokens that are not wanted there. */
+    double from[MOE_MAX_RANKS], stay[MOE_MAX_RANKS];
+    Traffic there[MOE_MAX_RANKS], home[MOE_MAX_RANKS]; /* tokens; rows: counted, not bytes */
+} Rows;
+
+/* Which sources are whose, and how many tokens they have. */
+static void divide_sources(Rows *r, int top_k) {
+    int ranks = r->m->ranks;
+    for (int p = 0; p <= ranks; p++)
+        r->first[p] = (int)(((int64_t)p * r->sources + ranks - 1) / ranks);
+    for (int e = 0; e < r->m->experts; e++) {
+        const int32_t *c = r->counts + (size_t)e * (size_t)r->sources;
+        for (int p = 0; p < ranks; p++)
+            for (int s = r->first[p]; s < r->first[p + 1]; s++)
+                r->tokens[p] += c[s];
+    }
+    for (int p = 0; p < ranks; p++)
+        r->tokens[p] /= top_k;
+}
+
+/* Takes in the rows that slot g computes, by source rank. */
+static void add_slot(Rows *r, int g) {
+    const MoePlaceMap *m = r->m;
+    int e = m->expert[g];
+    if (e < 0 || (!r->runs && m->primary[e] != g))
+        return;
+    const int32_t *c = r->counts + (size_t)e * (size_t)r->sources;
+    int64_t lo = r->runs ? r->runs[g].begin : 0, hi = r->runs ? r->runs[g].end : INT64_MAX, at = 0;
+    for (int p = 0; p < m->ranks; p++) {
+        int64_t before = at;
+        for (int s = r->first[p]; s < r->first[p + 1]; s++)
+            at += c[s];
+        int64_t n = (at < hi ? at : hi) - (before > lo ? before : lo);
+        if (n <= 0)
+            continue;
+        r->from[p] += (double)n;
+        r->stay[p] *= (double)n < r->tokens[p] ? 1 - (double)n / r->tokens[p] : 0;
+    }
+}
+
+/* What all ranks send to rank q. */
+static void add_rank(Rows *r, const MoeCluster *cl, int q) {
+    const MoePlaceMap *m = r->m;
+    for (int p = 0; p < m->ranks; p++) {
+        r->from[p] = 0;
+        r->stay[p] = 1;
+    }
+    for (int g = q * m->slots; g < (q + 1) * m->slots; g++)
+        add_slot(r, g);
+    for (int p = 0; p < m->ranks; p++) {
+        r->rows[q] += r->from[p];
+        send(r->there, cl, p, q, r->tokens[p] * (1 - r->stay[p]));
+        send(r->home, cl, q, p, r->from[p]);
+    }
+}
+
+/* ---- copies ---- */
+
+double moe_place_copy_seconds(const MoePlaceCost *c, const MoePlaceMap *m) {
+    Traffic t[MOE_MAX_RANKS];
+    double latency;
+    bool any = false;
+    memset(t, 0, (size_t)m->ranks * sizeof *t);
+    for (int g = 0; g < m->ranks * m->slots; g++) {
+        int e = m->expert[g];
+        if (e < 0 || m->primary[e] == g)
+            continue;
+        any = true;
+        send(t, &c->cluster, m->primary[e] / m->slots, g / m->slots, 1);
+    }
+    /* There and back over the same links: one traffic for both, in copies. */
+    double busy = any ? busiest(t, m->ranks, &c->cluster, &latency) : 0;
+    return any ? busy * (c->copy_bytes + c->root_bytes) + 2 * latency : 0;
+}
+
+/* ---- a step ---- */
+
+MoePlaceStep moe_place_step(const MoePlaceCost *c, const MoePlaceMap *m, const int32_t *counts, int sources,
+                            const MoeSplitRun *runs) {
+    Rows r;
+    r.m = m;
+    r.counts = counts;
+    r.runs = runs;
+    r.sources = sources;
+    MOE_ASSERT(m->ranks <= MOE_MAX_RANKS, "a map of %d ranks", m->ranks);
+    memset(r.there, 0, (size_t)m->ranks * sizeof *r.there);
+    memset(r.home, 0, (size_t)m->ranks * sizeof *r.home);
+    memset(r.rows, 0, (size_t)m->ranks * sizeof *r.rows);
+    memset(r.tokens, 0, (size_t)m->ranks * sizeof *r.tokens);
+    divide_sources(&r, c->top_k > 0 ? c->top_k : 1);
+    for (int q = 0; q < m->ranks; q++)
+        add_rank(&r, &c->cluster, q);
+    double most = 0, all = 0, latency, ignored;
+    for (int q = 0; q < m->ranks; q++) {
+        most = r.rows[q] > most ? r.rows[q] : most;
+        all += r.rows[q];
+    }
+    MoePlaceStep s = {.compute = most * c->row_seconds,
+                      .imbalance = all > 0 ? most * m->ranks / all : 1};
+    double there = busiest(r.there, m->ranks, &c->cluster, &latency),
+           home = busiest(r.home, m->ranks, &c->cluster, &ignored);
+    s.exchange = there * c->token_bytes + home * c->row_bytes + c->exchanges * latency;
+    s.copies = moe_place_copy_seconds(c, m);
+    s.total = s.compute + (s.exchange + s.copies) * (1 - c->hidden);
+    return s;
+}
+
+double moe_place_move_seconds(const MoePlaceCost *c, const MoePlaceMap *from, const MoePlaceMap *to) {
+    Traffic t[MOE_MAX_RANKS];
+    double latency;
+    memset(t, 0, (size_t)to->ranks * sizeof *t);
+    for (int e = 0; e < to->experts; e++)
+        send(t, &c->cluster, from->primary[e] / from->slots, to->primary[e] / to->slots, c->move_bytes);
+    double busy = busiest(t, to->ranks, &c->cluster, &latency);
+    return busy + latency;
+}
