@@ -9,7 +9,7 @@
 
 #define DEFAULT_FLOPS 1e12 /* of a cluster file without rates */
 
-/* Bytes that a rank's links carry in one kind of exchange. */
+/* What a rank's links carry in one kind of exchange: tokens, rows, experts. */
 typedef struct {
     double out[MOE_N_LINKS], in[MOE_N_LINKS];
 } Traffic;
@@ -28,29 +28,38 @@ MoePlaceCost moe_place_cost_of(const MoeCluster *ep_group, const MoePlaceModel *
                           .move_bytes = 4.0 * (1 + m->states) * weights};
 }
 
-static void send(Traffic *t, const MoeCluster *c, int from, int to, double bytes) {
-    if (from == to || !(bytes > 0))
+static void send(Traffic *t, const MoeCluster *c, int from, int to, double n) {
+    if (from == to || !(n > 0))
         return;
     MoeLinkClass k = moe_cluster_link(c, from, to);
-    t[from].out[k] += bytes;
-    t[to].in[k] += bytes;
+    t[from].out[k] += n;
+    t[to].in[k] += n;
 }
 
-/* What the busiest link is busy; *latency: the longest of a class that carries anything. */
-static double busiest(const Traffic *t, int ranks, const MoeCluster *c, double *latency) {
-    double most = 0;
+/* What the busiest link of each class carries. */
+static void busiest(const Traffic *t, int ranks, double out[MOE_N_LINKS]) {
+    for (int k = 0; k < MOE_N_LINKS; k++) {
+        out[k] = 0;
+        for (int r = 0; r < ranks; r++) {
+            out[k] = t[r].out[k] > out[k] ? t[r].out[k] : out[k];
+            out[k] = t[r].in[k] > out[k] ? t[r].in[k] : out[k];
+        }
+    }
+}
+
+/* Seconds that the slowest class is busy with `bytes` for each of what is counted; *latency: the longest of a class that
+ * carries anything. */
+static double carried(const double most[MOE_N_LINKS], double bytes, const MoeCluster *c, double *latency) {
+    double seconds = 0;
     *latency = 0;
     for (int k = 0; k < MOE_N_LINKS; k++) {
-        double bytes = 0;
-        for (int r = 0; r < ranks; r++) {
-            bytes = t[r].out[k] > bytes ? t[r].out[k] : bytes;
-            bytes = t[r].in[k] > bytes ? t[r].in[k] : bytes;
-        }
-        double seconds = bytes / c->links[k].bandwidth;
-        most = bytes > 0 && seconds > most ? seconds : most;
-        *latency = bytes > 0 && c->links[k].latency > *latency ? c->links[k].latency : *latency;
+        if (!(most[k] > 0))
+            continue;
+        double busy = most[k] * bytes / c->links[k].bandwidth;
+        seconds = busy > seconds ? busy : seconds;
+        *latency = c->links[k].latency > *latency ? c->links[k].latency : *latency;
     }
-    return most;
+    return seconds;
 }
 
 /* ---- rows ---- */
@@ -123,48 +132,53 @@ static void add_rank(Rows *r, const MoeCluster *cl, int q) {
 
 double moe_place_copy_seconds(const MoePlaceCost *c, const MoePlaceMap *m) {
     Traffic t[MOE_MAX_RANKS];
-    double latency;
-    bool any = false;
+    double most[MOE_N_LINKS], latency;
     memset(t, 0, (size_t)m->ranks * sizeof *t);
     for (int g = 0; g < m->ranks * m->slots; g++) {
         int e = m->expert[g];
-        if (e < 0 || m->primary[e] == g)
-            continue;
-        any = true;
-        send(t, &c->cluster, m->primary[e] / m->slots, g / m->slots, 1);
+        if (e >= 0 && m->primary[e] != g)
+            send(t, &c->cluster, m->primary[e] / m->slots, g / m->slots, 1);
     }
-    /* There and back over the same links: one traffic for both, in copies. */
-    double busy = any ? busiest(t, m->ranks, &c->cluster, &latency) : 0;
-    return any ? busy * (c->copy_bytes + c->root_bytes) + 2 * latency : 0;
+    busiest(t, m->ranks, most); /* there and back over the same links: one count for both */
+    double busy = carried(most, c->copy_bytes + c->root_bytes, &c->cluster, &latency);
+    return busy + 2 * latency;
 }
 
 /* ---- a step ---- */
 
-MoePlaceStep moe_place_step(const MoePlaceCost *c, const MoePlaceMap *m, const int32_t *counts, int sources,
-                            const MoeSplitRun *runs) {
+MoePlaceTraffic moe_place_traffic(const MoeCluster *cluster, int top_k, const MoePlaceMap *m,
+                                  const int32_t *counts, int sources, const MoeSplitRun *runs) {
     Rows r;
+    size_t n = (size_t)m->ranks;
+    MOE_ASSERT(m->ranks <= MOE_MAX_RANKS, "a map of %d ranks", m->ranks);
     r.m = m;
     r.counts = counts;
     r.runs = runs;
     r.sources = sources;
-    MOE_ASSERT(m->ranks <= MOE_MAX_RANKS, "a map of %d ranks", m->ranks);
-    memset(r.there, 0, (size_t)m->ranks * sizeof *r.there);
-    memset(r.home, 0, (size_t)m->ranks * sizeof *r.home);
-    memset(r.rows, 0, (size_t)m->ranks * sizeof *r.rows);
-    memset(r.tokens, 0, (size_t)m->ranks * sizeof *r.tokens);
-    divide_sources(&r, c->top_k > 0 ? c->top_k : 1);
+    memset(r.there, 0, n * sizeof *r.there);
+    memset(r.home, 0, n * sizeof *r.home);
+    memset(r.rows, 0, n * sizeof *r.rows);
+    memset(r.tokens, 0, n * sizeof *r.tokens);
+    divide_sources(&r, top_k > 0 ? top_k : 1);
     for (int q = 0; q < m->ranks; q++)
-        add_rank(&r, &c->cluster, q);
-    double most = 0, all = 0, latency, ignored;
+        add_rank(&r, cluster, q);
+    MoePlaceTraffic t = {0};
     for (int q = 0; q < m->ranks; q++) {
-        most = r.rows[q] > most ? r.rows[q] : most;
-        all += r.rows[q];
+        t.rows = r.rows[q] > t.rows ? r.rows[q] : t.rows;
+        t.mean += r.rows[q] / m->ranks;
     }
-    MoePlaceStep s = {.compute = most * c->row_seconds,
-                      .imbalance = all > 0 ? most * m->ranks / all : 1};
-    double there = busiest(r.there, m->ranks, &c->cluster, &latency),
-           home = busiest(r.home, m->ranks, &c->cluster, &ignored);
-    s.exchange = there * c->token_bytes + home * c->row_bytes + c->exchanges * latency;
+    busiest(r.there, m->ranks, t.there);
+    busiest(r.home, m->ranks, t.home);
+    return t;
+}
+
+MoePlaceStep moe_place_step(const MoePlaceCost *c, const MoePlaceMap *m, const int32_t *counts, int sources,
+                            const MoeSplitRun *runs) {
+    MoePlaceTraffic t = moe_place_traffic(&c->cluster, c->top_k, m, counts, sources, runs);
+    double latency, ignored;
+    MoePlaceStep s = {.compute = t.rows * c->row_seconds, .imbalance = t.mean > 0 ? t.rows / t.mean : 1};
+    s.exchange = carried(t.there, c->token_bytes, &c->cluster, &latency) +
+                 carried(t.home, c->row_bytes, &c->cluster, &ignored) + c->exchanges * latency;
     s.copies = moe_place_copy_seconds(c, m);
     s.total = s.compute + (s.exchange + s.copies) * (1 - c->hidden);
     return s;
@@ -172,10 +186,11 @@ MoePlaceStep moe_place_step(const MoePlaceCost *c, const MoePlaceMap *m, const i
 
 double moe_place_move_seconds(const MoePlaceCost *c, const MoePlaceMap *from, const MoePlaceMap *to) {
     Traffic t[MOE_MAX_RANKS];
-    double latency;
+    double most[MOE_N_LINKS], latency;
     memset(t, 0, (size_t)to->ranks * sizeof *t);
     for (int e = 0; e < to->experts; e++)
-        send(t, &c->cluster, from->primary[e] / from->slots, to->primary[e] / to->slots, c->move_bytes);
-    double busy = busiest(t, to->ranks, &c->cluster, &latency);
+        send(t, &c->cluster, from->primary[e] / from->slots, to->primary[e] / to->slots, 1);
+    busiest(t, to->ranks, most);
+    double busy = carried(most, c->move_bytes, &c->cluster, &latency);
     return busy + latency;
 }

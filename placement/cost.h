@@ -37,6 +37,15 @@ typedef struct {
  * cluster's rate; two exchanges each way; nothing hidden, nothing else in the step. A cluster without rates computes 1e12 FLOP/s. */
 MoePlaceCost moe_place_cost_of(const MoeCluster *ep_group, const MoePlaceModel *m);
 
+/* Who is busiest, counted: rows that the busiest rank computes and their mean over ranks; tokens that the busiest link of each
+ * class carries to experts, rows that it carries home. Arguments as moe_place_step's. */
+typedef struct {
+    double rows, mean;
+    double there[MOE_N_LINKS], home[MOE_N_LINKS];
+} MoePlaceTraffic;
+MoePlaceTraffic moe_place_traffic(const MoeCluster *cluster, int top_k, const MoePlaceMap *m,
+                                  const int32_t *counts, int sources, const MoeSplitRun *runs);
+
 /* One layer in one step: the busiest rank's compute + what is exposed of the exchanges, by the (source, rank) rows over the
  * links, and of copies. counts [experts][sources]: source s is EP rank s * ranks / sources. runs: from moe_split; NULL: all rows
  * of an expert go to its primary.
