@@ -239,21 +239,14 @@ static MoeStatus join(MoeExec *x, MoeComm *comm) {
     return NULL;
 }
 
-static int32_t *place_input(const MoeExec *x, size_t k) {
-    char name[32];
-    snprintf(name, sizeof name, "place.%d", x->plan->moe_layers[k]);
-    MoeExecInput *in = find_input(x, name);
-    return in ? (int32_t *)(void *)in->data : NULL;
-}
-
 static void set_number(MoeExec *x, const char *name, int value) {
     MoeExecInput *in = find_input(x, name);
     if (in)
         *(int32_t *)(void *)in->data = value;
 }
 
-/* Inputs that stay: the rank's number in its EP and TP group, and where experts are. */
-static void set_places(MoeExec *x) {
+/* Inputs that stay: the rank's number in its EP and TP group. */
+static void set_numbers(MoeExec *x) {
     for (int k = 0; k <= x->plan->mesh.n_ranges; k++) {
         MoeMesh d = moe_mesh_division(&x->plan->mesh, k);
         char name[32];
@@ -261,11 +254,6 @@ static void set_places(MoeExec *x) {
         set_number(x, name, moe_mesh_coords(&d, x->rank).ep);
     }
     set_number(x, "tp_rank", x->coords.tp);
-    for (size_t k = 0; k < x->plan->n_moe_layers; k++) {
-        int32_t *place = place_input(x, k);
-        for (int e = 0; place && e < x->plan->experts; e++)
-            place[e] = e;
-    }
 }
 
 MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, MoeExec **out) {
@@ -289,7 +277,8 @@ MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, Moe
     }
     for (size_t g = 0; g < plan->n_programs; g++)
         MOE_TRY_GOTO(st, bind_program(x, &plan->programs[g], &x->programs[g]), fail);
-    set_places(x);
+    set_numbers(x);
+    MOE_TRY_GOTO(st, moe_exec_place_create(x), fail);
     MOE_TRY_GOTO(st, moe_exec_windows_create(x), fail);
     MOE_TRY_GOTO(st, moe_exec_elastic_create(x), fail);
     MOE_TRY_GOTO(st, moe_exec_comm_create(x), fail);
@@ -306,6 +295,7 @@ void moe_exec_destroy(MoeExec *x) {
         return;
     moe_store_destroy(x->store); /* before the memory that it copies from and to */
     moe_exec_comm_destroy(x);
+    moe_exec_place_destroy(x);
     moe_exec_elastic_destroy(x);
     moe_exec_windows_destroy(x);
     for (size_t g = 0; x->programs && g < x->plan->n_programs; g++) {
@@ -342,10 +332,6 @@ int moe_exec_rank(const MoeExec *x) {
 
 MoeComm *moe_exec_comm(const MoeExec *x) {
     return x->comm;
-}
-
-const int32_t *moe_exec_place(const MoeExec *x, size_t k) {
-    return place_input(x, k);
 }
 
 void moe_exec_set_step(MoeExec *x, int64_t step) {

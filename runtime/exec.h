@@ -6,6 +6,7 @@
 #define MOE_RUNTIME_EXEC_H
 
 #include "base/pool.h"
+#include "placement/map.h"
 #include "runtime/comm.h"
 #include "runtime/plan.h"
 
@@ -18,9 +19,19 @@ void moe_exec_destroy(MoeExec *x);
 int moe_exec_threads(const MoeExec *x);
 int moe_exec_rank(const MoeExec *x);
 MoeComm *moe_exec_comm(const MoeExec *x); /* never NULL */
-/* Where the experts of plan->moe_layers[k] are: [E], expert -> global slot; expert e is in slot e at first. NULL for a
- * plan whose experts are all on one rank and that has no such input. */
+/* Where the experts of plan->moe_layers[k] are (docs/PLACEMENT.md); at first in order, without copies. Borrowed; changed by
+ * moe_exec_set_map alone. */
+const MoePlaceMap *moe_exec_map(const MoeExec *x, size_t k);
+/* Of it the primary copies: [E], expert -> global slot. */
 const int32_t *moe_exec_place(const MoeExec *x, size_t k);
+/* Whether the programs read a map of that layer (experts are on several ranks), and copies of experts. */
+bool moe_exec_can_place(const MoeExec *x, size_t k);
+bool moe_exec_can_copy(const MoeExec *x, size_t k);
+/* Another map for the next runs, and for what is initialised, loaded and saved from now on; every rank sets the same. No data
+ * moves: parameters and states in slots that are another expert's now are to be loaded or moved (runtime/place_move.h). copies
+ * [ep*slots]: the expert in each global slot, -1 empty; primary [E]; both copied. MOE_E_INPUT, with nothing changed, for a map
+ * that is wrong or that the plan's programs do not know. */
+MoeStatus moe_exec_set_map(MoeExec *x, size_t k, const int32_t *copies, const int32_t *primary);
 /* Where rows go that the plan offloads: a file in `dir` without a name, gone with the process; NULL: the process's memory, as at
  * first. Before the first run; nothing happens with a plan that offloads nothing. */
 MoeStatus moe_exec_offload_to(MoeExec *x, const char *dir);

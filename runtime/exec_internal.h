@@ -64,6 +64,7 @@ struct MoeExec {
     size_t n_inputs;
     MoeExecProgram *programs; /* like plan->programs */
     int32_t *load;            /* [n_moe_layers][V][E] */
+    MoePlaceMap *maps;        /* [n_moe_layers] */
     bool profile;
 };
 
@@ -84,6 +85,10 @@ void moe_exec_window_fill(const MoeExec *x, MoeExecProgram *g, size_t i);
 /* exec_store.c: the store, if the plan offloads anything; a step that offloads or loads, or waits for one that did. */
 MoeStatus moe_exec_store_create(MoeExec *x);
 MoeStatus moe_exec_store_step(MoeExec *x, MoeExecProgram *g, size_t i);
+
+/* exec_place.c: the maps, and their inputs, once these are there. */
+MoeStatus moe_exec_place_create(MoeExec *x);
+void moe_exec_place_destroy(MoeExec *x);
 
 /* Tokens that the logits program's input holds. */
 int64_t moe_exec_logits_ids(const MoeExec *x);

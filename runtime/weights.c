@@ -45,14 +45,13 @@ static MoeStatus add_weights(const MoePlan *plan, const MoeExec *x, size_t param
     int64_t count = p->stacked ? p->dims[0] : 1;
     const char *star = strchr(p->name, '*');
     int layer = moe_param_layer(plan, p);
-    const int32_t *place = layer >= 0 ? moe_exec_place(x, (size_t)layer) : NULL;
+    const MoePlaceMap *map = layer >= 0 ? moe_exec_map(x, (size_t)layer) : NULL;
     MoeRankSlices slices;
     if (plan->ranks > 1 && (p->stacked != p->expert || (p->expert && layer < 0)))
         return moe_error(MOE_E_CORRUPT, "damaged plan: %s belongs to the experts of no MoE layer",
                          p->name);
     MoeMesh mesh = moe_mesh_division(&plan->mesh, p->division);
-    moe_rank_slices(&mesh, moe_exec_rank(x),
-                    p->expert ? moe_mesh_slots(&mesh, plan->experts) : (int)count, &slices);
+    moe_rank_slices(&mesh, moe_exec_rank(x), map ? map->slots : (int)count, &slices);
     for (int64_t e = 0; e < count; e++) {
         MoeWeight *w = &out->items[out->n++];
         w->name = star ? moe_arena_printf(out->arena, "%.*s%lld%s", (int)(star - p->name), p->name,
@@ -62,7 +61,7 @@ static MoeStatus add_weights(const MoePlan *plan, const MoeExec *x, size_t param
         memcpy(w->dims, p->dims + (p->stacked ? 1 : 0), sizeof *w->dims * (size_t)w->rank);
         w->elements = p->elements / (count ? count : 1);
         w->param = (int)param;
-        set_piece(&slices, p, e, place, w);
+        set_piece(&slices, p, e, map ? map->primary : NULL, w);
     }
     return NULL;
 }

@@ -51,7 +51,7 @@ static const struct {
 static void set_maps(SliceRanks *r, uint64_t seed) {
     int n = r->plan->slots * r->plan->mesh.ep;
     for (size_t k = 0; k < r->plan->n_moe_layers && seed; k++) {
-        int32_t slots[64];
+        int32_t slots[64], held[64];
         for (int i = 0; i < n; i++)
             slots[i] = i;
         for (int i = n - 1; i > 0; i--) {
@@ -60,9 +60,12 @@ static void set_maps(SliceRanks *r, uint64_t seed) {
             slots[i] = slots[j];
             slots[j] = was;
         }
+        memset(held, 0xff, sizeof held);
+        for (int e = 0; e < EXPERTS; e++)
+            held[slots[e]] = e;
         for (int q = 0; q < r->n; q++)
-            memcpy((int32_t *)(uintptr_t)moe_exec_place(r->x[q], k), slots,
-                   sizeof *slots * EXPERTS);
+            if (moe_exec_set_map(r->x[q], k, held, slots)) /* no Check here, as in fill_rank */
+                abort();
     }
 }
 
