@@ -3,8 +3,8 @@
  * compiled programs and the laboratory of placement all use this.
  *
  * An expert's rows are one sequence: those of virtual shard 0, then 1, ... Its copies, ascending by global slot (so by rank),
- * take consecutive runs of it that tile it. The division makes the busiest rank's rows as few as cuts at the allowed edges
- * permit, to within half the distance of edges. */
+ * take consecutive runs of it that tile it. With cuts anywhere the busiest rank has the fewest rows possible; with cuts at edges
+ * it comes near that (fewer roots, MOE_COPY_ROOTS at most, may cost it up to 1/256 of its rows each). */
 #ifndef MOE_BASE_SPLIT_H
 #define MOE_BASE_SPLIT_H
 

@@ -1,0 +1,464 @@
+/* Splitting the rows of experts among their copies: exact with cuts anywhere, close with cuts at leaf edges, conserving, the same each time;
+ * and gradients of the parts, folded by the tree, are those of the whole, bit by bit. MOE_SPLIT_CASES multiplies the random cases. */
+#include <check.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "base/rng.h"
+#include "base/split.h"
+
+static uint64_t counter;
+
+static int below(int n) {
+    return (int)moe_rng_below(7, 1, counter++, (uint64_t)n);
+}
+
+static int cases(int n) {
+    const char *times = getenv("MOE_SPLIT_CASES");
+    return times ? n * atoi(times) : n;
+}
+
+typedef struct {
+    MoeSplit in;
+    int32_t *copies, *counts;
+    MoeSplitRun *runs;
+    void *scratch;
+    int64_t n_scratch;
+} Case;
+
+/* skew: how much more the hottest expert has. Every expert has a slot; each further slot has a copy with likelihood 1 - 1/empty. */
+static Case make(int experts, int ranks, int extra, int shards, int mean, int skew, int empty,
+                 int grain) {
+    int slots = (experts + ranks - 1) / ranks + extra;
+    Case c = {.in = {experts, ranks, slots, NULL, shards, NULL, grain}};
+    size_t global = (size_t)ranks * (size_t)slots, n = (size_t)experts * (size_t)shards;
+    c.copies = malloc(global * 4);
+    c.counts = malloc(n * 4);
+    c.runs = malloc(global * sizeof *c.runs);
+    c.n_scratch = moe_split_scratch(experts, ranks, slots, shards);
+    c.scratch = malloc((size_t)c.n_scratch);
+    memset(c.copies, 0xff, global * 4);
+    int first = below(ranks);
+    for (int e = 0; e < experts; e++)
+        c.copies[(e + first) % ranks * slots + e / ranks] = e;
+    for (int r = 0; r < ranks; r++)
+        for (int s = 0; s < slots; s++) {
+            int e = below(experts);
+            bool there = c.copies[r * slots + s] >= 0 || below(empty) == 0;
+            for (int t = 0; t < slots; t++)
+                there = there || c.copies[r * slots + t] == e;
+            if (!there)
+                c.copies[r * slots + s] = e;
+        }
+    for (int e = 0; e < experts; e++) {
+        int scale = below(4) == 0 ? mean * (1 + below(skew)) : mean;
+        for (int v = 0; v < shards; v++)
+            c.counts[e * shards + v] = below(3) == 0 ? 0 : below(2 * scale + 1);
+    }
+    c.in.copies = c.copies;
+    c.in.counts = c.counts;
+    return c;
+}
+
+static void drop(Case *c) {
+    free(c->copies);
+    free(c->counts);
+    free(c->runs);
+    free(c->scratch);
+}
+
+static int64_t expert_rows(const MoeSplit *in, int e) {
+    int64_t n = 0;
+    for (int v = 0; v < in->shards; v++)
+        n += in->counts[e * in->shards + v];
+    return n;
+}
+
+static int64_t busiest(const MoeSplit *in, const MoeSplitRun *runs) {
+    int64_t most = 0;
+    for (int r = 0; r < in->ranks; r++) {
+        int64_t load = 0;
+        for (int s = 0; s < in->slots; s++)
+            load += runs[r * in->slots + s].end - runs[r * in->slots + s].begin;
+        most = load > most ? load : most;
+    }
+    return most;
+}
+
+/* The least possible: by Hall's theorem, over all sets of ranks, the rows that can go nowhere else over the size of the set. */
+static int64_t bound(const MoeSplit *in) {
+    int64_t most = 0;
+    for (int set = 1; set < 1 << in->ranks; set++) {
+        int64_t rows = 0;
+        for (int e = 0; e < in->experts; e++) {
+            bool inside = true;
+            for (int g = 0; g < in->ranks * in->slots; g++)
+                inside = inside && (in->copies[g] != e || (set >> g / in->slots & 1));
+            rows += inside ? expert_rows(in, e) : 0;
+        }
+        int n = __builtin_popcount((unsigned)set);
+        most = (rows + n - 1) / n > most ? (rows + n - 1) / n : most;
+    }
+    return most;
+}
+
+/* Runs tile each expert in the order of its slots, and nothing else has rows; a second time, from other scratch, is the same. */
+static void check_runs(Case *c) {
+    const MoeSplit *in = &c->in;
+    int global = in->ranks * in->slots;
+    moe_split(in, c->scratch, c->runs);
+    for (int e = 0; e < in->experts; e++) {
+        int64_t at = 0;
+        for (int g = 0; g < global; g++)
+            if (in->copies[g] == e) {
+                ck_assert_int_eq(c->runs[g].begin, at);
+                ck_assert_int_ge(c->runs[g].end, at);
+                at = c->runs[g].end;
+            }
+        ck_assert_int_eq(at, expert_rows(in, e));
+    }
+    for (int g = 0; g < global; g++)
+        if (in->copies[g] < 0)
+            ck_assert(c->runs[g].begin == 0 && c->runs[g].end == 0);
+    MoeSplitRun *again = malloc((size_t)global * sizeof *again);
+    memset(c->scratch, below(256), (size_t)c->n_scratch);
+    moe_split(in, c->scratch, again);
+    ck_assert_mem_eq(again, c->runs, (size_t)global * sizeof *again);
+    free(again);
+}
+
+START_TEST(cuts_anywhere_are_optimal) {
+    for (int i = 0; i < cases(60000); i++) {
+        int ranks = 1 + below(6);
+        Case c =
+            make(1 + below(10), ranks, below(4), 1 + below(3), 1 + below(40), 8, 1 + below(9), 1);
+        check_runs(&c);
+        int64_t got = busiest(&c.in, c.runs), best = bound(&c.in);
+        ck_assert_msg(got == best, "case %d: %d rows, %d are possible", i, (int)got, (int)best);
+        drop(&c);
+    }
+}
+END_TEST
+
+/* Whether `row` is at a leaf's edge of the expert. */
+static bool is_edge(const int32_t *counts, int shards, int leaf, int32_t row) {
+    int32_t at = 0;
+    for (int v = 0; v < shards; at += counts[v++])
+        if (row >= at && row <= at + counts[v] && ((row - at) % leaf == 0 || row == at + counts[v]))
+            return true;
+    return row == at;
+}
+
+/* The fewest rows of the busiest of two ranks that share one expert, over all edges that keep to the number of roots. */
+static int64_t best_pair(const MoeSplit *in, int64_t other0, int64_t other1) {
+    int64_t rows = expert_rows(in, 0), best = INT64_MAX;
+    for (int32_t cut = 0; cut <= rows; cut++) {
+        if (!is_edge(in->counts, in->shards, in->grain, cut) ||
+            moe_split_roots(in->counts, in->shards, in->grain, (MoeSplitRun){0, cut}, NULL, 0) >
+                MOE_COPY_ROOTS ||
+            moe_split_roots(in->counts, in->shards, in->grain, (MoeSplitRun){cut, (int32_t)rows},
+                            NULL, 0) > MOE_COPY_ROOTS)
+            continue;
+        int64_t a = other0 + cut, b = other1 + rows - cut, most = a > b ? a : b;
+        best = most < best ? most : best;
+    }
+    return best;
+}
+
+START_TEST(two_copies_are_cut_near_the_best_edge) {
+    int64_t sum = 0, sum_best = 0;
+    for (int i = 0; i < cases(20000); i++) {
+        Case c = make(3, 3, 1, 1 + below(9), 1 + below(60), 6, 1 << 30, 2 + below(8));
+        memset(c.copies, 0xff, 24);
+        c.copies[0] = c.copies[2] = 0; /* ranks 0 and 1 */
+        c.copies[1] = 1;
+        c.copies[3] = 2;
+        check_runs(&c);
+        int64_t best = best_pair(&c.in, expert_rows(&c.in, 1), expert_rows(&c.in, 2)),
+                got = busiest(&c.in, c.runs);
+        sum += got;
+        sum_best += best;
+        /* fewer roots may cost 1/256 each, at most MOE_COPY_ROOTS on either side; a path down meets not every edge */
+        int64_t slack = best / 32 + 8 * c.in.grain;
+        ck_assert_msg(got <= best + slack, "case %d: %d rows, %d are possible", i, (int)got,
+                      (int)best);
+        drop(&c);
+    }
+    ck_assert_msg((double)sum <= (double)sum_best * 1.01, "%.4f of the best edges",
+                  (double)sum / (double)sum_best);
+}
+END_TEST
+
+START_TEST(runs_end_at_edges) {
+    double over = 0;
+    int n = cases(30000);
+    for (int i = 0; i < n; i++) {
+        int grain = 2 + below(16), ranks = 1 + below(9), shards = 1 + below(12);
+        Case c = make(1 + below(16), ranks, below(4), shards, 1 + below(40) * grain, 8,
+                      1 + below(9), grain),
+             free_cuts = c;
+        check_runs(&c);
+        for (int g = 0; g < ranks * c.in.slots; g++) {
+            int e = c.in.copies[g];
+            if (e < 0)
+                continue;
+            const int32_t *counts = c.in.counts + e * shards;
+            ck_assert(is_edge(counts, shards, grain, c.runs[g].begin) &&
+                      is_edge(counts, shards, grain, c.runs[g].end));
+            ck_assert_int_le(moe_split_roots(counts, shards, grain, c.runs[g], NULL, 0),
+                             MOE_COPY_ROOTS);
+        }
+        int64_t got = busiest(&c.in, c.runs);
+        free_cuts.in.grain = 1;
+        moe_split(&free_cuts.in, c.scratch, c.runs);
+        int64_t best = busiest(&c.in, c.runs);
+        over += best ? (double)(got - best) / (double)(best + grain) : 0;
+        drop(&c);
+    }
+    ck_assert_msg(over / n < 0.03, "the busiest rank has %.4f more than with cuts anywhere",
+                  over / n);
+}
+END_TEST
+
+/* A sum of f32 with a present flag: what a weight gradient's tree does to one element. */
+typedef struct {
+    bool there;
+    float value;
+} Sum;
+
+static Sum add(Sum a, Sum b) {
+    if (!a.there || !b.there)
+        return a.there ? a : b;
+    return (Sum){true, a.value + b.value};
+}
+
+/* The tree over items [first, first + size) of n. */
+static Sum tree(const Sum *items, int first, int size, int n) {
+    if (first >= n)
+        return (Sum){false, 0};
+    if (size == 1)
+        return items[first];
+    return add(tree(items, first, size / 2, n), tree(items, first + size / 2, size / 2, n));
+}
+
+static int power(int n) {
+    int p = 1;
+    while (p < n)
+        p *= 2;
+    return p;
+}
+
+enum { MOST_SHARDS = 40, MOST_LEAVES = 64 };
+
+/* weight_grad of one group: rows [begin, end) of an expert, x[row]; shard v's from start[v] on. Leaves count from the first row
+ * of each (group, shard). */
+static Sum weight_grad(const float *x, const int32_t *start, int shards, int leaf, int32_t begin,
+                       int32_t end) {
+    Sum by_shard[MOST_SHARDS], leaves[MOST_LEAVES];
+    for (int v = 0; v < shards; v++) {
+        int32_t lo = start[v] > begin ? start[v] : begin,
+                hi = start[v + 1] < end ? start[v + 1] : end;
+        int n = 0;
+        for (int32_t at = lo; at < hi; at += leaf, n++) {
+            leaves[n] = (Sum){true, 0};
+            for (int32_t r = at; r < at + leaf && r < hi; r++)
+                leaves[n].value += x[r];
+        }
+        by_shard[v] = n ? tree(leaves, 0, power(n), n) : (Sum){false, 0};
+    }
+    return tree(by_shard, 0, power(shards), shards);
+}
+
+typedef struct {
+    const int32_t *start;
+    int shards, leaf, n_roots;
+    const MoeSplitRoot *roots;
+    const Sum *sums;
+} Fold;
+
+static const Sum *root_of(const Fold *f, int32_t begin, int32_t end) {
+    for (int i = 0; i < f->n_roots; i++)
+        if (f->roots[i].begin == begin && f->roots[i].end == end)
+            return &f->sums[i];
+    return NULL;
+}
+
+static Sum fold_leaves(const Fold *f, int v, int first, int size) {
+    int32_t rows = f->start[v + 1] - f->start[v], lo = first * f->leaf,
+            hi = (first + size) * f->leaf;
+    if (lo >= rows)
+        return (Sum){false, 0};
+    const Sum *root = root_of(f, f->start[v] + lo, f->start[v] + (hi < rows ? hi : rows));
+    if (root)
+        return *root;
+    ck_assert_msg(size > 1, "leaf %d of shard %d is in no root", first, v);
+    return add(fold_leaves(f, v, first, size / 2), fold_leaves(f, v, first + size / 2, size / 2));
+}
+
+static Sum fold_shards(const Fold *f, int first, int size) {
+    int end = first + size < f->shards ? first + size : f->shards;
+    if (first >= f->shards || f->start[first] == f->start[end])
+        return (Sum){false, 0};
+    const Sum *root = root_of(f, f->start[first], f->start[end]);
+    if (root)
+        return *root;
+    if (size == 1)
+        return fold_leaves(f, first, 0,
+                           power((f->start[first + 1] - f->start[first] + f->leaf - 1) / f->leaf));
+    return add(fold_shards(f, first, size / 2), fold_shards(f, first + size / 2, size / 2));
+}
+
+/* A root says where it lies in the tree. */
+static void check_root(const Fold *f, const MoeSplitRoot *r) {
+    ck_assert_int_lt(r->begin, r->end);
+    if (r->leaf_end == 0) {
+        ck_assert_int_eq(r->leaf_begin, 0);
+        ck_assert(r->begin == f->start[r->shard] && r->end == f->start[r->shard + r->shards]);
+        int size = power(r->shards);
+        ck_assert(r->shard % size == 0 && (r->shards == size || r->shard + r->shards == f->shards));
+        return;
+    }
+    int32_t at = f->start[r->shard], rows = f->start[r->shard + 1] - at,
+            n = r->leaf_end - r->leaf_begin;
+    int size = power(n), last = (rows + f->leaf - 1) / f->leaf;
+    ck_assert_int_eq(r->shards, 1);
+    ck_assert(n > 0 && n < last && r->leaf_begin % size == 0 && (n == size || r->leaf_end == last));
+    ck_assert_int_eq(r->begin, at + r->leaf_begin * f->leaf);
+    ck_assert_int_eq(r->end, r->leaf_end == last ? at + rows : at + r->leaf_end * f->leaf);
+}
+
+START_TEST(roots_fold_to_the_whole) {
+    int most_roots = 0;
+    for (int i = 0; i < cases(200000); i++) {
+        int shards = 1 + below(MOST_SHARDS), leaf = 1 + below(4), start[MOST_SHARDS + 1] = {0},
+            n_edges = 0, n_roots = 0;
+        int32_t counts[MOST_SHARDS], edges[MOST_SHARDS * MOST_LEAVES];
+        int longest = 1 + below(below(3) ? 12 : MOST_LEAVES * leaf), sparse = 1 + below(4);
+        for (int v = 0; v < shards; v++) {
+            counts[v] = below(sparse) ? 0 : below(longest + 1);
+            start[v + 1] = start[v] + counts[v];
+            for (int32_t at = 0; at < counts[v]; at += leaf)
+                edges[n_edges++] = start[v] + at;
+        }
+        int32_t n = start[shards];
+        float x[MOST_SHARDS * MOST_LEAVES * 4];
+        for (int r = 0; r < n; r++)
+            x[r] = (float)(below(1 << 20) - (1 << 19)) * (below(2) ? 1.0f : 1e-4f);
+        MoeSplitRoot roots[8 * MOST_SHARDS];
+        Sum sums[8 * MOST_SHARDS];
+        for (int32_t at = 0; at < n;) { /* random runs, end to end */
+            int32_t to = below(3) ? edges[below(n_edges)] : n;
+            if (to <= at)
+                continue;
+            int got = moe_split_roots(counts, shards, leaf, (MoeSplitRun){at, to}, roots + n_roots,
+                                      8 * MOST_SHARDS - n_roots);
+            ck_assert_int_gt(got, 0);
+            most_roots = got > most_roots ? got : most_roots;
+            n_roots += got;
+            ck_assert_int_le(n_roots, 8 * MOST_SHARDS);
+            at = to;
+        }
+        Fold f = {start, shards, leaf, n_roots, roots, sums};
+        int32_t at = 0;
+        for (int k = 0; k < n_roots; k++) {
+            check_root(&f, &roots[k]);
+            ck_assert_int_eq(roots[k].begin, at);
+            at = roots[k].end;
+            sums[k] = weight_grad(x, start, shards, leaf, roots[k].begin, roots[k].end);
+        }
+        Sum whole = weight_grad(x, start, shards, leaf, 0, n),
+            folded = fold_shards(&f, 0, power(shards));
+        ck_assert(whole.there == folded.there &&
+                  (!whole.there || memcmp(&whole.value, &folded.value, 4) == 0));
+    }
+    ck_assert_int_gt(most_roots, 6);
+}
+END_TEST
+
+START_TEST(a_whole_expert_is_one_root) {
+    int32_t counts[] = {0, 300, 0, 128, 0};
+    MoeSplitRoot root;
+    ck_assert_int_eq(moe_split_roots(counts, 5, 128, (MoeSplitRun){0, 428}, &root, 1), 1);
+    ck_assert(root.begin == 0 && root.end == 428 && root.shard == 0 && root.shards == 5 &&
+              root.leaf_end == 0);
+    ck_assert_int_eq(moe_split_roots(counts, 5, 128, (MoeSplitRun){428, 428}, &root, 1), 0);
+    ck_assert_int_eq(moe_split_roots(counts, 5, 128, (MoeSplitRun){128, 428}, &root, 1),
+                     3); /* leaves 1 and 2, shard 3 */
+    ck_assert(root.shard == 1 && root.leaf_begin == 1 && root.leaf_end == 2);
+}
+END_TEST
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { TIMED = false };
+#else
+enum { TIMED = true };
+#endif
+
+static double now_us(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
+}
+
+/* Gives experts with copies that many times the rows, less the others: the load is then level if the division is good. */
+static void heat_copies(Case *c) {
+    const MoeSplit *in = &c->in;
+    for (int e = 0; e < in->experts; e++) {
+        int copies = 0;
+        for (int g = 0; g < in->ranks * in->slots; g++)
+            copies += in->copies[g] == e;
+        for (int v = 0; v < in->shards; v++)
+            c->counts[e * in->shards + v] = copies > 1 ? below(150 * copies) : below(60);
+    }
+}
+
+/* 256 experts on 64 ranks: the best of many runs, as the machine may be busy. */
+START_TEST(a_layer_takes_microseconds) {
+    for (int extra = 1; extra <= 4; extra *= 2)
+        for (int grain = 1; grain <= 128; grain += 127) {
+            double worst = 0, over = 0;
+            for (int i = 0; i < 20; i++) {
+                Case c = make(256, 64, extra, 64, 130, 10, 1 << 30, grain);
+                heat_copies(&c);
+                double best = 1e9;
+                for (int k = 0; k < 20; k++) {
+                    double t = now_us();
+                    moe_split(&c.in, c.scratch, c.runs);
+                    t = now_us() - t;
+                    best = t < best ? t : best;
+                }
+                worst = best > worst ? best : worst;
+                int64_t got = busiest(&c.in, c.runs);
+                c.in.grain = 1;
+                moe_split(&c.in, c.scratch, c.runs);
+                over += (double)got / (double)busiest(&c.in, c.runs) - 1;
+                drop(&c);
+            }
+            printf("64 ranks, %d extra slots each, grain %d: %.0f us at most, busiest %.4f above "
+                   "cuts anywhere\n",
+                   extra, grain, worst, over / 20);
+            if (TIMED && grain == 1)
+                ck_assert_msg(worst < 100, "%.0f us", worst);
+        }
+}
+END_TEST
+
+int main(void) {
+    Suite *s = suite_create("split");
+    TCase *t = tcase_create("split");
+    tcase_set_timeout(t, 600);
+    tcase_add_test(t, cuts_anywhere_are_optimal);
+    tcase_add_test(t, two_copies_are_cut_near_the_best_edge);
+    tcase_add_test(t, runs_end_at_edges);
+    tcase_add_test(t, roots_fold_to_the_whole);
+    tcase_add_test(t, a_whole_expert_is_one_root);
+    tcase_add_test(t, a_layer_takes_microseconds);
+    suite_add_tcase(s, t);
+    SRunner *runner = srunner_create(s);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
