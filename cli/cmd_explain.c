@@ -32,7 +32,8 @@ typedef struct {
     double predicted, measured; /* seconds of a whole step (all micro-batches) */
     bool has_measured;
     MoeExplainMemory memory;
-    double log_seconds, log_memory; /* from the run's log: median step, last memory; NAN = none */
+    MoeExplainTouched touched;
+    double log_seconds, log_memory, log_memory_max; /* of the run's log: median step, last memory; NAN = none */
     double *profile;
 } Report;
 
@@ -157,8 +158,12 @@ static MoeStatus read_log(Report *r, const char *run) {
                 seconds = realloc(seconds, sizeof *seconds * (cap = cap ? cap * 2 : 256));
             seconds[count++] = json_number_value(s);
         }
-        if (json_is_number(json_object_get(json, "memory_bytes")))
-            r->log_memory = json_number_value(json_object_get(json, "memory_bytes"));
+        const json_t *one = json_object_get(json, "memory_bytes"),
+                     *max = json_object_get(json, "memory_bytes_max");
+        if (json_is_number(one))
+            r->log_memory = r->log_memory_max = json_number_value(one);
+        if (json_is_number(max))
+            r->log_memory_max = json_number_value(max);
         json_decref(json);
         line = end ? end + 1 : NULL;
     }
@@ -189,11 +194,13 @@ static void print_memory_md(const Report *r) {
                 {"communication buffers", m->communication},
                 {"inputs", m->inputs},
                 {"scratch of the threads", m->scratch},
-                {"gaps in the slab", m->gaps}};
+                {"gaps in the slab", m->gaps},
+                {"rows beyond balanced routing", m->uneven}};
     char text[32];
+    bool elastic = p->elastic_bytes > 0;
     printf("\n| memory at the peak%s | bytes |\n|---|---:|\n",
-           r->plan->ranks > 1 ? ", each rank" : "");
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+           elastic ? ", the rank with the most" : r->plan->ranks > 1 ? ", each rank" : "");
+    for (size_t i = 0; i < sizeof rows / sizeof *rows - !elastic; i++)
         printf("| %s | %s |\n", rows[i].what, moe_format_bytes(rows[i].bytes, text));
     double total = moe_explain_memory_total(m);
     printf("| **total** | %s |\n", moe_format_bytes(total, text));
@@ -204,14 +211,17 @@ static void print_memory_md(const Report *r) {
     if (p->elastic_bytes) {
         printf("; %s of it for rows between ranks when routing is balanced, ",
                moe_format_bytes((double)p->elastic_expect, text));
-        printf("%s at worst", moe_format_bytes((double)p->elastic_bytes, text));
+        printf("%s at worst; ", moe_format_bytes((double)p->elastic_bytes, text));
+        printf("counted: %s %s", moe_format_bytes(r->touched.most, text),
+               r->touched.of_run ? "by the load of the run"
+                                 : "as untrained routers take on average");
     }
     if (p->mem_offloaded)
         printf("; %s offloaded between forward and backward",
                moe_format_bytes((double)p->mem_offloaded, text));
     if (!isnan(r->log_memory))
         printf("; the run reports %s in all, %.3f of the prediction",
-               moe_format_bytes(r->log_memory, text), r->log_memory / total);
+               moe_format_bytes(r->log_memory_max, text), r->log_memory_max / total);
     printf("\n");
 }
 
@@ -258,7 +268,7 @@ static void print_md(const Report *r) {
                (double)(p->batch * p->seq) / r->log_seconds);
     printf("\n");
     print_overlap_md(r);
-    moe_explain_ranks_md(p, r->program);
+    moe_explain_ranks_md(p, r->program, &r->memory, &r->touched);
     print_memory_md(r);
 }
 
@@ -294,14 +304,17 @@ static void print_json(const Report *r) {
         json_object_set_new(root, "run_step_seconds", json_real(r->log_seconds));
     if (!isnan(r->log_memory))
         json_object_set_new(root, "run_memory_bytes", json_real(r->log_memory));
+    if (!isnan(r->log_memory_max))
+        json_object_set_new(root, "run_memory_bytes_max", json_real(r->log_memory_max));
     const MoeExplainMemory *m = &r->memory;
     json_object_set_new(
         root, "memory",
-        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:I, s:I}",
+        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:s, s:I, s:I, s:I, s:I, s:I}",
                   "parameters", m->parameters, "states", m->states, "gradients", m->gradients,
                   "activations", m->activations, "workspace", m->workspace, "other", m->other,
                   "communication", m->communication, "inputs", m->inputs, "scratch", m->scratch,
-                  "gaps", m->gaps, "total", moe_explain_memory_total(m), "slab",
+                  "gaps", m->gaps, "uneven", m->uneven, "total", moe_explain_memory_total(m),
+                  "load", r->touched.of_run ? "run" : "untrained", "slab",
                   (json_int_t)p->slab_bytes, "elastic", (json_int_t)p->elastic_bytes,
                   "elastic_expect", (json_int_t)p->elastic_expect, "slab_lower_bound",
                   (json_int_t)p->slab_lower_bound, "offloaded", (json_int_t)p->mem_offloaded));
@@ -311,7 +324,7 @@ static void print_json(const Report *r) {
                                   "a2a", q->a2a, "other", q->other, "a2a_exposed", q->a2a_exposed,
                                   "other_exposed", q->other_exposed, "a2a_bound", q->a2a_bound,
                                   "bound", q->bound));
-    moe_explain_ranks_json(r->plan, p, root);
+    moe_explain_ranks_json(r->plan, p, m, &r->touched, root);
     MoeStr text = {0};
     moe_json_dump(root, &text);
     fputs(moe_str_c(&text), stdout);
@@ -319,12 +332,27 @@ static void print_json(const Report *r) {
     json_decref(root);
 }
 
+/* Rows of experts by the run's own trace, if there is one. */
+static MoeStatus predict_load(const MoePlan *plan, const char *run, MoeExplainTouched *out) {
+    char *path = moe_path_join(run, "trace.csv");
+    MoeArena *a = moe_arena_create();
+    MoeLoad load;
+    bool traced = *run && moe_path_exists(path);
+    MoeStatus st = traced ? moe_load_read(path, a, &load) : NULL;
+    if (!st)
+        st = traced ? moe_explain_touched_by(plan, &load, out)
+                    : moe_explain_touched_untrained(plan, out);
+    moe_arena_destroy(a);
+    free(path);
+    return st;
+}
+
 MoeStatus moe_cmd_explain(const MoeOptions *o) {
     MOE_TRY(moe_options_expect(o, 1));
     const char *run = moe_opt(o, OPT_AGAINST), *program = moe_opt(o, OPT_PROGRAM),
                *format = moe_opt(o, OPT_REPORT);
     MoePlan *plan = NULL;
-    Report r = {.log_seconds = NAN, .log_memory = NAN};
+    Report r = {.log_seconds = NAN, .log_memory = NAN, .log_memory_max = NAN};
     MoeStatus st = NULL;
     if (*run)
         st = moe_driver_open_plan(o->positionals[0], &plan);
@@ -350,7 +378,8 @@ MoeStatus moe_cmd_explain(const MoeOptions *o) {
     }
     int threads = moe_opt_i(o, OPT_THREADS) > 0 ? (int)moe_opt_i(o, OPT_THREADS) : moe_cpu_count();
     int of_rank = threads / plan->ranks > 1 ? threads / plan->ranks : 1;
-    r.memory = moe_explain_memory(plan, r.program, of_rank);
+    MOE_TRY_GOTO(st, predict_load(plan, run, &r.touched), done);
+    r.memory = moe_explain_memory(plan, r.program, of_rank, r.touched.most);
     if (*run) {
         MOE_TRY_GOTO(st, read_log(&r, run), done);
         MOE_TRY_GOTO(st, measure(&r, of_rank, program), done);
@@ -363,6 +392,7 @@ MoeStatus moe_cmd_explain(const MoeOptions *o) {
     else
         print_md(&r);
 done:
+    free(r.touched.bytes);
     free(r.lines);
     free(r.profile);
     if (plan)

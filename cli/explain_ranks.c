@@ -39,7 +39,8 @@ static double sum_of_inputs(const MoePlan *p) {
     return total;
 }
 
-MoeExplainMemory moe_explain_memory(const MoePlan *p, const MoePlanProgram *g, int threads) {
+MoeExplainMemory moe_explain_memory(const MoePlan *p, const MoePlanProgram *g, int threads,
+                                    double touched) {
     MoeExplainMemory m = {.gradients = (double)g->mem_gradients,
                           .activations = (double)g->mem_activations,
                           .workspace = (double)g->mem_workspace,
@@ -59,13 +60,20 @@ MoeExplainMemory moe_explain_memory(const MoePlan *p, const MoePlanProgram *g, i
         m.communication = larger(m.communication, (double)q->mem_communication);
     }
     m.scratch = scratch * threads;
+    m.uneven = touched - elastic;
     m.gaps = fixed + elastic - m.gradients - m.activations - m.workspace - m.other;
     return m;
 }
 
 double moe_explain_memory_total(const MoeExplainMemory *m) {
     return m->parameters + m->states + m->gradients + m->activations + m->workspace + m->other +
-           m->communication + m->inputs + m->scratch + m->gaps;
+           m->communication + m->inputs + m->scratch + m->gaps + m->uneven;
+}
+
+double moe_explain_rank_memory(const MoePlan *p, const MoeExplainMemory *memory,
+                               const MoeExplainTouched *t, int rank) {
+    double less = t->bytes ? t->most - t->bytes[rank / p->mesh.tp] : 0;
+    return moe_explain_memory_total(memory) - less;
 }
 
 /* ---- traffic ---- */
@@ -150,24 +158,52 @@ static Holds holds_of(const MoePlan *p, int rank) {
 /* "4-7", "4", "none" */
 static void print_range(int first, int n) {
     if (n > 1)
-        printf(" %d-%d |", first, first + n - 1);
+        printf(" %d-%d", first, first + n - 1);
     else if (n == 1)
-        printf(" %d |", first);
+        printf(" %d", first);
     else
-        printf(" none |");
+        printf(" none");
 }
 
-static void print_holds(const MoePlan *p) {
-    printf("\n| rank | dp | shard | ep | tp | virtual shards%s | experts | parameters |\n"
-           "|---:|---:|---:|---:|---:|---|---|---:|\n",
-           p->micro_batches > 1 ? " of micro-batch 0" : "");
+/* Layers whose experts are divided in a way of their own: a column each. */
+static void print_holds_head(const MoePlan *p, bool memory) {
+    const MoeMesh *m = &p->mesh;
+    printf("\n| rank | dp | shard | ep | tp | virtual shards%s | experts%s |",
+           p->micro_batches > 1 ? " of micro-batch 0" : "", m->n_ranges ? " of other layers" : "");
+    for (int i = 0; i < m->n_ranges; i++)
+        printf(" of layers %d-%d (dp, shard, ep) |", m->ranges[i].first, m->ranges[i].last);
+    printf(" parameters |%s\n|---:|---:|---:|---:|---:|---|---|", memory ? " memory |" : "");
+    for (int i = 0; i < m->n_ranges; i++)
+        printf("---|");
+    printf("---:|%s\n", memory ? "---:|" : "");
+}
+
+static void print_division(const MoePlan *p, const MoeMeshRange *range, int rank) {
+    int k = moe_mesh_of_layer(&p->mesh, range->first), first, n = experts_of(p, k, rank, &first);
+    MoeMesh d = moe_mesh_division(&p->mesh, k);
+    MoeCoords at = moe_mesh_coords(&d, rank);
+    print_range(first, n);
+    printf(" (%d, %d, %d) |", at.dp, at.shard, at.ep);
+}
+
+static void print_holds(const MoePlan *p, const MoeExplainMemory *memory,
+                        const MoeExplainTouched *t) {
+    char text[32];
+    print_holds_head(p, t->bytes != NULL);
     int n = p->ranks < MAX_RANKS_SHOWN ? p->ranks : MAX_RANKS_SHOWN;
     for (int r = 0; r < n; r++) {
         Holds h = holds_of(p, r);
         printf("| %d | %d | %d | %d | %d |", r, h.at.dp, h.at.shard, h.at.ep, h.at.tp);
         print_range(h.first_shard, h.n_shards);
+        printf(" |");
         print_range(h.first_expert, h.n_experts);
-        printf(" %.3f M |\n", h.elements / 1e6);
+        printf(" |");
+        for (int i = 0; i < p->mesh.n_ranges; i++)
+            print_division(p, &p->mesh.ranges[i], r);
+        printf(" %.3f M |", h.elements / 1e6);
+        if (t->bytes)
+            printf(" %s |", moe_format_bytes(moe_explain_rank_memory(p, memory, t, r), text));
+        printf("\n");
     }
     if (n < p->ranks)
         printf("\n(%d more ranks: -o json has all)\n", p->ranks - n);
@@ -191,7 +227,8 @@ static void print_traffic(const MoePlan *p, const MoePlanProgram *g) {
     free(c.rows);
 }
 
-void moe_explain_ranks_md(const MoePlan *p, const MoePlanProgram *g) {
+void moe_explain_ranks_md(const MoePlan *p, const MoePlanProgram *g, const MoeExplainMemory *memory,
+                          const MoeExplainTouched *t) {
     if (p->ranks == 1)
         return;
     const MoeMesh *m = &p->mesh;
@@ -203,21 +240,47 @@ void moe_explain_ranks_md(const MoePlan *p, const MoePlanProgram *g) {
     for (int i = 0; i < m->n_ranges; i++)
         printf("layers %d-%d: experts over dp %d x shard %d x ep %d\n", m->ranges[i].first,
                m->ranges[i].last, m->ranges[i].dp, m->ranges[i].shard, m->ranges[i].ep);
-    print_holds(p);
+    print_holds(p, memory, t);
     print_traffic(p, g);
 }
 
-void moe_explain_ranks_json(const MoePlan *p, const MoePlanProgram *g, json_t *root) {
-    json_t *holds = json_array(), *traffic = json_array();
+/* By range of layers with a division of their own: this rank's place in it, and its experts there. */
+static json_t *json_divisions(const MoePlan *p, int rank) {
+    json_t *all = json_array();
+    for (int i = 0; i < p->mesh.n_ranges; i++) {
+        const MoeMeshRange *g = &p->mesh.ranges[i];
+        int k = moe_mesh_of_layer(&p->mesh, g->first), first, n = experts_of(p, k, rank, &first);
+        MoeMesh d = moe_mesh_division(&p->mesh, k);
+        MoeCoords at = moe_mesh_coords(&d, rank);
+        json_array_append_new(all, json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i}", "first",
+                                             g->first, "last", g->last, "dp", at.dp, "shard",
+                                             at.shard, "ep", at.ep, "first_expert", first,
+                                             "experts", n));
+    }
+    return all;
+}
+
+static json_t *json_holds(const MoePlan *p, const MoeExplainMemory *memory,
+                          const MoeExplainTouched *t) {
+    json_t *holds = json_array();
     for (int r = 0; r < p->ranks; r++) {
         Holds h = holds_of(p, r);
-        json_array_append_new(holds, json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f}",
-                                               "rank", r, "dp", h.at.dp, "shard", h.at.shard, "ep",
-                                               h.at.ep, "tp", h.at.tp, "first_virtual_shard",
-                                               h.first_shard, "virtual_shards", h.n_shards,
-                                               "first_expert", h.first_expert, "experts",
-                                               h.n_experts, "parameter_elements", h.elements));
+        json_t *o = json_pack("{s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:f}", "rank", r,
+                              "dp", h.at.dp, "shard", h.at.shard, "ep", h.at.ep, "tp", h.at.tp,
+                              "first_virtual_shard", h.first_shard, "virtual_shards", h.n_shards,
+                              "first_expert", h.first_expert, "experts", h.n_experts,
+                              "parameter_elements", h.elements, "memory_bytes",
+                              moe_explain_rank_memory(p, memory, t, r));
+        if (p->mesh.n_ranges)
+            json_object_set_new(o, "divisions", json_divisions(p, r));
+        json_array_append_new(holds, o);
     }
+    return holds;
+}
+
+void moe_explain_ranks_json(const MoePlan *p, const MoePlanProgram *g, const MoeExplainMemory *memory,
+                            const MoeExplainTouched *t, json_t *root) {
+    json_t *traffic = json_array();
     MoeExplainComm c = moe_explain_traffic(p, g);
     for (size_t i = 0; i < c.n_rows; i++)
         json_array_append_new(traffic, json_pack("{s:s, s:s, s:i, s:f, s:f}", "collective",
@@ -235,7 +298,7 @@ void moe_explain_ranks_json(const MoePlan *p, const MoePlanProgram *g, json_t *r
     if (layers)
         json_object_set(json_object_get(root, "mesh"), "layers", layers);
     json_object_set_new(root, "slots", json_integer(p->slots));
-    json_object_set_new(root, "holds", holds);
+    json_object_set_new(root, "holds", json_holds(p, memory, t));
     json_object_set_new(root, "traffic", traffic);
     json_object_set_new(root, "exchanges", json_real(c.exchanges));
     json_object_set_new(root, "sent_bytes", json_real(c.bytes));

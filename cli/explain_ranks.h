@@ -2,17 +2,21 @@
 #ifndef MOE_CLI_EXPLAIN_RANKS_H
 #define MOE_CLI_EXPLAIN_RANKS_H
 
+#include "cli/explain_load.h"
 #include "runtime/plan.h"
 
-/* Bytes of a rank by category, as moe_exec_memory_bytes adds them up; the same on every rank. */
+/* Bytes of a rank by category, as moe_exec_memory_bytes adds them up; the same on every rank but for `uneven`. */
 typedef struct {
     double parameters, states, gradients, activations, workspace, other;
     double communication; /* staging memory of sums over ranks */
     double inputs, scratch;
     double gaps; /* of the slab: between values, and what another program needs beyond this one */
+    double uneven; /* rows of experts beyond those of balanced routing; negative: fewer */
 } MoeExplainMemory;
 
-MoeExplainMemory moe_explain_memory(const MoePlan *p, const MoePlanProgram *g, int threads);
+/* touched: bytes of the slab's end that rows of experts take (explain_load.h). */
+MoeExplainMemory moe_explain_memory(const MoePlan *p, const MoePlanProgram *g, int threads,
+                                    double touched);
 double moe_explain_memory_total(const MoeExplainMemory *m);
 
 /* What a rank sends in a step, by collective and group of ranks. */
@@ -34,9 +38,15 @@ MoeExplainComm moe_explain_traffic(const MoePlan *p, const MoePlanProgram *g);
 /* How often a step runs: once a micro-batch, and in the counting pass; or once. */
 double moe_explain_times(const MoePlan *p, const MoePlanProgram *g, const MoePlanStep *s);
 
+/* Each rank's memory: `memory` is that of a rank that touches t->most. */
+double moe_explain_rank_memory(const MoePlan *p, const MoeExplainMemory *memory,
+                               const MoeExplainTouched *t, int rank);
+
 /* Markdown on stdout: the mesh, what each rank holds, the traffic. Nothing for one rank. */
-void moe_explain_ranks_md(const MoePlan *p, const MoePlanProgram *g);
+void moe_explain_ranks_md(const MoePlan *p, const MoePlanProgram *g, const MoeExplainMemory *memory,
+                          const MoeExplainTouched *t);
 /* Adds "ranks", "mesh", "holds" (an object a rank) and "traffic". */
-void moe_explain_ranks_json(const MoePlan *p, const MoePlanProgram *g, json_t *root);
+void moe_explain_ranks_json(const MoePlan *p, const MoePlanProgram *g, const MoeExplainMemory *memory,
+                            const MoeExplainTouched *t, json_t *root);
 
 #endif

@@ -100,10 +100,10 @@ static MoeStatus alloc_work(MoeExec *x) {
     for (size_t i = 0; i < p->n_programs; i++) {
         const MoePlanProgram *g = &p->programs[i];
         x->slab_bytes = larger(x->slab_bytes, g->slab_bytes);
-        x->fixed_bytes = larger(x->fixed_bytes, g->slab_bytes - g->elastic_bytes);
         x->elastic_expect = larger(x->elastic_expect, g->elastic_expect);
         x->scratch_stride = larger(x->scratch_stride, g->scratch_bytes);
     }
+    x->fixed_bytes = moe_plan_fixed_bytes(p);
     MOE_TRY(alloc_slab(x));
     /* Whole cache lines and a gap, so that threads do not share lines at the seams. */
     x->scratch_stride = round_up(x->scratch_stride + MOE_BUFFER_SLACK, 256);
@@ -375,7 +375,7 @@ const int32_t *moe_exec_load(const MoeExec *x) {
 
 int64_t moe_exec_memory_bytes(const MoeExec *x) {
     int64_t n = x->region_bytes + x->fixed_bytes + x->scratch_bytes + moe_exec_comm_bytes(x) +
-                larger(x->elastic_expect, x->elastic_used);
+                (x->elastic_used ? x->elastic_used : x->elastic_expect);
     for (size_t i = 0; i < x->n_inputs; i++)
         n += x->inputs[i].bytes;
     return n + (x->store ? moe_store_memory(x->store) : 0);

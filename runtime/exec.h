@@ -81,8 +81,8 @@ MoeStatus moe_exec_logits(MoeExec *x, const MoeBatch *b, const float **out_logit
 /* After a train step: rows routed to each expert from each virtual shard, layer by layer: [n_moe_layers][V][E]. Borrowed. Of
  * the whole batch on rank 0; of its own shards on any other. */
 const int32_t *moe_exec_load(const MoeExec *x);
-/* Bytes of params + states + slab + inputs + scratch + staging of this rank: as planned, and what elastic values took
- * beyond it so far. */
+/* Bytes of params + states + slab + inputs + scratch + staging of this rank. What live rows touch of the slab counts as it
+ * was at most so far; before the first training step as with balanced routing. */
 int64_t moe_exec_memory_bytes(const MoeExec *x);
 /* Elastic values of a layer (rows that routing sent here), summed: what the plan counts on, and the most that a run
  * had. */

@@ -12,7 +12,7 @@ static void begin_value(MoeExecProgram *g, size_t step, int v, bool *seen) {
     if (!g->plan->values[v].elastic || seen[v])
         return;
     seen[v] = true;
-    g->elastic[g->n_elastic++] = (MoeExecElastic){v, g->plan->steps[step].layer, 0};
+    g->elastic[g->n_elastic++] = (MoeExecElastic){v, g->plan->steps[step].layer};
 }
 
 /* The program's elastic values in the order of the steps that they begin at. */
@@ -25,8 +25,9 @@ static MoeStatus list_values(MoeExecProgram *g) {
         return NULL;
     g->elastic = calloc(n, sizeof *g->elastic);
     g->elastic_at = calloc(p->n_steps + 1, sizeof *g->elastic_at);
+    g->used = calloc(p->n_values, sizeof *g->used);
     bool *seen = calloc(p->n_values, sizeof *seen);
-    if (!g->elastic || !g->elastic_at || !seen) {
+    if (!g->elastic || !g->elastic_at || !g->used || !seen) {
         free(seen);
         return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
     }
@@ -67,62 +68,42 @@ MoeStatus moe_exec_elastic_create(MoeExec *x) {
         l->planned += train->plan->values[train->elastic[i].value].expect;
         l->told = l->planned;
     }
-    return NULL;
+    return most ? moe_touch_list(x->plan, &x->touched, &x->n_touched) : NULL;
 }
 
 void moe_exec_elastic_destroy(MoeExec *x) {
     for (size_t g = 0; x->programs && g < x->plan->n_programs; g++) {
         free(x->programs[g].elastic);
         free(x->programs[g].elastic_at);
+        free(x->programs[g].used);
     }
     free(x->layers);
+    free(x->touched);
 }
 
 void moe_exec_elastic_step(MoeExec *x, MoeExecProgram *g, size_t i) {
+    g->ran = true;
     for (size_t k = g->elastic_at[i]; k < g->elastic_at[i + 1]; k++) {
         MoeExecElastic *e = &g->elastic[k];
         const MoePlanValue *v = &g->plan->values[e->value];
         const int32_t *segs = (const int32_t *)(const void *)g->values[v->rows];
         int64_t used = segs[g->plan->values[v->rows].bytes / 4 - 1] * v->row_bytes;
         used = used < v->bytes ? used : v->bytes;
-        if (used > e->used) {
-            e->used = used;
+        if (used > g->used[e->value]) {
+            g->used[e->value] = used;
             x->elastic_grew = true;
         }
     }
 }
 
-typedef struct {
-    int64_t from, to;
-} Range;
-
-static int by_start(const void *a, const void *b) {
-    const Range *x = a, *y = b;
-    return x->from < y->from ? -1 : x->from > y->from;
-}
-
 /* Values share addresses: what counts is the union of all that was ever touched beyond the fixed part. */
 static void sum_touched(MoeExec *x) {
-    size_t most = 0, n = 0;
-    for (size_t g = 0; g < x->plan->n_programs; g++)
-        most += x->programs[g].n_elastic;
-    Range *r = calloc(most + 1, sizeof *r);
-    for (size_t g = 0; r && g < x->plan->n_programs; g++)
-        for (size_t i = 0; i < x->programs[g].n_elastic; i++) {
-            const MoeExecElastic *e = &x->programs[g].elastic[i];
-            int64_t at = x->programs[g].plan->values[e->value].offset;
-            r[n++] = (Range){at > x->fixed_bytes ? at : x->fixed_bytes, at + e->used};
-        }
-    if (r)
-        qsort(r, n, sizeof *r, by_start);
-    int64_t end = 0, total = 0;
-    for (size_t i = 0; r && i < n; i++) {
-        int64_t from = r[i].from > end ? r[i].from : end;
-        total += r[i].to > from ? r[i].to - from : 0;
-        end = r[i].to > end ? r[i].to : end;
+    for (size_t i = 0; i < x->n_touched; i++) {
+        MoeTouch *t = &x->touched[i];
+        const MoeExecProgram *g = &x->programs[t->program];
+        t->used = t->elastic ? g->used[t->value] : g->ran ? g->plan->values[t->value].bytes : 0;
     }
-    free(r);
-    x->elastic_used = total > x->elastic_used ? total : x->elastic_used;
+    x->elastic_used = moe_touch_bytes(x->touched, x->n_touched, x->fixed_bytes);
 }
 
 void moe_exec_elastic_sum(MoeExec *x) {
@@ -134,7 +115,7 @@ void moe_exec_elastic_sum(MoeExec *x) {
     for (size_t i = 0; i < x->n_layers; i++)
         x->layers[i].used = 0;
     for (size_t i = 0; train && i < train->n_elastic; i++)
-        layer_of(x, train->elastic[i].layer)->used += train->elastic[i].used;
+        layer_of(x, train->elastic[i].layer)->used += train->used[train->elastic[i].value];
 }
 
 bool moe_exec_growth(MoeExec *x, MoeExecGrowth *out) {

@@ -3,6 +3,7 @@
 #define MOE_RUNTIME_EXEC_INTERNAL_H
 
 #include "runtime/exec.h"
+#include "runtime/touched.h"
 
 /* The runtime's memory for one input name; all programs share it. */
 typedef struct {
@@ -14,7 +15,6 @@ typedef struct {
 /* An elastic value: after the first step that has it, the live rows are read off its table. */
 typedef struct {
     int value, layer; /* layer: of that step, -1 none */
-    int64_t used;     /* bytes, the most so far */
 } MoeExecElastic;
 
 typedef struct {
@@ -26,6 +26,8 @@ typedef struct {
     MoeExecElastic *elastic; /* [n_elastic], by step; NULL without any */
     size_t n_elastic;
     size_t *elastic_at; /* [n_steps + 1]: the first of a step */
+    int64_t *used;      /* [n_values]: bytes of an elastic value, the most so far; NULL without any */
+    bool ran;           /* with elastic values: a step of it has run */
 } MoeExecProgram;
 
 /* What was said of a layer's growth. */
@@ -56,6 +58,8 @@ struct MoeExec {
     int64_t fixed_bytes; /* of it without elastic values, the most of any program */
     int64_t elastic_expect, elastic_used;
     bool elastic_grew;
+    MoeTouch *touched; /* [n_touched]; NULL without elastic values */
+    size_t n_touched;
     MoeExecLayer *layers; /* with elastic values in the train program */
     size_t n_layers;
     char *scratch; /* [threads][scratch_stride] */
