@@ -32,8 +32,10 @@ static void count_peers(MoeCommModel *m, MoeMeshGroup g, const int *slice, int *
     }
 }
 
-void moe_comm_model(const MoePassOptions *o, MoeCommModel *out) {
+void moe_comm_model(const MoePassContext *cx, MoeCommModel *out) {
+    const MoePassOptions *o = &cx->options;
     memset(out, 0, sizeof *out);
+    out->skew = cx->skew;
     out->mesh = moe_pass_mesh(o);
     out->cluster = moe_pass_cluster(o);
     MoeArena *a = moe_arena_create();
@@ -119,12 +121,29 @@ static void sum_links(const MoeOp *op, const MoeCommModel *m, MoeLinkSeconds *ou
         carry(out->second, sent * again / (n + again), owners, &m->cluster);
 }
 
+/* Expert rows with the model's skew: what the busiest link of each class carries. */
+static bool skewed_links(const MoeOp *op, const MoeSkewLayer *s, const MoeCluster *c,
+                         double seconds[MOE_N_LINKS]) {
+    bool home = op->opcode == MOE_OP_A2A_COMBINE;
+    if (!s || (!home && op->opcode != MOE_OP_A2A_DISPATCH))
+        return false;
+    const MoeType *x = &op->operands[0]->type;
+    double row = (double)(moe_type_cols(x) * moe_dtype_bytes(x->dtype));
+    for (int k = 0; k < MOE_N_LINKS; k++)
+        if ((home ? s->home[k] : s->there[k]) > 0)
+            seconds[k] += (home ? s->home[k] : s->there[k]) * row / c->links[k].bandwidth;
+    return true;
+}
+
 MoeLinkSeconds moe_comm_links(const MoeGroup *g, const MoeCommModel *m) {
     MoeLinkSeconds l = {{0}, {0}};
     if (g->ops[0]->opcode == MOE_OP_WAIT)
         return l;
+    const MoeSkewLayer *skew = moe_skew_of(m->skew, g);
     for (size_t i = 0; i < g->n_ops; i++) {
         const MoeOp *op = g->ops[i];
+        if (skewed_links(op, skew, &m->cluster, l.first))
+            continue;
         if (is_sum(op))
             sum_links(op, m, &l);
         else
@@ -142,14 +161,25 @@ static MoeCost store_cost(const MoeGroup *g) {
     return c;
 }
 
+static MoeCost kernel_cost(const MoeTarget *t, const MoeGroup *g, const MoeCommModel *m, double rows) {
+    int threads = moe_cpu_count() / m->cluster.ranks_per_node; /* ranks on one host share its cores */
+    MoeCost c = moe_group_cost(t, g, threads > 1 ? threads : 1, rows);
+    if (moe_cluster_predicts(&m->cluster))
+        c.seconds = moe_cluster_seconds(&m->cluster, c.flops, c.bytes);
+    return c;
+}
+
+double moe_kernel_seconds(const MoeTarget *t, const MoeGroup *g, const MoeCommModel *m, double rows) {
+    return kernel_cost(t, g, m, rows).seconds;
+}
+
 MoeCost moe_step_cost(const MoeTarget *t, const MoeGroup *g, const MoeCommModel *m) {
     if (moe_op_is_store(g->ops[0]))
         return store_cost(g);
-    if (!moe_group_is_comm(g)) { /* ranks on one host share its cores */
-        int threads = moe_cpu_count() / m->cluster.ranks_per_node;
-        MoeCost c = moe_group_cost(t, g, threads > 1 ? threads : 1);
-        if (moe_cluster_predicts(&m->cluster))
-            c.seconds = moe_cluster_seconds(&m->cluster, c.flops, c.bytes);
+    if (!moe_group_is_comm(g)) {
+        const MoeSkewLayer *skew = moe_skew_of(m->skew, g);
+        MoeCost c = kernel_cost(t, g, m, 1);
+        c.seconds = skew ? moe_kernel_seconds(t, g, m, skew->rows) : c.seconds;
         return c;
     }
     MoeCost c = {0};

@@ -101,7 +101,53 @@ static double bytes_read(const MoeGroup *g, const MoeValue *v) {
     return n;
 }
 
-MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads) {
+static bool is_elastic(const MoeValue *v) {
+    const MoeDim *d = &v->type.dims[0];
+    return v->type.kind == MOE_TYPE_TENSOR && d->seg && moe_segs_expected_rows(d->seg, d->size) < d->size;
+}
+
+/* Whether what the op does goes by elastic rows; *rows: the first table that says so. */
+static bool goes_by_rows(const MoeOp *op, const MoeValue **rows) {
+    const MoeValue *v = NULL;
+    for (int i = 0; i < op->n_results && !v; i++)
+        v = is_elastic(op->results[i]) ? op->results[i] : NULL;
+    for (int i = 0; i < op->n_operands && !v; i++)
+        v = is_elastic(op->operands[i]) ? op->operands[i] : NULL;
+    if (v && rows)
+        *rows = v->type.dims[0].seg;
+    return v != NULL;
+}
+
+static double elastic_bytes(const MoeGroup *g) {
+    double n = 0;
+    for (size_t i = 0; i < g->n_inputs; i++)
+        n += is_elastic(g->inputs[i]) ? bytes_read(g, g->inputs[i]) : 0;
+    for (size_t i = 0; i < g->n_outputs; i++)
+        n += is_elastic(g->outputs[i]) ? (double)moe_value_expected_bytes(g->outputs[i]) : 0;
+    return n;
+}
+
+MoeElasticCost moe_group_elastic(const MoeGroup *g) {
+    MoeElasticCost e = {0};
+    double most = -1;
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeValue *rows = NULL;
+        if (!goes_by_rows(g->ops[i], &rows))
+            continue;
+        double f = moe_op_flops(g->ops[i]);
+        e.flops += f;
+        if (f > most)
+            e.rows = rows;
+        most = f > most ? f : most;
+    }
+    if (!e.rows)
+        return e;
+    e.expect = (double)moe_segs_expected_rows(e.rows, INT64_MAX);
+    e.bytes = elastic_bytes(g);
+    return e;
+}
+
+MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads, double rows) {
     MoeCost c = {0};
     double compute = 0;
     for (size_t i = 0; i < g->n_ops; i++) {
@@ -111,6 +157,7 @@ MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads) {
                     k == MOE_KIND_ATTN_GRAD || k == MOE_KIND_XENT;
         bool bf16 = dots && op->operands[0]->type.dtype == MOE_BF16;
         double f = moe_op_flops(op), peak = bf16 ? t->peak_flops_bf16 : t->peak_flops_f32;
+        f *= rows != 1 && goes_by_rows(op, NULL) ? rows : 1;
         c.flops += f;
         if (peak > 0)
             compute += f / (peak * n_threads);
@@ -120,6 +167,7 @@ MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads) {
             c.bytes += bytes_read(g, g->inputs[i]);
     for (size_t i = 0; i < g->n_outputs; i++)
         c.bytes += (double)moe_value_expected_bytes(g->outputs[i]);
+    c.bytes += rows != 1 ? (rows - 1) * elastic_bytes(g) : 0;
     double move = t->memory_bandwidth > 0 ? c.bytes / t->memory_bandwidth : 0;
     c.seconds = compute > move ? compute : move;
     return c;

@@ -11,7 +11,15 @@ typedef struct {
 
 /* FLOPs of one op, by the cost column of ops.def. */
 double moe_op_flops(const MoeOp *op);
-/* Of a group: max(flops / (threads * peak), bytes / bandwidth). */
-MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads);
+/* The part of a group's work that goes by rows of experts, of which a rank gets as many as routing sends it. */
+typedef struct {
+    const MoeValue *rows; /* the table that counts them: segs; NULL: there is none */
+    double expect;        /* rows when routing is balanced */
+    double flops, bytes;  /* of those */
+} MoeElasticCost;
+MoeElasticCost moe_group_elastic(const MoeGroup *g);
+
+/* Of a group: max(flops / (threads * peak), bytes / bandwidth). rows: of experts, times what balanced routing gives (1). */
+MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads, double rows);
 
 #endif

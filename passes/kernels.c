@@ -91,7 +91,7 @@ MoeStatus moe_pass_kernels(MoePassContext *cx) {
         return moe_error(MOE_E_INTERNAL, "the kernels pass needs a target");
     MOE_ASSERT(cx->programs, "kernels: memplan must run first");
     MoeCommModel model;
-    moe_comm_model(&cx->options, &model);
+    moe_comm_model(cx, &model);
     for (size_t i = 0; i < cx->module->n_graphs; i++)
         MOE_TRY(lower_graph(cx, i, &model));
     return NULL;

@@ -174,7 +174,7 @@ MoeStatus moe_pass_overlap(MoePassContext *cx) {
     if (!cx->target)
         return moe_error(MOE_E_INTERNAL, "the overlap pass needs a target");
     MoeCommModel m;
-    moe_comm_model(&cx->options, &m);
+    moe_comm_model(cx, &m);
     for (size_t i = 0; i < cx->module->n_graphs; i++)
         if (has_exchange(cx->module->graphs[i]))
             MOE_TRY(overlap_graph(cx, cx->module->graphs[i], &m));

@@ -7,6 +7,8 @@
 #include "ir/graph.h"
 #include "ir/target.h"
 #include "placement/cluster.h"
+#include "placement/load.h"
+#include "placement/map.h"
 
 typedef enum {
     MOE_RECOMPUTE_NONE,
@@ -26,6 +28,7 @@ typedef struct {
                                     `recompute`, what AUTO came to */
     MoeMesh mesh;         /* the ranks (docs/RANKS.md); all zero: one rank */
     MoeCluster cluster;   /* what the ranks run on; all zero: one host */
+    const MoeLoad *load;  /* rows by MoE layer, virtual shard and expert that predictions count on; NULL: balanced routing */
     bool overlap;         /* order steps so that communication runs beside compute (pass overlap) */
     int overlap_chunks;   /* parts that expert rows travel in; 0: what is predicted to be fastest */
     int64_t gather_bytes; /* parameters gathered ahead of their use, at most; 0: two layers' */
@@ -105,6 +108,10 @@ typedef struct MoePassContext {
     bool sharded; /* the graphs are what one rank of options.mesh runs; set by shard */
     MoeTarget *target;
     MoeProgram *programs; /* one a graph, by graph index; made by memplan and kernels */
+    const struct MoeSkewRoute *routes; /* the MoE layers, noted by place before they are divided over ranks */
+    size_t n_routes;
+    const MoePlaceMap *maps; /* [n_routes], made by place; NULL: the usual ones */
+    const struct MoeSkew *skew; /* what options.load makes of predictions (passes/skew.h), made by place */
     MoeArena *arena;
 } MoePassContext;
 

@@ -170,6 +170,8 @@ static json_t *json_steps(Writer *w) {
             set(o, "bufs", json_bufs(w, &s->lowered.launches[k], workspace));
             if (s->group.parts)
                 moe_plan_json_slots(w, &s->group, o);
+            if (k == 0)
+                moe_plan_json_live(w, &s->group, o);
             json_array_append_new(a, o);
         }
         if (!moe_group_has_kernel(&s->group)) {
@@ -345,6 +347,9 @@ MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char 
     MOE_TRY(moe_plan_collect_shared(&p));
     json_t *root = json_object(), *programs = json_object();
     add_header(root, cx, info, kernels_xxh3);
+    json_t *placement = moe_plan_json_placement(cx);
+    if (placement)
+        set(root, "placement", placement);
     set(root, "params", moe_plan_json_params(&p));
     set(root, "buffers", moe_plan_json_buffers(&p));
     set(root, "programs", programs);

@@ -40,6 +40,10 @@ void moe_plan_json_comm(MoePlanWriter *w, size_t step, const int *json_step, jso
 /* plan_json_store.c. The capacities of the slots outside the slab; what a step of STORE ops adds: "store". */
 json_t *moe_plan_json_offloaded(const MoeGraph *g);
 void moe_plan_json_store(MoePlanWriter *w, size_t step, json_t *o);
+/* plan_json_place.c. How the work of a kernel's step goes by rows of experts: "live"; nothing where it does not. The costs of the
+ * MoE layers' maps; NULL: there are none. */
+void moe_plan_json_live(MoePlanWriter *w, const MoeGroup *g, json_t *o);
+json_t *moe_plan_json_placement(const MoePassContext *cx);
 /* What a kernel's step adds when it works on one chunk of slots: "slots", "segs". */
 void moe_plan_json_slots(MoePlanWriter *w, const MoeGroup *g, json_t *o);
 

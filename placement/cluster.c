@@ -7,7 +7,6 @@
 
 #include "base/io.h"
 #include "base/json.h"
-#include "base/mesh.h"
 #include "base/str.h"
 
 #define MAX_BYTES ((size_t)1 << 20)
@@ -97,14 +96,20 @@ static MoeStatus read_all(const json_t *root, const char *name, MoeCluster *c) {
     return moe_json_bool(root, name, "real_time", false, &c->real_time);
 }
 
+MoeStatus moe_cluster_read(const json_t *o, const char *name, MoeCluster *out) {
+    MoeCluster c = {0};
+    if (!json_is_object(o))
+        return moe_error(MOE_E_INPUT, "%s: expected a JSON object", name);
+    MOE_TRY(read_all(o, name, &c));
+    *out = c;
+    return NULL;
+}
+
 MoeStatus moe_cluster_parse(const char *text, size_t n, const char *name, MoeCluster *out) {
     json_t *root;
-    MoeCluster c = {0};
     MOE_TRY(moe_json_load_text(text, n, name, &root));
-    MoeStatus st = read_all(root, name, &c);
+    MoeStatus st = moe_cluster_read(root, name, out);
     json_decref(root);
-    if (!st)
-        *out = c;
     return st;
 }
 
@@ -133,6 +138,14 @@ MoeStatus moe_cluster_check_ranks(const MoeCluster *c, int ranks) {
 
 MoeLinkClass moe_cluster_link(const MoeCluster *c, int a, int b) {
     return a / c->ranks_per_node == b / c->ranks_per_node ? MOE_LINK_INTRA : MOE_LINK_INTER;
+}
+
+MoeCluster moe_cluster_of_group(const MoeCluster *c, const MoeMesh *division) {
+    MoeCluster out = *c;
+    int here = c->ranks_per_node / division->tp; /* ranks of a group are tp apart */
+    out.ranks_per_node = here < 1 ? 1 : here < division->ep ? here : division->ep;
+    out.nodes = (division->ep + out.ranks_per_node - 1) / out.ranks_per_node;
+    return out;
 }
 
 bool moe_cluster_predicts(const MoeCluster *c) {

@@ -6,6 +6,8 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include "base/json.h"
+#include "base/mesh.h"
 #include "base/status.h"
 
 typedef struct {
@@ -27,11 +29,16 @@ typedef struct {
 MoeStatus moe_cluster_load(const char *path, MoeCluster *out);
 /* From JSON text of n bytes; `name` stands for the file in errors. */
 MoeStatus moe_cluster_parse(const char *text, size_t n, const char *name, MoeCluster *out);
+/* From a JSON object, the same. */
+MoeStatus moe_cluster_read(const json_t *o, const char *name, MoeCluster *out);
 int moe_cluster_ranks(const MoeCluster *c);
 /* MOE_E_MISUSE with both numbers unless the cluster has just so many ranks. */
 MoeStatus moe_cluster_check_ranks(const MoeCluster *c, int ranks);
 /* Of the link between two different ranks. */
 MoeLinkClass moe_cluster_link(const MoeCluster *c, int a, int b);
+/* The cluster as the ranks of one EP group see it: EP rank r is on node r / ranks_per_node. division: a mesh without ranges.
+ * Where groups do not fill whole nodes, or nodes whole groups, it is the one of the first group. */
+MoeCluster moe_cluster_of_group(const MoeCluster *c, const MoeMesh *division);
 /* Whether the file says how fast a rank computes. */
 bool moe_cluster_predicts(const MoeCluster *c);
 /* Seconds of work: the longer of its FLOPs and its bytes of memory traffic at the given rates; a rate that is not given

@@ -172,16 +172,21 @@ MoePlaceTraffic moe_place_traffic(const MoeCluster *cluster, int top_k, const Mo
     return t;
 }
 
+MoePlaceStep moe_place_price(const MoePlaceCost *c, const MoePlaceTraffic *t, double copies) {
+    double latency, ignored;
+    MoePlaceStep s = {.compute = t->rows * c->row_seconds,
+                      .copies = copies,
+                      .imbalance = t->mean > 0 ? t->rows / t->mean : 1};
+    s.exchange = carried(t->there, c->token_bytes, &c->cluster, &latency) +
+                 carried(t->home, c->row_bytes, &c->cluster, &ignored) + c->exchanges * latency;
+    s.total = s.compute + (s.exchange + s.copies) * (1 - c->hidden);
+    return s;
+}
+
 MoePlaceStep moe_place_step(const MoePlaceCost *c, const MoePlaceMap *m, const int32_t *counts, int sources,
                             const MoeSplitRun *runs) {
     MoePlaceTraffic t = moe_place_traffic(&c->cluster, c->top_k, m, counts, sources, runs);
-    double latency, ignored;
-    MoePlaceStep s = {.compute = t.rows * c->row_seconds, .imbalance = t.mean > 0 ? t.rows / t.mean : 1};
-    s.exchange = carried(t.there, c->token_bytes, &c->cluster, &latency) +
-                 carried(t.home, c->row_bytes, &c->cluster, &ignored) + c->exchanges * latency;
-    s.copies = moe_place_copy_seconds(c, m);
-    s.total = s.compute + (s.exchange + s.copies) * (1 - c->hidden);
-    return s;
+    return moe_place_price(c, &t, moe_place_copy_seconds(c, m));
 }
 
 double moe_place_move_seconds(const MoePlaceCost *c, const MoePlaceMap *from, const MoePlaceMap *to) {

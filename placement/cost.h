@@ -58,6 +58,8 @@ typedef struct {
 } MoePlaceStep;
 MoePlaceStep moe_place_step(const MoePlaceCost *c, const MoePlaceMap *m, const int32_t *counts, int sources,
                             const MoeSplitRun *runs);
+/* The same of a traffic that is known, with the seconds of copies. */
+MoePlaceStep moe_place_price(const MoePlaceCost *c, const MoePlaceTraffic *t, double copies);
 /* Of the copies that the map has beside primaries, whatever the load: MoePlaceStep's `copies`. */
 double moe_place_copy_seconds(const MoePlaceCost *c, const MoePlaceMap *m);
 /* Of sending what changes from one map to the other, all ranks at once. */

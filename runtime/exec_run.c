@@ -22,6 +22,21 @@ static void run_task(void *ctx, int64_t task, int thread) {
     l->run(l->bufs, task, l->scratch + l->stride * thread);
 }
 
+/* Takes the step's work into account for the clock of emulated links: of the rows of experts that are really here. */
+static void emulate_work(const MoeExec *x, const MoeExecProgram *g, size_t i) {
+    const MoePlanStep *s = &g->plan->steps[i];
+    double more = 0;
+    if (!moe_comm_emulated(x->comm))
+        return;
+    if (s->live.rows >= 0) {
+        bool window = s->slot_hi > 0 && s->segs == s->live.rows;
+        const int32_t *segs = (const int32_t *)(const void *)g->values[s->live.rows];
+        int64_t last = g->plan->values[s->live.rows].bytes / 4 - 1;
+        more = (window ? g->windows[i][last] - g->windows[i][0] : segs[last]) - s->live.expect;
+    }
+    moe_emulate_work(x->comm, s->flops + more * s->live.flops, s->bytes + more * s->live.bytes);
+}
+
 static MoeStatus run_kernel(MoeExec *x, MoeExecProgram *g, size_t i) {
     const MoePlanStep *s = &g->plan->steps[i];
     if (!s->run || !s->tasks)
@@ -38,7 +53,7 @@ static MoeStatus run_kernel(MoeExec *x, MoeExecProgram *g, size_t i) {
     double began = x->plan->ranks > 1 ? moe_thread_cpu() : 0;
     moe_pool_run(x->pool, n, run_task, &l);
     x->compute += x->plan->ranks > 1 ? moe_thread_cpu() - began : 0;
-    moe_emulate_work(x->comm, s->flops, s->bytes);
+    emulate_work(x, g, i);
     return NULL;
 }
 

@@ -9,6 +9,7 @@
 #include "base/kernel_abi.h"
 #include "base/mesh.h"
 #include "base/status.h"
+#include "placement/cost.h"
 
 typedef enum { MOE_PHASE_FWD, MOE_PHASE_BWD, MOE_PHASE_RED, MOE_PHASE_UPD } MoePlanPhase;
 typedef enum { MOE_PLAN_F32, MOE_PLAN_BF16, MOE_PLAN_I32 } MoePlanDtype;
@@ -102,6 +103,12 @@ typedef struct {
     int rows;                 /* the segs value whose last entry counts the live rows; -1: all bytes move */
 } MoePlanMove;
 
+/* How a kernel's work goes by rows of experts: of each row, and how many the step's numbers count. */
+typedef struct {
+    int rows; /* the segs value whose last entry counts the live ones; -1: the work is always the same */
+    double expect, flops, bytes;
+} MoePlanLive;
+
 /* A step is a kernel, an exchange (n_comm > 0), offloads or loads (n_moves > 0), or the wait for one of these that was started
  * (wait >= 0). */
 typedef struct {
@@ -122,6 +129,7 @@ typedef struct {
     int *buf_value;
     int64_t *buf_offset;
     double flops, bytes, seconds;
+    MoePlanLive live; /* a kernel's */
     MoeKernelTasksFn tasks; /* after linking */
     MoeKernelFn run;
 } MoePlanStep;
@@ -173,6 +181,7 @@ typedef struct MoePlan {
     int ranks; /* of the mesh */
     MoeMesh mesh;
     int slots; /* places for experts on an EP rank, in division 0; 0 = dense model */
+    MoePlaceCost *place_costs; /* [n_moe_layers]: what the layers' maps cost; NULL: the plan does not say */
     double flops_per_token;
     double peak_flops; /* estimate of one thread's peak in the plan's dtype, FLOP/s; 0 = unknown */
     MoePlanBuffer *buffers;

@@ -259,6 +259,8 @@ MoeStatus moe_plan_read(MoePlan *p, const char *name) {
     if (!r.st)
         read_mesh(&r, root);
     if (!r.st)
+        moe_plan_read_placement(&r, root);
+    if (!r.st)
         read_buffers(&r, root);
     if (!r.st)
         read_params(&r, root);

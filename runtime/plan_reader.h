@@ -48,6 +48,9 @@ void moe_plan_read_comm(MoePlanReader *r, const json_t *o, MoePlanProgram *g, si
 void moe_plan_read_wait(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
 /* The slots that the kernel of step i works on, if not on all. */
 void moe_plan_read_slots(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
+/* plan_read_place.c: how the work of step i goes by rows of experts; the costs of the layers' maps. */
+void moe_plan_read_live(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
+void moe_plan_read_placement(MoePlanReader *r, const json_t *root);
 /* Every exchange that is started ends. */
 void moe_plan_check_waits(MoePlanReader *r, MoePlanProgram *g);
 

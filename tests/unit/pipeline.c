@@ -284,7 +284,7 @@ static void refused(MoePipelineOptions o, const char *part) {
 
 START_TEST(test_refused) {
     refused((MoePipelineOptions){.passes = "grad,decompos"}, "did you mean decompose?");
-    refused((MoePipelineOptions){.passes = "xyzzy"}, "the passes are grad, decompose, shard, recompute");
+    refused((MoePipelineOptions){.passes = "xyzzy"}, "the passes are grad, decompose, place, shard, recompute");
     refused((MoePipelineOptions){.passes = "grad,"}, "missing at the end");
     refused((MoePipelineOptions){.passes = "grad,grad"}, "named twice");
     refused((MoePipelineOptions){.passes = "decompose,grad"}, "grad must run before decompose: ");
