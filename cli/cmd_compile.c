@@ -7,6 +7,7 @@
 #include "base/pool.h"
 #include "base/str.h"
 #include "cli/cluster_options.h"
+#include "cli/compile_load.h"
 #include "cli/driver.h"
 #include "passes/memplan.h"
 
@@ -35,6 +36,7 @@ static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
     MOE_TRY(moe_offload_from_options(o, &d->pass));
     MOE_TRY(moe_strategy_from_options(o, &d->strategy));
     MOE_TRY(moe_cluster_from_options(o, &d->strategy, &d->pass));
+    MOE_TRY(moe_compile_load_options(o, d));
     MoePipelineOptions *p = &d->pipeline;
     p->print_after = *moe_opt(o, OPT_PRINT_AFTER) ? moe_opt(o, OPT_PRINT_AFTER) : NULL;
     p->stop_after = *moe_opt(o, OPT_STOP_AFTER) ? moe_opt(o, OPT_STOP_AFTER) : NULL;

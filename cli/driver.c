@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "cli/cluster_options.h"
+#include "cli/compile_load.h"
 #include "codegen/codegen.h"
 #include "ir/numbers.h"
 #include "ir/text.h"
@@ -181,6 +182,7 @@ MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     MOE_TRY(moe_strategy_resolve(&o->strategy, c->info.experts, &c->cx.options.mesh));
     MOE_TRY(moe_cluster_check_mesh(&c->cx.options));
     MOE_TRY(moe_mesh_check(&c->cx.options.mesh, f.virtual_shards, f.micro_batches));
+    MOE_TRY(moe_compile_load(o, c));
     MOE_TRY(moe_pipeline_run(&c->cx, &o->pipeline));
     return NULL;
 }

@@ -16,6 +16,7 @@ typedef struct {
     MoePassOptions pass; /* batch, seq, shards, micro-batches and dtype are taken from `frontend` */
     MoeStrategy strategy;  /* pass.mesh is taken from it, once the model is known */
     MoePipelineOptions pipeline;
+    const char *trace, *load; /* the load that it is for: a file, or a kind (compile_load.h); NULL or "": balanced */
     const char *tokenizer;
     const char *compile_line;
     bool want_text;
