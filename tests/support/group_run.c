@@ -9,10 +9,13 @@
 #include <string.h>
 #include <time.h>
 #include "base/assert.h"
+#include "base/io.h"
 #include "base/kernel_abi.h"
 #include "base/mem.h"
 #include "base/pool.h"
+#include "base/str.h"
 #include "codegen/codegen.h"
+#include "codegen/cpu/cpu.h"
 
 /* Bytes of memory that nobody wrote: NaNs as floats; integers get others, for all ones are -1. */
 enum { FENCE = 256, PATTERN = 0xff, INT_PATTERN = 0x5a };
@@ -34,7 +37,7 @@ struct MoeGroupRun {
     const MoeGraph *g;
     MoeTarget *target;
     MoeArena *arena;
-    LLVMOrcLLJITRef jit;
+    LLVMOrcLLJITRef jit; /* of `linked` */
     Step *steps;
     size_t n_steps, n_launches, n_aliases;
     int64_t n_tasks; /* of the last run */
@@ -214,11 +217,54 @@ static MoeStatus from_llvm(LLVMErrorRef err, const char *what) {
     return st;
 }
 
-static MoeStatus link_object(MoeGroupRun *r, const void *object, size_t n) {
-    MOE_TRY(from_llvm(LLVMOrcCreateLLJIT(&r->jit, NULL), "creating the JIT"));
-    LLVMMemoryBufferRef m = LLVMCreateMemoryBufferWithMemoryRangeCopy(object, n, "kernels");
-    return from_llvm(LLVMOrcLLJITAddObjectFile(r->jit, LLVMOrcLLJITGetMainJITDylib(r->jit), m),
-                     "adding the object");
+/* What was compiled before, by the target and the text of the module that its kernels make up: cases that differ in what
+ * only memory shows (live rows, routing) cost one compilation. */
+typedef struct {
+    char key[33];
+    LLVMOrcLLJITRef jit;
+} Linked;
+static Linked *linked;
+static size_t n_linked, cap_linked;
+
+static MoeStatus compile(MoeGroupRun *r, LLVMOrcLLJITRef *out) {
+    void *object = NULL;
+    char *text = NULL;
+    size_t n = 0;
+    MOE_TRY(r->target->finish(r->target, getenv("MOE_DUMP_KERNELS") != NULL, &object, &n, &text));
+    if (text)
+        fputs(text, stderr);
+    MoeStatus st = from_llvm(LLVMOrcCreateLLJIT(out, NULL), "creating the JIT");
+    if (!st) {
+        LLVMMemoryBufferRef m = LLVMCreateMemoryBufferWithMemoryRangeCopy(object, n, "kernels");
+        st = from_llvm(LLVMOrcLLJITAddObjectFile(*out, LLVMOrcLLJITGetMainJITDylib(*out), m),
+                       "adding the object");
+    }
+    free(object);
+    free(text);
+    return st;
+}
+
+static MoeStatus link_kernels(MoeGroupRun *r) {
+    char *text = LLVMPrintModuleToString(((MoeCpuTarget *)r->target)->module), key[33];
+    MoeStr named = {0};
+    moe_str_printf(&named, "%s\n%s", r->target->name, text);
+    LLVMDisposeMessage(text);
+    moe_hash_hex(moe_str_c(&named), named.len, key);
+    moe_str_free(&named);
+    for (size_t i = 0; i < n_linked; i++)
+        if (!strcmp(linked[i].key, key)) {
+            r->jit = linked[i].jit;
+            return NULL;
+        }
+    MOE_TRY(compile(r, &r->jit));
+    if (n_linked == cap_linked) {
+        cap_linked = cap_linked ? 2 * cap_linked : 64;
+        linked = realloc(linked, cap_linked * sizeof *linked);
+        MOE_ASSERT(linked, "group_run: no memory");
+    }
+    linked[n_linked].jit = r->jit;
+    memcpy(linked[n_linked++].key, key, sizeof key);
+    return NULL;
 }
 
 static MoeStatus lower_all(MoeGroupRun *r, bool alias) {
@@ -260,26 +306,17 @@ MoeStatus moe_group_run_create(const MoeGraph *g, const MoeGroupRunOptions *o, M
         for (int k = 0; k < g->ops[i]->n_results; k++)
             buffer_make(&r->buffers[g->ops[i]->results[k]->id],
                         (size_t)moe_type_bytes(&g->ops[i]->results[k]->type));
-    void *object = NULL;
-    size_t n = 0;
-    char *text = NULL;
     MoeStatus st = moe_target_create(o->target, &r->target);
     if (!st)
         st = lower_all(r, o->alias);
     if (!st)
-        st = r->target->finish(r->target, getenv("MOE_DUMP_KERNELS") != NULL, &object, &n, &text);
-    if (text)
-        fputs(text, stderr);
-    if (!st)
-        st = link_object(r, object, n);
+        st = link_kernels(r);
     if (!st && o->threads > 1) {
         st = moe_pool_create(o->threads, &r->pool);
         r->thread_scratch = MOE_NEW_N(r->arena, Buffer, o->threads);
         for (int i = 0; i < o->threads; i++)
             buffer_make(&r->thread_scratch[i], r->scratch.bytes);
     }
-    free(object);
-    free(text);
     if (st)
         moe_group_run_destroy(r);
     else
@@ -478,8 +515,6 @@ size_t moe_group_run_work_used(const MoeGroupRun *r) {
 void moe_group_run_destroy(MoeGroupRun *r) {
     if (!r)
         return;
-    if (r->jit)
-        LLVMConsumeError(LLVMOrcDisposeLLJIT(r->jit));
     if (r->target)
         r->target->destroy(r->target);
     for (int i = 0; i < r->g->n_values; i++)

@@ -1,4 +1,4 @@
-/* Check assertions on statuses, for the unit tests. */
+/* Check assertions on statuses and on many elements, for the unit tests. */
 #ifndef MOE_TESTS_SUPPORT_STATUS_CHECKS_H
 #define MOE_TESTS_SUPPORT_STATUS_CHECKS_H
 
@@ -16,6 +16,13 @@
     do {                                                                                           \
         const char *wrong_ = moe_test_error((expr), code, __VA_ARGS__, NULL);                      \
         ck_assert_msg(!wrong_, "%s", wrong_);                                                      \
+    } while (0)
+/* An assertion on each of many elements: Check writes down every ck_assert that holds, which costs more than most of what is
+ * compared. The rest: a format and its arguments. */
+#define CHECK_EACH(condition, ...)                                                                 \
+    do {                                                                                           \
+        if (!(condition))                                                                          \
+            ck_abort_msg(__VA_ARGS__);                                                             \
     } while (0)
 
 #endif

@@ -17,6 +17,7 @@
 #include "base/rng.h"
 #include "base/str.h"
 #include "tests/support/files.h"
+#include "tests/support/status_checks.h"
 
 START_TEST(test_status) {
     MoeStatus st = moe_error(MOE_E_INPUT, "key \"%s\": %d", "lr", 3);
@@ -62,7 +63,7 @@ START_TEST(test_arena) {
         ck_assert_uint_eq((uintptr_t)p % 16, 0);
         ck_assert_ptr_ne(p, last);
         for (size_t i = 0; i < n; i++)
-            ck_assert_uint_eq(p[i], 0);
+            CHECK_EACH(p[i] == 0, "byte %zu of %zu is %d", i, n, p[i]);
         memset(p, 0xff, n);
         last = p;
     }
@@ -251,9 +252,9 @@ START_TEST(test_bf16) {
     for (uint32_t h = 0; h < 65536; h++) { /* every value survives the way out and back */
         float f = moe_bf16_to_f32((uint16_t)h);
         if (isnan(f))
-            ck_assert(isnan(moe_bf16_to_f32(moe_f32_to_bf16(f))));
+            CHECK_EACH(isnan(moe_bf16_to_f32(moe_f32_to_bf16(f))), "bf16 %x", h);
         else
-            ck_assert_uint_eq(moe_f32_to_bf16(f), h);
+            CHECK_EACH(moe_f32_to_bf16(f) == h, "bf16 %x", h);
     }
     ck_assert_uint_eq(moe_f32_to_bf16(0x1.01p0f), 0x3f80); /* tie: to even */
     ck_assert_uint_eq(moe_f32_to_bf16(0x1.03p0f), 0x3f82);
@@ -280,20 +281,20 @@ START_TEST(test_f16) {
         float f = moe_f16_to_f32((uint16_t)h);
         double expected = f16_value((uint16_t)h);
         if (isnan(expected)) {
-            ck_assert(isnan(f) && isnan(moe_f16_to_f32(moe_f32_to_f16(f))));
+            CHECK_EACH(isnan(f) && isnan(moe_f16_to_f32(moe_f32_to_f16(f))), "f16 %x", h);
             continue;
         }
-        ck_assert((double)f == expected && !signbit(f) == !signbit(expected));
-        ck_assert_uint_eq(moe_f32_to_f16(f), h);
+        CHECK_EACH((double)f == expected && !signbit(f) == !signbit(expected), "f16 %x", h);
+        CHECK_EACH(moe_f32_to_f16(f) == h, "f16 %x", h);
         if ((h & 0x7fff) >= 0x7bff)
             continue;
         /* Between h and its neighbour away from zero: the middle goes to even, its neighbours to
          * their side. */
         float middle = (float)((expected + f16_value((uint16_t)(h + 1))) / 2);
         float away = copysignf(INFINITY, middle);
-        ck_assert_uint_eq(moe_f32_to_f16(middle), h + (h & 1));
-        ck_assert_uint_eq(moe_f32_to_f16(nextafterf(middle, 0)), h);
-        ck_assert_uint_eq(moe_f32_to_f16(nextafterf(middle, away)), h + 1);
+        CHECK_EACH(moe_f32_to_f16(middle) == h + (h & 1), "middle above f16 %x", h);
+        CHECK_EACH(moe_f32_to_f16(nextafterf(middle, 0)) == h, "below the middle, f16 %x", h);
+        CHECK_EACH(moe_f32_to_f16(nextafterf(middle, away)) == h + 1, "above the middle, f16 %x", h);
     }
     ck_assert_uint_eq(moe_f32_to_f16(65519.99f), 0x7bff);
     ck_assert_uint_eq(moe_f32_to_f16(65520.0f), 0x7c00);
@@ -322,7 +323,7 @@ START_TEST(test_distributions) {
     int64_t counts[10] = {0};
     for (uint64_t i = 0; i < N; i++) {
         double z = moe_rng_normal(7, 3, i), u = moe_rng_uniform(7, 4, i);
-        ck_assert(isfinite(z) && u >= 0 && u < 1);
+        CHECK_EACH(isfinite(z) && u >= 0 && u < 1, "draw %llu", (unsigned long long)i);
         sum += z;
         square += z * z;
         third += z * z * z;

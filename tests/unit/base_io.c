@@ -14,17 +14,7 @@
 #include "base/io.h"
 #include "base/json.h"
 #include "tests/support/files.h"
-
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus ok_st_ = (expr);                                                                 \
-        ck_assert_msg(!ok_st_, "%s", moe_status_message(ok_st_));                                  \
-    } while (0)
-#define FAILS(expr, code, ...)                                                                     \
-    do {                                                                                           \
-        const char *wrong_ = moe_test_error((expr), (code), __VA_ARGS__, NULL);                    \
-        ck_assert_msg(!wrong_, "%s", wrong_);                                                      \
-    } while (0)
+#include "tests/support/status_checks.h"
 
 START_TEST(test_read) {
     const char *path = moe_test_file("r", "hello", 5);

@@ -10,15 +10,10 @@
 #include "codegen/codegen.h"
 #include "ir/numbers.h"
 #include "tests/support/group_run.h"
+#include "tests/support/status_checks.h"
 
 static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
-
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus ok_ = (expr);                                                                    \
-        ck_assert_msg(!ok_, "%s", moe_status_message(ok_));                                        \
-    } while (0)
 
 /* One graph on one target. */
 typedef struct {

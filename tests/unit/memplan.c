@@ -13,6 +13,7 @@
 #include "passes/pipeline.h"
 #include "tests/support/files.h"
 #include "tests/support/pass_model.h"
+#include "tests/support/status_checks.h"
 
 static void ok(MoeStatus st) {
     ck_assert_msg(!st, "%s", moe_status_message(st));
@@ -234,8 +235,8 @@ static void read_value(const Machine *x, const MoeValue *v, const char *reader) 
     }
     int64_t off = x->m->values[r->id].offset;
     for (int64_t u = off / UNIT; u < (off + moe_type_bytes(&v->type) + UNIT - 1) / UNIT; u++)
-        ck_assert_msg(x->slab[u] == made->id, "%s: the value of %s is gone (value %d stands there)",
-                      reader, moe_op_info(v->def->opcode)->name, (int)x->slab[u]);
+        CHECK_EACH(x->slab[u] == made->id, "%s: the value of %s is gone (value %d stands there)",
+                   reader, moe_op_info(v->def->opcode)->name, (int)x->slab[u]);
 }
 
 /* Until an exchange ends nobody touches what it reads and writes. */
@@ -276,7 +277,7 @@ static void run_step(Machine *x, size_t s) {
     if (x->m->workspace_bytes[s])
         for (int64_t u = x->m->workspace_offset[s] / UNIT;
              u < (x->m->workspace_offset[s] + x->m->workspace_bytes[s]) / UNIT; u++)
-            ck_assert_msg(x->slab[u] == work, "%s: its workspace overlaps an output", name);
+            CHECK_EACH(x->slab[u] == work, "%s: its workspace overlaps an output", name);
 }
 
 static void run_phases(Machine *x, MoePhase first, MoePhase last, bool count_only) {
@@ -290,7 +291,7 @@ static void run_phases(Machine *x, MoePhase first, MoePhase last, bool count_onl
 static void check_slot(const Machine *x, const MoeAccumulateMemory *a, int slot, int64_t tag) {
     for (int64_t u = a->slot_offset[slot] / UNIT;
          u < (a->slot_offset[slot] + a->slot_bytes + UNIT - 1) / UNIT; u++)
-        ck_assert_msg(x->slab[u] == tag, "a partial sum is gone");
+        CHECK_EACH(x->slab[u] == tag, "a partial sum is gone");
 }
 
 static int64_t slot_tag(size_t acc, int slot) {

@@ -7,6 +7,7 @@
 #include "passes/group.h"
 #include "passes/memplan.h"
 #include "tests/support/pass_model.h"
+#include "tests/support/status_checks.h"
 
 static const MoeCluster slow = {.nodes = 2,
                                 .ranks_per_node = 2,
@@ -103,9 +104,9 @@ static void check_there(const Walk *w, const MoeGroup *g, const MoeValue *v, siz
             all = parts_of(&w->p->steps[s].group);
     int need = g->parts && all > 1 ? g->part + 1 : all;
     const int *have = made_by_exchange(v) && is_wait(g) ? w->started : w->done;
-    ck_assert_msg(have[v->id] >= need, "step %zu (%s, part %d) comes before part %d of what %s makes",
-                  step, moe_op_info(g->ops[0]->opcode)->name, g->part, need - 1,
-                  moe_op_info(v->def->opcode)->name);
+    CHECK_EACH(have[v->id] >= need, "step %zu (%s, part %d) comes before part %d of what %s makes",
+               step, moe_op_info(g->ops[0]->opcode)->name, g->part, need - 1,
+               moe_op_info(v->def->opcode)->name);
 }
 
 /* An exchange that nobody waits for is over at once. */

@@ -8,18 +8,13 @@
 #include <string.h>
 #include "codegen/codegen.h"
 #include "tests/support/group_run.h"
+#include "tests/support/status_checks.h"
 
 static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
 #define LEN(a)    (sizeof(a) / sizeof *(a))
 
 enum { SHARDS = 8, WIDTH = 33, HIDDEN = 48 };
-
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus ok_ = (expr);                                                                    \
-        ck_assert_msg(!ok_, "%s", moe_status_message(ok_));                                        \
-    } while (0)
 
 typedef struct {
     int64_t tokens, topk, experts, ranks, chunks, ep_rank;
@@ -133,9 +128,9 @@ static void check_values(const Job *j, const Layer *l, const char *target) {
         for (int64_t k = 0; k < want->n; k++)
             top = fmax(top, fabs(want->f[k]));
         for (int64_t k = 0; k < want->n; k++)
-            ck_assert_msg(fabs((double)got[k] - want->f[k]) <= bound * top,
-                          "%s: %s[%lld] is %g, expected %g", target, outputs[i], (long long)k,
-                          (double)got[k], want->f[k]);
+            CHECK_EACH(fabs((double)got[k] - want->f[k]) <= bound * top,
+                       "%s: %s[%lld] is %g, expected %g", target, outputs[i], (long long)k,
+                       (double)got[k], want->f[k]);
     }
     moe_eval_destroy(ev);
 }

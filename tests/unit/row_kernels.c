@@ -13,6 +13,7 @@
 #include "ir/op.h"
 #include "tests/support/group_run.h"
 #include "tests/support/op_cases.h"
+#include "tests/support/status_checks.h"
 
 static const char *const targets[] = {"cpu", "cpu:x86-64-v3", "cpu:x86-64"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
@@ -23,12 +24,6 @@ static const char *const targets[] = {"cpu", "cpu:x86-64-v3", "cpu:x86-64"};
         if (!(cond))                                                                               \
             ck_abort_msg(__VA_ARGS__);                                                             \
     } while (0)
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus ok_ = (expr);                                                                    \
-        ck_assert_msg(!ok_, "%s", moe_status_message(ok_));                                        \
-    } while (0)
-
 /* ---- math, against libm in double ---- */
 
 static double ulp_of(double x) {

@@ -7,15 +7,10 @@
 #include <string.h>
 #include "ir/numbers.h"
 #include "tests/support/group_run.h"
+#include "tests/support/status_checks.h"
 
 static const char *const targets[] = {"cpu", "cpu:x86-64-v3", "cpu:x86-64"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
-
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus ok_ = (expr);                                                                    \
-        ck_assert_msg(!ok_, "%s", moe_status_message(ok_));                                        \
-    } while (0)
 
 /* The tree over n items of `width` floats, absent where present[i] is false; returns whether any
  * was there. */

@@ -9,17 +9,9 @@
 #include "base/str.h"
 #include "formats/safetensors.h"
 #include "tests/support/files.h"
+#include "tests/support/status_checks.h"
 
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus ok_st_ = (expr);                                                                 \
-        ck_assert_msg(!ok_st_, "%s", moe_status_message(ok_st_));                                  \
-    } while (0)
-#define FAILS(expr, ...)                                                                           \
-    do {                                                                                           \
-        const char *wrong_ = moe_test_error((expr), MOE_E_INPUT, __VA_ARGS__, NULL);               \
-        ck_assert_msg(!wrong_, "%s", wrong_);                                                      \
-    } while (0)
+#define REFUSED(expr, ...) FAILS(expr, MOE_E_INPUT, __VA_ARGS__)
 
 static MoeSafetensors *model;
 
@@ -118,7 +110,7 @@ START_TEST(test_round_trip) {
     float *big = malloc(BIG * sizeof *big), some[2];
     OK(moe_st_read_f32(moe_st_find(model, "big"), 0, BIG, big));
     for (int i = 0; i < BIG; i++)
-        ck_assert(big[i] == (float)i);
+        CHECK_EACH(big[i] == (float)i, "element %d is %g", i, (double)big[i]);
     OK(moe_st_read_f32(moe_st_find(model, "h"), 1, 2, some));
     ck_assert(some[0] == -2 && some[1] == INFINITY);
     OK(moe_st_read_f32(moe_st_find(model, "empty"), 0, 0, NULL));
@@ -132,27 +124,27 @@ START_TEST(test_write_errors) {
     float x[4] = {0};
     MoeStOut two[2] = {{"a", MOE_ST_F32, 1, {4}, x}, {"a", MOE_ST_F32, 1, {4}, x}};
     const char *path = moe_test_path("we.safetensors");
-    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"a\"", "taken");
+    REFUSED(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"a\"", "taken");
     two[1].name = "__metadata__";
-    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "__metadata__");
+    REFUSED(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "__metadata__");
     two[1].name = "b\xff";
-    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "UTF-8");
+    REFUSED(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "UTF-8");
     two[1] = (MoeStOut){"b", MOE_ST_F32, 3, {INT64_MAX, 2, 0}, x};
-    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"b\"", "shape");
+    REFUSED(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"b\"", "shape");
     two[1] = (MoeStOut){"b", MOE_ST_F32, 1, {-1}, x};
-    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"b\"", "shape");
+    REFUSED(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"b\"", "shape");
     two[1] = (MoeStOut){"b", MOE_ST_F32, 1, {INT64_MAX / 4}, x};
-    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"b\"", "overflow");
+    REFUSED(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "\"b\"", "overflow");
     two[1] = (MoeStOut){"b", MOE_ST_OTHER, 1, {1}, x};
-    FAILS(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "dtype");
+    REFUSED(moe_st_write(path, two, 2, NULL, 0, NULL, NULL, NULL, NULL), "dtype");
     const char *kv[] = {"k", "1", "k", "2"};
-    FAILS(moe_st_write(path, two, 1, kv, 2, NULL, NULL, NULL, NULL), "\"k\"", "twice");
+    REFUSED(moe_st_write(path, two, 1, kv, 2, NULL, NULL, NULL, NULL), "\"k\"", "twice");
     ck_assert(!moe_path_exists(path)); /* all of that is found before the file is made */
     const MoeStOut three[] = {{"a", MOE_ST_F32, 1, {4}, x},
                               {"b", MOE_ST_F32, 1, {4}, x},
                               {"c", MOE_ST_F32, 1, {1 << 21}, NULL}};
     Source source = {.fail = true};
-    FAILS(moe_st_write(path, three, 3, NULL, 0, fill_counting, &source, NULL, NULL),
+    REFUSED(moe_st_write(path, three, 3, NULL, 0, fill_counting, &source, NULL, NULL),
           "the source broke");
     const char *wrong =
         moe_test_error(moe_st_write("/dev/full", two, 1, NULL, 0, NULL, NULL, NULL, NULL), MOE_E_IO,
@@ -187,7 +179,7 @@ START_TEST(test_good_headers) {
     OK(open_header("{\"a\":" T("F8_E4M3", "[3]", "[0,3]") ",\"b\":" T("F4", "[4]", "[3,5]") "}",
                    5));
     ck_assert_int_eq(moe_st_find(model, "b")->dtype, MOE_ST_OTHER);
-    FAILS(moe_st_read_f32(moe_st_find(model, "a"), 0, 1, &x), "\"a\"",
+    REFUSED(moe_st_read_f32(moe_st_find(model, "a"), 0, 1, &x), "\"a\"",
           "expected F64, F32, F16 or BF16");
     moe_st_close(model);
     OK(open_header(
@@ -267,32 +259,32 @@ static const struct {
 };
 
 START_TEST(test_bad_header) {
-    FAILS(open_header(bad_headers[_i].header, bad_headers[_i].n_data), bad_headers[_i].word,
+    REFUSED(open_header(bad_headers[_i].header, bad_headers[_i].n_data), bad_headers[_i].word,
           bad_headers[_i].word2);
 }
 END_TEST
 
 START_TEST(test_lying_lengths) {
     const char *h = "{\"a\":" T("U8", "[1]", "[0,1]") "}";
-    FAILS(moe_st_open(moe_test_file("l.safetensors", "", 0), &model), "too short", "l.safetensors");
-    FAILS(moe_st_open(moe_test_file("l.safetensors", "\2\0\0\0\0\0\0", 7), &model), "too short");
-    FAILS(moe_st_open(raw_file("l.safetensors", 2, "", 0), &model), "truncated");
-    FAILS(moe_st_open(raw_file("l.safetensors", 1000, h, 1), &model), "truncated", "1000 bytes");
-    FAILS(moe_st_open(raw_file("l.safetensors", 100000001, h, 1), &model),
+    REFUSED(moe_st_open(moe_test_file("l.safetensors", "", 0), &model), "too short", "l.safetensors");
+    REFUSED(moe_st_open(moe_test_file("l.safetensors", "\2\0\0\0\0\0\0", 7), &model), "too short");
+    REFUSED(moe_st_open(raw_file("l.safetensors", 2, "", 0), &model), "truncated");
+    REFUSED(moe_st_open(raw_file("l.safetensors", 1000, h, 1), &model), "truncated", "1000 bytes");
+    REFUSED(moe_st_open(raw_file("l.safetensors", 100000001, h, 1), &model),
           "header length 100000001");
-    FAILS(moe_st_open(raw_file("l.safetensors", UINT64_MAX, h, 1), &model),
+    REFUSED(moe_st_open(raw_file("l.safetensors", UINT64_MAX, h, 1), &model),
           "header length 18446744073709551615");
-    FAILS(moe_st_open(raw_file("l.safetensors", (uint64_t)1 << 63, h, 1), &model), "header length");
-    FAILS(moe_st_open(raw_file("l.safetensors", strlen(h) - 1, h, 1), &model), "bad JSON");
-    FAILS(moe_st_open(raw_file("l.safetensors", strlen(h) + 1, h, 1), &model), "does not end");
-    FAILS(moe_st_open(raw_file("l.safetensors", strlen(h), h, 0), &model), "do not lie");
-    FAILS(moe_st_open(raw_file("l.safetensors", 0, h, 1), &model), "does not begin");
+    REFUSED(moe_st_open(raw_file("l.safetensors", (uint64_t)1 << 63, h, 1), &model), "header length");
+    REFUSED(moe_st_open(raw_file("l.safetensors", strlen(h) - 1, h, 1), &model), "bad JSON");
+    REFUSED(moe_st_open(raw_file("l.safetensors", strlen(h) + 1, h, 1), &model), "does not end");
+    REFUSED(moe_st_open(raw_file("l.safetensors", strlen(h), h, 0), &model), "do not lie");
+    REFUSED(moe_st_open(raw_file("l.safetensors", 0, h, 1), &model), "does not begin");
     char deep[6001];
     memset(deep, '[', 6000);
     memcpy(deep, "{\"a\":", 5);
     deep[5999] = '}';
     deep[6000] = 0;
-    FAILS(open_header(deep, 0), "depth");
+    REFUSED(open_header(deep, 0), "depth");
 }
 END_TEST
 
@@ -359,11 +351,11 @@ START_TEST(test_read_types) {
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++) {
         OK(moe_st_read_i64(moe_st_find(model, ints[i].name), 0, 1, &v));
         ck_assert_int_eq(v, ints[i].value);
-        FAILS(moe_st_read_f32(moe_st_find(model, ints[i].name), 0, 1, &f), ints[i].name,
+        REFUSED(moe_st_read_f32(moe_st_find(model, ints[i].name), 0, 1, &f), ints[i].name,
               "types.safetensors");
     }
-    FAILS(moe_st_read_i64(moe_st_find(model, "u64"), 0, 1, &v), "\"u64\"", "18446744073709551615");
-    FAILS(moe_st_read_i64(moe_st_find(model, "f16"), 0, 1, &v), "F16", "an integer type");
+    REFUSED(moe_st_read_i64(moe_st_find(model, "u64"), 0, 1, &v), "\"u64\"", "18446744073709551615");
+    REFUSED(moe_st_read_i64(moe_st_find(model, "f16"), 0, 1, &v), "F16", "an integer type");
     ck_assert_str_eq(moe_st_dtype_name(MOE_ST_BF16), "BF16");
     ck_assert_uint_eq(moe_st_dtype_bytes(MOE_ST_BF16), 2);
     ck_assert_uint_eq(moe_st_dtype_bytes(MOE_ST_OTHER), 0);
@@ -396,29 +388,29 @@ START_TEST(test_shards) {
     ck_assert_uint_eq(moe_st_count(model), 1);
     ck_assert_ptr_null(moe_st_find(model, "x"));
     moe_st_close(model);
-    FAILS(open_index("{\"weight_map\":{\"z\":\"a-1.safetensors\"}}"), "\"z\"",
+    REFUSED(open_index("{\"weight_map\":{\"z\":\"a-1.safetensors\"}}"), "\"z\"",
           "should be in a-1.safetensors");
-    FAILS(open_index("{\"weight_map\":{\"x\":\"a-1.safetensors\",\"q\":\"a-2.safetensors\"}}"),
+    REFUSED(open_index("{\"weight_map\":{\"x\":\"a-1.safetensors\",\"q\":\"a-2.safetensors\"}}"),
           "\"q\"", "a-2.safetensors");
-    FAILS(open_index("{\"weight_map\":{\"x\":\"a-1.safetensors\",\"x\":\"a-2.safetensors\"}}"),
+    REFUSED(open_index("{\"weight_map\":{\"x\":\"a-1.safetensors\",\"x\":\"a-2.safetensors\"}}"),
           "duplicate");
-    FAILS(open_index("{\"weight_map\":{}}"), "empty");
-    FAILS(open_index("{\"weight_map\":[]}"), "must be an object");
-    FAILS(open_index("{}"), "\"weight_map\" is missing");
-    FAILS(open_index("[]"), "expected an object");
+    REFUSED(open_index("{\"weight_map\":{}}"), "empty");
+    REFUSED(open_index("{\"weight_map\":[]}"), "must be an object");
+    REFUSED(open_index("{}"), "\"weight_map\" is missing");
+    REFUSED(open_index("[]"), "expected an object");
     static const char *const names[] = {
         "../m/a-1.safetensors", "/etc/passwd", "", ".", "..", "a b", "a\\\\b", "a\\nb"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char text[200];
         snprintf(text, sizeof text, "{\"weight_map\":{\"x\":\"%s\"}}", names[i]);
-        FAILS(open_index(text), "\"x\" must map to a file name");
+        REFUSED(open_index(text), "\"x\" must map to a file name");
     }
-    FAILS(open_index("{\"weight_map\":{\"x\":3}}"), "\"x\" must map to a file name");
+    REFUSED(open_index("{\"weight_map\":{\"x\":3}}"), "\"x\" must map to a file name");
     const char *wrong = moe_test_error(open_index("{\"weight_map\":{\"x\":\"none.safetensors\"}}"),
                                        MOE_E_IO, "none.safetensors", NULL);
     ck_assert_msg(!wrong, "%s", wrong);
     OK(moe_dir_make(moe_test_path("nothing")));
-    FAILS(moe_st_open(moe_test_path("nothing"), &model), "neither model.safetensors nor");
+    REFUSED(moe_st_open(moe_test_path("nothing"), &model), "neither model.safetensors nor");
 }
 END_TEST
 
@@ -437,7 +429,7 @@ START_TEST(test_many) {
     OK(moe_st_open(path, &model));
     for (int i = 0; i < N; i++) {
         const MoeStTensor *t = moe_st_find(model, names[i]);
-        ck_assert(t && *(const char *)t->data == i % 2);
+        CHECK_EACH(t && *(const char *)t->data == i % 2, "tensor %d is not there, or not itself", i);
     }
     moe_st_close(model);
     free(names);
@@ -600,13 +592,13 @@ START_TEST(test_unmapped) {
     moe_st_close(model);
     /* Headers that lie are refused alike. */
     OK(moe_block_open(raw_file("short", 1000, "{}", 0), 0, NULL, &f));
-    FAILS(moe_st_open_file(f, &bare), "short", "truncated");
+    REFUSED(moe_st_open_file(f, &bare), "short", "truncated");
     moe_block_close(f);
     OK(moe_block_open(raw_file("huge", UINT64_MAX, "{}", 0), 0, NULL, &f));
-    FAILS(moe_st_open_file(f, &bare), "huge", "header length");
+    REFUSED(moe_st_open_file(f, &bare), "huge", "header length");
     moe_block_close(f);
     OK(moe_block_open(moe_test_file("tiny", "abc", 3), 0, NULL, &f));
-    FAILS(moe_st_open_file(f, &bare), "tiny", "3 bytes");
+    REFUSED(moe_st_open_file(f, &bare), "tiny", "3 bytes");
     moe_block_close(f);
     moe_block_hashes_free(&hashes);
 }

@@ -6,6 +6,7 @@
 
 #include "base/rng.h"
 #include "runtime/slices.h"
+#include "tests/support/status_checks.h"
 
 static uint64_t counter;
 static int64_t below(int64_t n) {
@@ -81,8 +82,9 @@ static void fill(const MoeRankSlices *s, const Case *c, const MoePiece *p, float
     for (; moe_piece_run(p, from, &r); from = r.first + r.n) {
         ck_assert(r.first >= from && r.n > 0);
         for (int64_t i = 0; i < r.n; i++, seen++) {
-            ck_assert_int_eq(r.at + i, base + seen);
-            ck_assert_int_eq(r.first + i, whole_of(c, m->tp, s->at.tp, part.first + seen));
+            CHECK_EACH(r.at + i == base + seen, "element %lld of a run lies elsewhere", (long long)i);
+            CHECK_EACH(r.first + i == whole_of(c, m->tp, s->at.tp, part.first + seen),
+                       "element %lld of a run is another of the whole", (long long)i);
             buffer[r.at + i] = (float)(r.first + i + 1);
         }
     }
@@ -119,7 +121,8 @@ START_TEST(test_every_element_once) {
                 if (!held[e]++)
                     lowest[e] = r;
                 writer[e] += writes;
-                ck_assert(!writes || lowest[e] == r);
+                CHECK_EACH(!writes || lowest[e] == r, "element %lld: rank %d writes it, %d has it too",
+                           (long long)e, r, lowest[e]);
             }
             cover += writes ? moe_piece_cover(&p) : 0;
             sum += writes ? moe_piece_sum(&p, buffer + p.offset) : 0;
@@ -129,9 +132,9 @@ START_TEST(test_every_element_once) {
         int copies = m.dp * (c.w.tp_dim < 0 ? m.tp : 1) *
                      (c.w.slot < 0 ? m.shard * m.ep / m.dense_shard : 1);
         for (int64_t e = 0; e < c.n; e++)
-            ck_assert_msg(writer[e] == 1 && held[e] == copies,
-                          "element %lld: %d writers, %d of %d holders", (long long)e, writer[e],
-                          held[e], copies);
+            CHECK_EACH(writer[e] == 1 && held[e] == copies,
+                       "element %lld: %d writers, %d of %d holders", (long long)e, writer[e],
+                       held[e], copies);
         ck_assert(cover == moe_whole_cover(c.n) && moe_piece_cover(&whole) == cover);
         ck_assert(sum == moe_piece_sum(&whole, all));
         free(all);
@@ -173,7 +176,9 @@ START_TEST(test_common) {
         for (from = 0; moe_piece_common(&p, &q, from, &x, &y); from = x.first + x.n) {
             ck_assert(x.first >= from && x.first == y.first && x.n == y.n && x.n > 0);
             for (int64_t i = 0; i < x.n; i++) {
-                ck_assert(in[x.first + i] == 1 && place[x.first + i] == x.at + i);
+                CHECK_EACH(in[x.first + i] == 1 && place[x.first + i] == x.at + i,
+                           "element %lld is not common, or common twice",
+                           (long long)(x.first + i));
                 in[x.first + i] = 2;
             }
             found += x.n;

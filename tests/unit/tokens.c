@@ -6,12 +6,9 @@
 
 #include "formats/tokens.h"
 #include "tests/support/files.h"
+#include "tests/support/status_checks.h"
 
-#define FAILS(expr, ...)                                                                           \
-    do {                                                                                           \
-        const char *wrong_ = moe_test_error((expr), MOE_E_INPUT, __VA_ARGS__, NULL);               \
-        ck_assert_msg(!wrong_, "%s", wrong_);                                                      \
-    } while (0)
+#define REFUSED(expr, ...) FAILS(expr, MOE_E_INPUT, __VA_ARGS__)
 
 static MoeTokens *tokens;
 
@@ -33,8 +30,8 @@ static void expect_ids(MoeStatus st, const int32_t *ids, int64_t n, double bytes
     moe_tokens_read(tokens, 0, n, all);
     for (int64_t i = 0; i < n; i++) {
         moe_tokens_read(tokens, i, 1, &one);
-        ck_assert_msg(all[i] == ids[i] && one == ids[i], "token %lld is %d, expected %d",
-                      (long long)i, all[i], ids[i]);
+        CHECK_EACH(all[i] == ids[i] && one == ids[i], "token %lld is %d, expected %d",
+                   (long long)i, all[i], ids[i]);
     }
     moe_tokens_read(tokens, n, 0, NULL);
     free(all);
@@ -55,15 +52,15 @@ START_TEST(test_text) {
     expect_text(open_as("a.jsonl", "{x", 2, MOE_DATA_TEXT, 300), "{x",
                 2); /* the format given wins */
     expect_text(open_as("nul.txt", "a\0b", 3, MOE_DATA_AUTO, 256), "a\0b", 3);
-    FAILS(open_text("a.txt", ""), "a.txt", "no tokens");
+    REFUSED(open_text("a.txt", ""), "a.txt", "no tokens");
     /* Plain text is bytes: any encoding trains, and a cut in mid-character is no error. */
     expect_text(open_text("a.txt", "th\xffree \xe2\x82"), "th\xffree \xe2\x82", 9);
-    FAILS(open_as("a.txt", "a", 1, MOE_DATA_AUTO, 255), "vocab_size", "256", "255");
-    FAILS(moe_tokens_open(moe_test_file("a.txt", "a", 1), MOE_DATA_AUTO, "bpe", 256, &tokens),
+    REFUSED(open_as("a.txt", "a", 1, MOE_DATA_AUTO, 255), "vocab_size", "256", "255");
+    REFUSED(moe_tokens_open(moe_test_file("a.txt", "a", 1), MOE_DATA_AUTO, "bpe", 256, &tokens),
           "\"bpe\"", "\"byte\"");
-    FAILS(moe_tokens_open(moe_test_file("a.txt", "a", 1), MOE_DATA_AUTO, NULL, 256, &tokens),
+    REFUSED(moe_tokens_open(moe_test_file("a.txt", "a", 1), MOE_DATA_AUTO, NULL, 256, &tokens),
           "\"byte\"");
-    FAILS(moe_tokens_open(moe_test_dir(), MOE_DATA_AUTO, "byte", 256, &tokens), "directory");
+    REFUSED(moe_tokens_open(moe_test_dir(), MOE_DATA_AUTO, "byte", 256, &tokens), "directory");
     const char *wrong = moe_test_error(
         moe_tokens_open(moe_test_path("none.txt"), MOE_DATA_AUTO, "byte", 256, &tokens), MOE_E_IO,
         "none.txt", NULL);
@@ -83,24 +80,24 @@ START_TEST(test_jsonl) {
                   "\xef\xbb\xbf{\"text\":\"a\"}\r\n\n  \t\r\n{\"text\":\"\"}\n{\"text\":\"\\u0000b"
                   "\\ud83d\\ude00\"}"),
         "a\n\n\0b\xf0\x9f\x98\x80\n", 10);
-    FAILS(open_text("d.jsonl", "\n \n"), "no tokens");
-    FAILS(open_text("d.jsonl", ""), "no tokens");
-    FAILS(open_text("d.jsonl", "{\"text\":\"a\"}\n{\"text\": \n"), "d.jsonl:2:", "bad JSON",
+    REFUSED(open_text("d.jsonl", "\n \n"), "no tokens");
+    REFUSED(open_text("d.jsonl", ""), "no tokens");
+    REFUSED(open_text("d.jsonl", "{\"text\":\"a\"}\n{\"text\": \n"), "d.jsonl:2:", "bad JSON",
           "\"text\"");
-    FAILS(open_text("d.jsonl", "{\"text\":\"a\"}\n\n{\"txt\":\"a\"}\n"),
+    REFUSED(open_text("d.jsonl", "{\"text\":\"a\"}\n\n{\"txt\":\"a\"}\n"),
           "d.jsonl:3: \"text\" is missing", "a string");
-    FAILS(open_text("d.jsonl", "{\"text\":5}\n"), "d.jsonl:1: \"text\" must be a string",
+    REFUSED(open_text("d.jsonl", "{\"text\":5}\n"), "d.jsonl:1: \"text\" must be a string",
           "an integer 5");
-    FAILS(open_text("d.jsonl", "{\"text\":null}\n"), "d.jsonl:1:", "null");
-    FAILS(open_text("d.jsonl", "[\"text\"]\n"), "d.jsonl:1: expected an object", "an array");
-    FAILS(open_text("d.jsonl", "\"text\"\n"), "d.jsonl:1:");
-    FAILS(open_text("d.jsonl", "plain words\n"), "d.jsonl:1:", "bad JSON");
-    FAILS(open_text("d.jsonl", "{\"text\":\"a\"} {\"text\":\"b\"}\n"), "d.jsonl:1:");
-    FAILS(open_text("d.jsonl", "{\"text\":\"a\",\"text\":\"b\"}\n"), "d.jsonl:1:", "duplicate");
-    FAILS(open_text("d.jsonl", "{\"text\":\"a\"}\n{\"text\":\"\xff\"}\n"), "d.jsonl:2:", "0xff",
+    REFUSED(open_text("d.jsonl", "{\"text\":null}\n"), "d.jsonl:1:", "null");
+    REFUSED(open_text("d.jsonl", "[\"text\"]\n"), "d.jsonl:1: expected an object", "an array");
+    REFUSED(open_text("d.jsonl", "\"text\"\n"), "d.jsonl:1:");
+    REFUSED(open_text("d.jsonl", "plain words\n"), "d.jsonl:1:", "bad JSON");
+    REFUSED(open_text("d.jsonl", "{\"text\":\"a\"} {\"text\":\"b\"}\n"), "d.jsonl:1:");
+    REFUSED(open_text("d.jsonl", "{\"text\":\"a\",\"text\":\"b\"}\n"), "d.jsonl:1:", "duplicate");
+    REFUSED(open_text("d.jsonl", "{\"text\":\"a\"}\n{\"text\":\"\xff\"}\n"), "d.jsonl:2:", "0xff",
           "byte 10 of the line", "offset 22");
-    FAILS(open_text("d.jsonl", "{\"text\":\"\\ud800\"}\n"), "d.jsonl:1:");
-    FAILS(open_as("d.jsonl", "{\"text\":\"a\"}", 12, MOE_DATA_AUTO, 10), "vocab_size");
+    REFUSED(open_text("d.jsonl", "{\"text\":\"\\ud800\"}\n"), "d.jsonl:1:");
+    REFUSED(open_as("d.jsonl", "{\"text\":\"a\"}", 12, MOE_DATA_AUTO, 10), "vocab_size");
 }
 END_TEST
 
@@ -129,14 +126,14 @@ START_TEST(test_raw) {
     expect_ids(open_as("t.u32", raw32, 8, MOE_DATA_AUTO, 259), ids32, 2, 0);
     expect_ids(moe_tokens_open(moe_test_file("t.u32", raw32, 8), MOE_DATA_AUTO, NULL, 259, &tokens),
                ids32, 2, 0);
-    FAILS(open_as("t.u32", raw32, 8, MOE_DATA_AUTO, 258), "t.u32: token 1 has id 258",
+    REFUSED(open_as("t.u32", raw32, 8, MOE_DATA_AUTO, 258), "t.u32: token 1 has id 258",
           "vocab_size is 258");
-    FAILS(open_as("t.u16", raw, 8, MOE_DATA_AUTO, 65535), "token 1 has id 65535");
-    FAILS(open_as("t.u16", raw, 7, MOE_DATA_AUTO, 65536), "7 bytes", "2-byte");
-    FAILS(open_as("t.u32", raw, 6, MOE_DATA_AUTO, 65536), "6 bytes", "4-byte");
-    FAILS(open_as("t.u32", raw, 0, MOE_DATA_AUTO, 65536), "no tokens");
-    FAILS(open_as("t.u32", high, 8, MOE_DATA_AUTO, (int64_t)1 << 40), "token 1 has id 2147483648");
-    FAILS(open_as("t.bin", raw, 8, MOE_DATA_AUTO, 65536), "t.bin", "--format u16", "u32");
+    REFUSED(open_as("t.u16", raw, 8, MOE_DATA_AUTO, 65535), "token 1 has id 65535");
+    REFUSED(open_as("t.u16", raw, 7, MOE_DATA_AUTO, 65536), "7 bytes", "2-byte");
+    REFUSED(open_as("t.u32", raw, 6, MOE_DATA_AUTO, 65536), "6 bytes", "4-byte");
+    REFUSED(open_as("t.u32", raw, 0, MOE_DATA_AUTO, 65536), "no tokens");
+    REFUSED(open_as("t.u32", high, 8, MOE_DATA_AUTO, (int64_t)1 << 40), "token 1 has id 2147483648");
+    REFUSED(open_as("t.bin", raw, 8, MOE_DATA_AUTO, 65536), "t.bin", "--format u16", "u32");
     expect_ids(open_as("t.bin", raw, 8, MOE_DATA_U16, 65536), ids16, 4, 0);
 }
 END_TEST
@@ -159,24 +156,24 @@ START_TEST(test_llmc) {
     size_t n = make_llmc(file, 20240520, 1, 4, data, 8);
     expect_ids(open_as("l.bin", file, n, MOE_DATA_AUTO, 50257), ids16, 4, 0);
     expect_ids(open_as("l.dat", file, n, MOE_DATA_LLMC, 50257), ids16, 4, 0);
-    FAILS(open_as("l.bin", file, n, MOE_DATA_AUTO, 50256), "token 1 has id 50256");
-    FAILS(open_as("l.bin", file, n - 2, MOE_DATA_AUTO, 50257), "the header says 4 tokens",
+    REFUSED(open_as("l.bin", file, n, MOE_DATA_AUTO, 50256), "token 1 has id 50256");
+    REFUSED(open_as("l.bin", file, n - 2, MOE_DATA_AUTO, 50257), "the header says 4 tokens",
           "1032 bytes", "1030");
-    FAILS(open_as("l.bin", file, n + 1, MOE_DATA_AUTO, 50257), "the header says 4 tokens");
-    FAILS(open_as("l.bin", file, 1000, MOE_DATA_LLMC, 50257), "1000 bytes", "too short");
-    FAILS(open_as("l.bin", file, 1000, MOE_DATA_AUTO, 50257), "--format");
+    REFUSED(open_as("l.bin", file, n + 1, MOE_DATA_AUTO, 50257), "the header says 4 tokens");
+    REFUSED(open_as("l.bin", file, 1000, MOE_DATA_LLMC, 50257), "1000 bytes", "too short");
+    REFUSED(open_as("l.bin", file, 1000, MOE_DATA_AUTO, 50257), "--format");
     static const unsigned char wide[] = {5, 0, 1, 0, 7, 0, 0, 0};
     static const int32_t wide_ids[] = {65541, 7};
     n = make_llmc(file, 20240801, 7, 2, wide, 8);
     expect_ids(open_as("l.bin", file, n, MOE_DATA_AUTO, 128256), wide_ids, 2, 0);
     n = make_llmc(file, 20240801, 7, UINT32_MAX, wide, 8);
-    FAILS(open_as("l.bin", file, n, MOE_DATA_AUTO, 128256), "the header says 4294967295 tokens");
+    REFUSED(open_as("l.bin", file, n, MOE_DATA_AUTO, 128256), "the header says 4294967295 tokens");
     n = make_llmc(file, 20240801, 1, 2, wide, 8);
-    FAILS(open_as("l.bin", file, n, MOE_DATA_LLMC, 128256), "magic 20240801 version 1",
+    REFUSED(open_as("l.bin", file, n, MOE_DATA_LLMC, 128256), "magic 20240801 version 1",
           "20240520 version 1");
-    FAILS(open_as("l.bin", file, n, MOE_DATA_AUTO, 128256), "--format");
+    REFUSED(open_as("l.bin", file, n, MOE_DATA_AUTO, 128256), "--format");
     n = make_llmc(file, 20240520, 1, 0, wide, 0);
-    FAILS(open_as("l.bin", file, n, MOE_DATA_AUTO, 50257), "no tokens");
+    REFUSED(open_as("l.bin", file, n, MOE_DATA_AUTO, 50257), "no tokens");
 }
 END_TEST
 

@@ -12,18 +12,13 @@
 #include "ir/text.h"
 #include "passes/shard.h"
 #include "tests/support/group_run.h"
+#include "tests/support/status_checks.h"
 
 static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
 #define LEN(a)    (sizeof(a) / sizeof *(a))
 
 enum { MAX_PARTS = 8, SHARDS = 4 };
-
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus ok_ = (expr);                                                                    \
-        ck_assert_msg(!ok_, "%s", moe_status_message(ok_));                                        \
-    } while (0)
 
 typedef struct {
     int64_t rows, cols, vocab, parts;

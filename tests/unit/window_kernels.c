@@ -6,15 +6,10 @@
 #include <string.h>
 #include "codegen/codegen.h"
 #include "tests/support/group_run.h"
+#include "tests/support/status_checks.h"
 
 static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"};
 enum { N_TARGETS = sizeof targets / sizeof *targets, SLOTS = 4, SHARDS = 4, TOKENS = 700, TOPK = 2 };
-
-#define OK(expr)                                                                                   \
-    do {                                                                                           \
-        MoeStatus ok_ = (expr);                                                                    \
-        ck_assert_msg(!ok_, "%s", moe_status_message(ok_));                                        \
-    } while (0)
 
 static MoeValue *product(MoeGraph *g, MoeValue *a, MoeValue *b) {
     return moe_build(g, MOE_OP_MATMUL, (MoeValue *[]){a, b}, 2, moe_ai("tb", 1),
@@ -115,7 +110,7 @@ static void check_rows(const Job *j, const MoeValue *v, const char *all, int lo,
                   hi - 1);
     for (size_t i = 0; i < end; i++)
         if (i < from || i >= to)
-            ck_assert_msg((unsigned char)now[i] == 0xff, "byte %zu outside the window is written", i);
+            CHECK_EACH((unsigned char)now[i] == 0xff, "byte %zu outside the window is written", i);
 }
 
 static void check(const char *target, MoeDtype d, int64_t width, int64_t hidden, MoeRouting routing) {
