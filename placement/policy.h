@@ -3,6 +3,7 @@
 #ifndef MOE_PLACEMENT_POLICY_H
 #define MOE_PLACEMENT_POLICY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "base/status.h"
@@ -24,8 +25,9 @@ typedef struct {
     int64_t step; /* the next one; loads are of earlier steps alone */
     int layer;
     const MoePlaceMap *now;
-    /* The last n_loads (at most `window`) steps, oldest first: loads[i] is [experts][sources]. */
+    /* The last n_loads (1 to `window`) steps, oldest first: loads[i] is [experts][sources], totals[i] [experts] its sum over sources. */
     const int32_t *const *loads;
+    const int32_t *const *totals;
     int n_loads;
 } MoePolicyAsk;
 
@@ -44,5 +46,19 @@ size_t moe_policy_count(void);
 const MoePolicy *moe_policy_at(size_t i);
 /* MOE_E_MISUSE listing the names. */
 MoeStatus moe_policy_find(const char *name, const MoePolicy **out);
+
+/* For policies. w [experts]: an expert's rows in all of ask's loads. */
+void moe_policy_rows(const MoePolicySetup *s, const MoePolicyAsk *ask, double *w);
+/* Ids 0..n-1, the largest w first, equal ones by id. */
+void moe_policy_order(const double *w, int n, int32_t *order);
+/* Nobody holds anything. */
+void moe_policy_clear(MoePlaceMap *m);
+/* Puts e into the first free slot of a rank that does not hold it; false if there is none or it does. The first time, that is its primary. */
+bool moe_policy_put(MoePlaceMap *m, int rank, int e);
+bool moe_policy_holds(const MoePlaceMap *m, int rank, int e);
+int moe_policy_free(const MoePlaceMap *m, int rank); /* empty slots of a rank */
+/* What an arrival costs, in rows of the busiest rank at each of the `every` steps until the next decision; 0 if the cost
+ * model has no figures. */
+double moe_policy_arrival_rows(const MoePolicySetup *s);
 
 #endif
