@@ -146,6 +146,10 @@ void moe_hash_hex(const void *data, size_t n, char out[33]) {
     hash_text(XXH3_128bits(data, n), out);
 }
 
+uint64_t moe_hash_64(const void *data, size_t n) {
+    return XXH3_64bits(data, n);
+}
+
 MoeStatus moe_out_create(const char *path, MoeFileOut **out) {
     MoeFileOut *f = calloc(1, sizeof *f);
     char *copy = strdup(path);

@@ -43,5 +43,6 @@ MoeStatus moe_out_finish(MoeFileOut *f, uint64_t *out_bytes,
 void moe_out_abandon(MoeFileOut *f);             /* close, free; leaves the file to the caller */
 /* XXH3-128 of memory, as 32 hex digits. */
 void moe_hash_hex(const void *data, size_t n, char out[33]);
+uint64_t moe_hash_64(const void *data, size_t n); /* XXH3-64 of memory */
 
 #endif

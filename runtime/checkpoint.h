@@ -69,7 +69,8 @@ MoeStatus moe_checkpoint_verify(const char *dir, json_t **out_manifest);
  * success) when the run has none at all; an error when it has some but none is intact. */
 MoeStatus moe_checkpoint_find(const char *run_dir, char **out_dir, int64_t *out_step);
 
-/* Collective. Loads one checkpoint directory, of any layout: the plan's tensors and dims, every block that is read as it was
+/* Collective. Loads one checkpoint directory, of any layout and any maps of experts; the execution takes its maps where they are
+ * of as many ranks and slots (not with moe_exec_keep_maps): the plan's tensors and dims, every block that is read as it was
  * written, the census, and memory's sums. x's parameters and states are defined only on success. state may be NULL;
  * with_optimizer false: weights only, states untouched. Memory besides the buffers: a block, one file's table, the
  * manifest. */

@@ -5,6 +5,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "runtime/checkpoint_internal.h"
+#include "runtime/place_file.h"
 #include "runtime/run_config.h"
 
 MoeStatus moe_checkpoint_check_plan(const MoePlan *plan, const json_t *manifest,
@@ -75,6 +76,9 @@ static MoeStatus load_own(Loading *l, const char *dir, bool with_optimizer, MoeT
     MOE_TRY(moe_checkpoint_check_plan(l->plan, l->from.manifest, dir));
     if (state)
         MOE_TRY(moe_as_damage(moe_manifest_state_read(l->from.manifest, dir, state)));
+    if (!moe_exec_keeps_maps(l->x)) /* before the pieces that follow from them */
+        MOE_TRY(moe_as_damage(moe_place_json_take(json_object_get(l->from.manifest, "maps"), dir,
+                                                  l->plan, l->x)));
     json_object_del(l->from.manifest, "census"); /* in the tables now */
     json_object_del(l->from.manifest, "files");
     MOE_TRY(moe_weight_list(l->plan, l->x, &l->list));

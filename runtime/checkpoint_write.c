@@ -13,6 +13,7 @@
 
 #include "base/io.h"
 #include "runtime/checkpoint_internal.h"
+#include "runtime/place_file.h"
 #include "runtime/run_config.h"
 
 /* What a rank tells the others of its files. */
@@ -205,19 +206,6 @@ static json_t *census_json(const Save *s) {
     return census;
 }
 
-/* Where each layer's experts were: [layer][expert] -> global slot. */
-static json_t *place_json(const Save *s) {
-    json_t *place = json_array();
-    for (size_t k = 0; k < s->plan->n_moe_layers; k++) {
-        const int32_t *map = moe_exec_place(s->x, k);
-        json_t *row = json_array();
-        for (int e = 0; e < s->plan->experts; e++)
-            json_array_append_new(row, json_integer(map ? map[e] : e));
-        json_array_append_new(place, row);
-    }
-    return place;
-}
-
 static MoeStatus write_text(const char *path, const MoeStr *text) {
     MoeFileOut *f = NULL;
     MOE_TRY(moe_out_create(path, &f));
@@ -247,8 +235,8 @@ static MoeStatus write_manifest(const Save *s) {
         "format_version", MOE_CHECKPOINT_FORMAT, "kind", "moec checkpoint", "step",
         (json_int_t)s->state->step, "state", moe_manifest_state(s->state), "plan",
         moe_plan_facts(s->plan), "ranks", s->c->size, "mesh", "dp", m->dp, "shard", m->shard, "ep",
-        m->ep, "tp", m->tp, "dense_shard", m->dense_shard, "slots", s->plan->slots, "place",
-        place_json(s), "block_bytes", (json_int_t)MOE_BLOCK_BYTES, "files", files_json(s), "census",
+        m->ep, "tp", m->tp, "dense_shard", m->dense_shard, "slots", s->plan->slots, "maps",
+        moe_place_json(s->plan, s->x), "block_bytes", (json_int_t)MOE_BLOCK_BYTES, "files", files_json(s), "census",
         census_json(s));
     MoeStr text = {0};
     if (!manifest)

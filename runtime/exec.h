@@ -32,6 +32,12 @@ bool moe_exec_can_copy(const MoeExec *x, size_t k);
  * [ep*slots]: the expert in each global slot, -1 empty; primary [E]; both copied. MOE_E_INPUT, with nothing changed, for a map
  * that is wrong or that the plan's programs do not know. */
 MoeStatus moe_exec_set_map(MoeExec *x, size_t k, const int32_t *copies, const int32_t *primary);
+/* The same without setting it. */
+MoeStatus moe_exec_check_map(const MoeExec *x, size_t k, const int32_t *copies,
+                             const int32_t *primary);
+/* Whether a checkpoint that is loaded leaves the maps as they are; false at first: its own are taken. */
+void moe_exec_keep_maps(MoeExec *x, bool keep);
+bool moe_exec_keeps_maps(const MoeExec *x);
 /* Where rows go that the plan offloads: a file in `dir` without a name, gone with the process; NULL: the process's memory, as at
  * first. Before the first run; nothing happens with a plan that offloads nothing. */
 MoeStatus moe_exec_offload_to(MoeExec *x, const char *dir);

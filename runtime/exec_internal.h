@@ -69,6 +69,7 @@ struct MoeExec {
     MoeExecProgram *programs; /* like plan->programs */
     int32_t *load;            /* [n_moe_layers][V][E] */
     MoePlaceMap *maps;        /* [n_moe_layers] */
+    bool keep_maps;
     bool profile;
 };
 

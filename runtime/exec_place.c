@@ -97,6 +97,14 @@ const int32_t *moe_exec_place(const MoeExec *x, size_t k) {
     return x->maps[k].primary;
 }
 
+void moe_exec_keep_maps(MoeExec *x, bool keep) {
+    x->keep_maps = keep;
+}
+
+bool moe_exec_keeps_maps(const MoeExec *x) {
+    return x->keep_maps;
+}
+
 bool moe_exec_can_place(const MoeExec *x, size_t k) {
     int64_t bytes;
     return map_input(x, k, "place", &bytes) != NULL;
@@ -105,27 +113,6 @@ bool moe_exec_can_place(const MoeExec *x, size_t k) {
 bool moe_exec_can_copy(const MoeExec *x, size_t k) {
     int64_t bytes;
     return map_input(x, k, "copies", &bytes) != NULL;
-}
-
-/* Every expert's primary is in a slot that holds it, and no rank holds one twice. */
-static MoeStatus check_map(const MoePlaceMap *m, int layer) {
-    for (int g = 0; g < n_slots(m); g++) {
-        int e = m->expert[g];
-        if (e < -1 || e >= m->experts)
-            return moe_error(MOE_E_INPUT, "layer %d: expert %d in slot %d; there are %d", layer, e,
-                             g, m->experts);
-        for (int h = g / m->slots * m->slots; h < g && e >= 0; h++)
-            if (m->expert[h] == e)
-                return moe_error(MOE_E_INPUT, "layer %d: expert %d is twice on rank %d (slots %d, %d)",
-                                 layer, e, g / m->slots, h, g);
-    }
-    for (int e = 0; e < m->experts; e++) {
-        int g = m->primary[e];
-        if (g < 0 || g >= n_slots(m) || m->expert[g] != e)
-            return moe_error(MOE_E_INPUT, "layer %d: expert %d is said to be in slot %d, which %s",
-                             layer, e, g, g < 0 || g >= n_slots(m) ? "is none" : "holds another");
-    }
-    return NULL;
 }
 
 /* What the programs can do with a map that is right. */
@@ -147,12 +134,18 @@ static MoeStatus check_use(const MoeExec *x, size_t k, const MoePlaceMap *m) {
     return NULL;
 }
 
-MoeStatus moe_exec_set_map(MoeExec *x, size_t k, const int32_t *copies, const int32_t *primary) {
-    MoePlaceMap *m = &x->maps[k], want = *m;
+MoeStatus moe_exec_check_map(const MoeExec *x, size_t k, const int32_t *copies,
+                             const int32_t *primary) {
+    MoePlaceMap want = x->maps[k];
     want.expert = (int32_t *)(uintptr_t)copies;
     want.primary = (int32_t *)(uintptr_t)primary;
-    MOE_TRY(check_map(&want, x->plan->moe_layers[k]));
-    MOE_TRY(check_use(x, k, &want));
+    MOE_TRY(moe_place_map_check(&want, x->plan->moe_layers[k], "the map"));
+    return check_use(x, k, &want);
+}
+
+MoeStatus moe_exec_set_map(MoeExec *x, size_t k, const int32_t *copies, const int32_t *primary) {
+    MoePlaceMap *m = &x->maps[k];
+    MOE_TRY(moe_exec_check_map(x, k, copies, primary));
     memmove(m->expert, copies, sizeof *copies * (size_t)n_slots(m));
     memmove(m->primary, primary, sizeof *primary * (size_t)m->experts);
     fill(x, k);

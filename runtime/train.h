@@ -6,6 +6,7 @@
 
 #include "runtime/checkpoint.h"
 #include "runtime/exec.h"
+#include "runtime/place.h"
 
 typedef enum { MOE_RESUME_AUTO, MOE_RESUME_NEVER, MOE_RESUME_DIR } MoeResume;
 
@@ -35,6 +36,7 @@ typedef struct {
     double max_seconds;      /* wall time of this process; 0 = none. Stops cleanly (evaluation and
                                checkpoint) when reached. The     schedule stays one by steps, so that
                                bits     never depend on the clock */
+    MoePlaceOptions place;   /* of experts, while training */
     bool trace;              /* write RUN/trace.csv; true */
     bool quiet;              /* no progress */
     double log_seconds;      /* between plain progress lines when stderr is no terminal; 10 */

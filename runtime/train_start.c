@@ -8,6 +8,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "runtime/init.h"
+#include "runtime/place_file.h"
 #include "runtime/run_config.h"
 #include "runtime/weights.h"
 
@@ -48,6 +49,21 @@ static bool is_inside(const char *dir, const char *run_dir) {
     return inside;
 }
 
+/* Where experts are when training starts: as --placement-from or the plan says, else in order. A run that goes on has maps of
+ * its own, in its checkpoints. */
+static MoeStatus set_first_maps(MoeTrainer *s, bool goes_on) {
+    const char *from = s->o->place.from;
+    if (from && goes_on && s->speaks)
+        moe_note("--placement-from %s is left out: the run goes on with its own placement", from);
+    moe_exec_keep_maps(s->x, from && !goes_on);
+    if (from && !goes_on)
+        return moe_place_file_read(from, s->plan, s->x);
+    char *own = s->plan->dir ? moe_path_join(s->plan->dir, "placement.json") : NULL;
+    MoeStatus st = own && moe_path_exists(own) ? moe_place_file_read(own, s->plan, s->x) : NULL;
+    free(own);
+    return st;
+}
+
 /* Weights, states and counters: from a checkpoint, a Hugging Face directory, or the seed. holds: the run has
  * checkpoints. */
 static MoeStatus load_or_init(MoeTrainer *s, bool holds, bool *out_resumed) {
@@ -63,6 +79,7 @@ static MoeStatus load_or_init(MoeTrainer *s, bool holds, bool *out_resumed) {
         return moe_error(MOE_E_INPUT,
                          "%s holds checkpoints of its own; to resume from %s give another --out",
                          o->out_dir, o->resume_dir);
+    MOE_TRY(moe_train_agree(s, set_first_maps(s, holds), "the placement"));
     if (o->resume == MOE_RESUME_DIR)
         MOE_TRY(load_given(s, &loaded));
     else if (holds)

@@ -16,6 +16,7 @@
 #include "runtime/checkpoint.h"
 #include "runtime/init.h"
 #include "runtime/weights.h"
+#include "tests/support/slice_fill.h"
 #include "tests/support/slice_plan.h"
 #include "tests/support/status_checks.h"
 
@@ -64,7 +65,7 @@ static void set_maps(SliceRanks *r, uint64_t seed) {
         for (int e = 0; e < EXPERTS; e++)
             held[slots[e]] = e;
         for (int q = 0; q < r->n; q++)
-            if (moe_exec_set_map(r->x[q], k, held, slots)) /* no Check here, as in fill_rank */
+            if (moe_exec_set_map(r->x[q], k, held, slots)) /* no Check here, as in slice_fill_rank */
                 abort();
     }
 }
@@ -79,86 +80,6 @@ static void setup(void) {
     snprintf(run, sizeof run, "%s/run", moe_test_dir());
     OK(moe_dir_remove(run));
     OK(moe_dir_make(run));
-}
-
-/* ---- what is in the buffers ---- */
-
-/* Element i of state `kind` (0: the weight) of a weight, at a step: never zero. */
-static float value_of(const MoeWeight *w, int kind, int64_t i, int64_t step) {
-    uint64_t v =
-        moe_rng_below(moe_hash_name(w->name), (uint64_t)(kind + 3 * step), (uint64_t)i, 1 << 20);
-    return (float)(1 + v) / 1024;
-}
-
-typedef struct {
-    int64_t step;
-    bool check;    /* else fill */
-    bool weights;  /* states are not looked at */
-    int64_t wrong; /* elements */
-} Fill;
-
-static int buffer_of(const MoePlan *plan, const MoeWeight *w, int kind) {
-    const MoePlanParam *p = &plan->params[w->param];
-    return kind ? p->states[kind - 1].buffer : p->buffer;
-}
-
-static void fill_weight(Fill *f, const MoeWeight *w, int kind, float *buffer) {
-    MoeRun r;
-    for (int64_t at = 0; moe_piece_run(&w->piece, at, &r); at = r.first + r.n)
-        for (int64_t i = 0; i < r.n; i++) {
-            float v = value_of(w, kind, r.first + i, f->step);
-            if (f->check)
-                f->wrong += buffer[r.at + i] != v;
-            else
-                buffer[r.at + i] = v;
-        }
-}
-
-/* Of everything that is no element of a weight: zero, as the buffers were made. */
-static int64_t padding_not_zero(const MoePlan *plan, MoeExec *x) {
-    MoeWeightList list;
-    int64_t held = 0, wrong = 0;
-    OK(moe_weight_list(plan, x, &list));
-    for (size_t b = 0; b < plan->n_buffers; b++)
-        for (int64_t i = 0; i < plan->buffers[b].elements; i++)
-            wrong += ((float *)moe_exec_buffer(x, (int)b))[i] != 0;
-    for (size_t i = 0; i < list.n; i++)
-        held += 3 * list.items[i].piece.count;
-    moe_weight_list_free(&list);
-    return wrong - held;
-}
-
-static void fill_rank(Fill *f, MoePlan *plan, MoeExec *x) {
-    MoeWeightList list;
-    if (moe_weight_list(plan, x, &list)) /* no Check here: also run outside of a test, by --save */
-        abort();
-    for (size_t i = 0; i < list.n; i++)
-        for (int kind = 0; kind < (f->weights ? 1 : 3); kind++)
-            fill_weight(f, &list.items[i], kind,
-                        moe_exec_buffer(x, buffer_of(plan, &list.items[i], kind)));
-    moe_weight_list_free(&list);
-}
-
-static void fill(SliceRanks *r, int64_t step) {
-    Fill f = {.step = step};
-    for (int q = 0; q < r->n; q++)
-        fill_rank(&f, r->plan, r->x[q]);
-}
-
-static void wipe(SliceRanks *r) {
-    for (int q = 0; q < r->n; q++)
-        for (size_t b = 0; b < r->plan->n_buffers; b++)
-            memset(moe_exec_buffer(r->x[q], (int)b), 0, (size_t)r->plan->buffers[b].elements * 4);
-}
-
-/* Every rank's buffers hold the step's values, and nothing but them. */
-static bool holds(SliceRanks *r, int64_t step) {
-    Fill f = {.step = step, .check = true};
-    for (int q = 0; q < r->n; q++) {
-        fill_rank(&f, r->plan, r->x[q]);
-        f.wrong += padding_not_zero(r->plan, r->x[q]);
-    }
-    return f.wrong == 0;
 }
 
 /* ---- saving and loading by all ranks ---- */
@@ -200,20 +121,20 @@ static MoeStatus newest_rank(void *ctx, int rank, MoeExec *x) {
 
 static MoeStatus save(SliceRanks *r, int64_t step) {
     Call c = {.plan = r->plan, .dir = run, .step = step};
-    fill(r, step);
+    slice_fill(r, step);
     return slice_ranks_run(r, save_rank, &c, NULL);
 }
 
 /* The newest intact step, the same on all ranks; 0 = none. */
 static int64_t newest(SliceRanks *r) {
     Call c = {.plan = r->plan, .dir = run};
-    wipe(r);
+    slice_wipe(r);
     OK(slice_ranks_run(r, newest_rank, &c, NULL));
     for (int q = 0; q < r->n; q++)
         ck_assert(c.found[q] == c.found[0] && c.states[q].step == c.states[0].step);
     if (!c.found[0])
         return 0;
-    ck_assert(holds(r, c.states[0].step));
+    ck_assert(slice_holds(r, c.states[0].step));
     return c.states[0].step;
 }
 
@@ -256,32 +177,34 @@ START_TEST(test_layouts) {
         SliceRanks r = ranks_of(b);
         Call c = {.plan = r.plan, .dir = path};
         OK(slice_ranks_run(&r, load_rank, &c, NULL));
-        ck_assert_msg(holds(&r, 4 + _i), "layout %d at layout %d", _i, b);
+        ck_assert_msg(slice_holds(&r, 4 + _i), "layout %d at layout %d", _i, b);
         for (int q = 0; q < r.n; q++)
             ck_assert(c.states[q].step == 4 + _i && c.states[q].tokens == 32 * (4 + _i));
         /* Weights alone: the states stay. */
-        fill(&r, 2);
+        slice_fill(&r, 2);
         c.weights_only = true;
         OK(slice_ranks_run(&r, load_rank, &c, NULL));
-        Fill f = {.step = 4 + _i, .check = true, .weights = true};
+        SliceFill f = {.step = 4 + _i, .check = true, .weights = true};
         for (int q = 0; q < r.n; q++)
-            fill_rank(&f, r.plan, r.x[q]);
-        ck_assert(f.wrong == 0 && !holds(&r, 4 + _i));
+            slice_fill_rank(&f, r.plan, r.x[q]);
+        ck_assert(f.wrong == 0 && !slice_holds(&r, 4 + _i));
         slice_ranks_free(&r);
     }
     json_t *manifest;
     OK(moe_checkpoint_verify(path, &manifest));
     ck_assert_int_eq(json_integer_value(json_object_get(manifest, "ranks")), a.n);
-    const json_t *place = json_object_get(manifest, "place");
-    ck_assert_int_eq(json_array_size(place), 2);
-    for (size_t k = 0; k < 2; k++)
+    const json_t *maps = json_object_get(manifest, "maps");
+    ck_assert_int_eq(json_array_size(maps), 2);
+    for (size_t k = 0; k < 2; k++) {
+        const json_t *primary = json_object_get(json_array_get(maps, k), "primary");
         for (size_t e = 0; e < EXPERTS; e++)
-            ck_assert_int_eq(json_integer_value(json_array_get(json_array_get(place, k), e)),
+            ck_assert_int_eq(json_integer_value(json_array_get(primary, e)),
                              moe_exec_place(a.x[0], k)[e]);
+    }
     json_decref(manifest);
     /* Against the one rank's, filled with the same. */
     SliceRanks one = ranks_of(0);
-    fill(&one, 4 + _i);
+    slice_fill(&one, 4 + _i);
     for (int bf16 = 0; bf16 < 2; bf16++)
         for (int shards = 0; shards < 2; shards++) {
             MoeExportOptions o = {.bf16 = bf16, .max_shard_bytes = shards ? 40000 : 0};
@@ -330,8 +253,8 @@ static void same_weights(SliceRanks *r, SliceRanks *one) {
         OK(moe_weight_list(r->plan, r->x[q], &list));
         for (size_t i = 0; i < list.n; i++) {
             const MoeWeight *w = &list.items[i], *v = &whole.items[i];
-            const float *have = moe_exec_buffer(r->x[q], buffer_of(r->plan, w, 0)),
-                        *want = (float *)moe_exec_buffer(one->x[0], buffer_of(one->plan, v, 0)) +
+            const float *have = moe_exec_buffer(r->x[q], slice_buffer(r->plan, w, 0)),
+                        *want = (float *)moe_exec_buffer(one->x[0], slice_buffer(one->plan, v, 0)) +
                                 v->piece.offset;
             MoeRun run_;
             for (int64_t at = 0; moe_piece_run(&w->piece, at, &run_); at = run_.first + run_.n)
@@ -353,7 +276,7 @@ START_TEST(test_init_and_import) {
         MoeExportOptions o = {.bf16 = bf16, .max_shard_bytes = 40000};
         Call c = {.dir = moe_test_path("hf")};
         OK(moe_export_model(one.plan, one.x[0], c.dir, &o));
-        wipe(&r);
+        slice_wipe(&r);
         c.plan = r.plan;
         OK(slice_ranks_run(&r, weights_rank, &c, NULL));
         if (bf16) {
@@ -363,13 +286,13 @@ START_TEST(test_init_and_import) {
         same_weights(&r, &one);
     }
     /* Every rank names what is wrong, and its buffers are as they were. */
-    fill(&r, 3);
+    slice_fill(&r, 3);
     Call c = {.plan = r.plan, .dir = moe_test_path("absent")};
     MoeStatus all[64];
     slice_ranks_run(&r, weights_rank, &c, all);
     for (int q = 0; q < r.n; q++)
         FAILS(all[q], MOE_E_IO, "absent");
-    ck_assert(holds(&r, 3));
+    ck_assert(slice_holds(&r, 3));
     slice_ranks_free(&r);
     slice_ranks_free(&one);
 }
@@ -474,7 +397,7 @@ START_TEST(test_version_1) {
     ck_assert_int_eq(newest(&four), 7);
     MoeExportOptions o = {0};
     OK(moe_export_checkpoint(in_run("step-7"), moe_test_path("have"), &o));
-    fill(&one, 7);
+    slice_fill(&one, 7);
     OK(moe_export_model(one.plan, one.x[0], moe_test_path("want"), &o));
     same_file(moe_test_path("have/model.safetensors"), moe_test_path("want/model.safetensors"));
     freopen("/dev/null", "w", stderr);
@@ -719,7 +642,7 @@ START_TEST(test_full_for_some) {
         setrlimit(RLIMIT_FSIZE, &now);
         Call c = {.plan = r.plan, .dir = run, .step = 2};
         MoeStatus all[64];
-        fill(&r, 2);
+        slice_fill(&r, 2);
         slice_ranks_run(&r, save_rank, &c, all);
         setrlimit(RLIMIT_FSIZE, &old);
         failed += all[0] != NULL;
