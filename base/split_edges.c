@@ -171,21 +171,21 @@ static int64_t run_cost(const MoeSplitWork *w, const Rows *x, MoeSplitEdge a, Mo
     put_roots(x, a, b, &r);
     if (r.n > MOE_COPY_ROOTS)
         return NO_COST;
-    int64_t above = load + (b.row - a.row) - w->level;
-    return (above > 0 ? above : 0) * ROOT_PRICE + r.n * w->level;
+    int64_t above = load + (b.row - a.row) - w->flow.level;
+    return (above > 0 ? above : 0) * ROOT_PRICE + r.n * w->flow.level;
 }
 
 /* The best cuts among the candidates: cost[i][k] is that of the copies before cut i, which falls on its edge k. Writes the amounts
- * (w->load is without this expert's rows); false if no choice keeps to the number of roots. */
+ * (w->flow.load is without this expert's rows); false if no choice keeps to the number of roots. */
 static bool best_cuts(MoeSplitWork *w, int e, const Rows *x) {
-    int copies = w->first[e + 1] - w->first[e];
-    const int32_t *slot = w->slot + w->first[e];
+    int copies = w->flow.first[e + 1] - w->flow.first[e];
+    const int32_t *slot = w->flow.slot + w->flow.first[e];
     w->cost[0] = 0;
     for (int i = 1; i <= copies; i++) {
         const MoeSplitEdge *before = w->edges + (ptrdiff_t)(i - 1) * MOE_SPLIT_EDGES,
                            *here = w->edges + (ptrdiff_t)i * MOE_SPLIT_EDGES;
         const int64_t *cost = w->cost + (ptrdiff_t)(i - 1) * MOE_SPLIT_EDGES;
-        int64_t load = w->load[slot[i - 1] / w->in->slots];
+        int64_t load = w->flow.load[slot[i - 1] / w->in->slots];
         for (int k = 0; k < w->n_edges[i]; k++) {
             int64_t least = NO_COST;
             int32_t arg = -1;
@@ -207,8 +207,8 @@ static bool best_cuts(MoeSplitWork *w, int e, const Rows *x) {
         return false;
     for (int i = copies; i > 0; i--) {
         int j = w->best[(ptrdiff_t)i * MOE_SPLIT_EDGES + k];
-        w->amount[slot[i - 1]] = w->edges[(ptrdiff_t)i * MOE_SPLIT_EDGES + k].row -
-                                 w->edges[(ptrdiff_t)(i - 1) * MOE_SPLIT_EDGES + j].row;
+        w->flow.amount[slot[i - 1]] = w->edges[(ptrdiff_t)i * MOE_SPLIT_EDGES + k].row -
+                                      w->edges[(ptrdiff_t)(i - 1) * MOE_SPLIT_EDGES + j].row;
         k = j;
     }
     return true;
@@ -218,33 +218,33 @@ static bool best_cuts(MoeSplitWork *w, int e, const Rows *x) {
  * ranks level. */
 static void cut_expert(MoeSplitWork *w, int e, bool level) {
     const MoeSplit *in = w->in;
-    int copies = w->first[e + 1] - w->first[e];
-    const int32_t *slot = w->slot + w->first[e];
+    int copies = w->flow.first[e + 1] - w->flow.first[e];
+    const int32_t *slot = w->flow.slot + w->flow.first[e];
     Rows x = {in->counts + (ptrdiff_t)e * in->shards, w->prefix, in->shards, in->grain};
     w->prefix[0] = 0;
     for (int v = 0; v < in->shards; v++)
         w->prefix[v + 1] = w->prefix[v] + x.counts[v];
     for (int i = 0; i < copies; i++)
-        level = level || w->load[slot[i] / in->slots] > w->level;
+        level = level || w->flow.load[slot[i] / in->slots] > w->flow.level;
     for (int i = 0; i < copies; i++)
-        w->load[slot[i] / in->slots] -= w->amount[slot[i]];
+        w->flow.load[slot[i] / in->slots] -= w->flow.amount[slot[i]];
     if (level) {
-        int64_t kept = w->level;
+        int64_t kept = w->flow.level;
         for (int i = 0; i < copies; i++)
-            w->amount[slot[i]] = 0;
-        w->left[e] = w->rows[e];
-        w->level = INT64_MAX / 2;
-        moe_split_fill(w, e);
-        w->level = kept;
+            w->flow.amount[slot[i]] = 0;
+        w->flow.left[e] = w->flow.rows[e];
+        w->flow.level = INT64_MAX / 2;
+        moe_flow_fill(&w->flow, e);
+        w->flow.level = kept;
         for (int i = 0; i < copies; i++)
-            w->load[slot[i] / in->slots] -= w->amount[slot[i]];
+            w->flow.load[slot[i] / in->slots] -= w->flow.amount[slot[i]];
     }
     for (int wide = copies <= 3; wide < 2; wide++) { /* many copies: first the near edges alone */
         int32_t at = 0;
         for (int i = 0; i <= copies; i++) {
             MoeSplitEdge *edges = w->edges + (ptrdiff_t)i * MOE_SPLIT_EDGES;
-            int64_t before = i ? w->amount[slot[i - 1]] : 0,
-                    after = i < copies ? w->amount[slot[i]] : 0,
+            int64_t before = i ? w->flow.amount[slot[i - 1]] : 0,
+                    after = i < copies ? w->flow.amount[slot[i]] : 0,
                     reach = 2 * (before > after ? before : after) + in->grain;
             w->n_edges[i] = candidates(
                 &x, at, wide ? 0 : (int32_t)(reach < INT32_MAX ? reach : INT32_MAX), edges);
@@ -260,13 +260,13 @@ static void cut_expert(MoeSplitWork *w, int e, bool level) {
                    copies); /* one copy could have all: one root */
     }
     for (int i = 0; i < copies; i++)
-        w->load[slot[i] / in->slots] += w->amount[slot[i]];
+        w->flow.load[slot[i] / in->slots] += w->flow.amount[slot[i]];
 }
 
 static int64_t busiest_of(const MoeSplitWork *w, int e) {
     int64_t most = 0;
-    for (int i = w->first[e]; i < w->first[e + 1]; i++) {
-        int64_t load = w->load[w->slot[i] / w->in->slots];
+    for (int i = w->flow.first[e]; i < w->flow.first[e + 1]; i++) {
+        int64_t load = w->flow.load[w->flow.slot[i] / w->in->slots];
         most = load > most ? load : most;
     }
     return most;
@@ -274,34 +274,35 @@ static int64_t busiest_of(const MoeSplitWork *w, int e) {
 
 /* Cuts e anew, with its ranks as they are by now; puts it back as it was unless its busiest rank then has fewer rows. */
 static bool retry(MoeSplitWork *w, int e) {
-    int slots = w->in->slots, lo = w->first[e], hi = w->first[e + 1];
+    int slots = w->in->slots, lo = w->flow.first[e], hi = w->flow.first[e + 1];
     int64_t before = busiest_of(w, e);
     for (int i = lo; i < hi; i++)
-        w->saved[i - lo] = w->amount[w->slot[i]];
+        w->saved[i - lo] = w->flow.amount[w->flow.slot[i]];
     cut_expert(w, e, true);
     if (busiest_of(w, e) < before)
         return true;
     for (int i = lo; i < hi; i++) {
-        w->load[w->slot[i] / slots] += w->saved[i - lo] - w->amount[w->slot[i]];
-        w->amount[w->slot[i]] = w->saved[i - lo];
+        w->flow.load[w->flow.slot[i] / slots] += w->saved[i - lo] - w->flow.amount[w->flow.slot[i]];
+        w->flow.amount[w->flow.slot[i]] = w->saved[i - lo];
     }
     return false;
 }
 
 void moe_split_to_edges(MoeSplitWork *w) {
     const MoeSplit *in = w->in;
-    for (int i = 0; i < w->n_order; i++)
-        cut_expert(w, w->order[i], false);
+    for (int i = 0; i < w->flow.n_order; i++)
+        cut_expert(w, w->flow.order[i], false);
     for (int tries = RETRIES * in->ranks; tries > 0; tries--) {
         int busiest = 0;
         for (int r = 1; r < in->ranks; r++)
-            busiest = w->load[r] > w->load[busiest] ? r : busiest;
-        if (w->load[busiest] <= w->level)
+            busiest = w->flow.load[r] > w->flow.load[busiest] ? r : busiest;
+        if (w->flow.load[busiest] <= w->flow.level)
             return;
         bool better = false;
         for (int s = busiest * in->slots; s < (busiest + 1) * in->slots && !better; s++) {
             int e = in->copies[s];
-            better = e >= 0 && w->rows[e] > 0 && w->first[e + 1] - w->first[e] > 1 && retry(w, e);
+            better = e >= 0 && w->flow.rows[e] > 0 && w->flow.first[e + 1] - w->flow.first[e] > 1 &&
+                     retry(w, e);
         }
         if (!better)
             return;

@@ -8,6 +8,7 @@
 #include <time.h>
 #include "base/rng.h"
 #include "base/split.h"
+#include "base/split_flow.h"
 
 static uint64_t counter;
 
@@ -137,6 +138,55 @@ START_TEST(cuts_anywhere_are_optimal) {
         check_runs(&c);
         int64_t got = busiest(&c.in, c.runs), best = bound(&c.in);
         ck_assert_msg(got == best, "case %d: %d rows, %d are possible", i, (int)got, (int)best);
+        drop(&c);
+    }
+}
+END_TEST
+
+/* Rows of a rank by the flow's amounts, which must not go where no copy is. */
+static int64_t flow_load(const MoeFlow *f, const int32_t *copies, int rank) {
+    int64_t sum = 0;
+    for (int g = rank * f->slots; g < (rank + 1) * f->slots; g++) {
+        ck_assert(f->amount[g] >= 0 && (copies[g] >= 0 || f->amount[g] == 0));
+        sum += f->amount[g];
+    }
+    return sum;
+}
+
+/* Copies come and go: the level stays the least, and is the reason given. */
+START_TEST(a_flow_follows_changes) {
+    for (int i = 0; i < cases(6000); i++) {
+        int ranks = 1 + below(6), experts = 1 + below(10);
+        Case c =
+            make(experts, ranks, 1 + below(3), 1 + below(3), 1 + below(40), 8, 1 + below(9), 1);
+        MoeFlow f;
+        void *scratch = malloc((size_t)moe_flow_scratch(experts, ranks, c.in.slots));
+        moe_flow_init(&f, experts, ranks, c.in.slots, scratch);
+        moe_flow_divide(&f, c.copies, c.counts, c.in.shards);
+        for (int k = 0; k < 20; k++) {
+            int g = below(ranks * c.in.slots), e = below(experts + 1) - 1, held = c.copies[g],
+                n = 0;
+            bool twice = false;
+            for (int h = 0; h < ranks * c.in.slots; h++) {
+                n += c.copies[h] == held;
+                twice = twice || (e >= 0 && h / c.in.slots == g / c.in.slots && c.copies[h] == e);
+            }
+            if (twice || (held >= 0 && n == 1))
+                continue;
+            c.copies[g] = e;
+            moe_flow_again(&f, c.copies);
+            ck_assert_int_eq(f.level, bound(&c.in));
+            for (int r = 0; r < ranks; r++) {
+                ck_assert_int_eq(f.load[r], flow_load(&f, c.copies, r));
+                ck_assert_int_le(f.load[r], f.level);
+            }
+            int64_t inside = 0;
+            for (int r = 0; r < f.n_tight; r++)
+                inside += f.load[f.tight[r]];
+            if (f.n_tight)
+                ck_assert_int_eq((inside + f.n_tight - 1) / f.n_tight, f.level);
+        }
+        free(scratch);
         drop(&c);
     }
 }
@@ -331,7 +381,7 @@ static void check_root(const Fold *f, const MoeSplitRoot *r) {
 
 START_TEST(roots_fold_to_the_whole) {
     int most_roots = 0;
-    for (int i = 0; i < cases(200000); i++) {
+    for (int i = 0; i < cases(150000); i++) {
         int shards = 1 + below(MOST_SHARDS), leaf = 1 + below(4), start[MOST_SHARDS + 1] = {0},
             n_edges = 0, n_roots = 0;
         int32_t counts[MOST_SHARDS], edges[MOST_SHARDS * MOST_LEAVES];
@@ -450,6 +500,7 @@ int main(void) {
     TCase *t = tcase_create("split");
     tcase_set_timeout(t, 600);
     tcase_add_test(t, cuts_anywhere_are_optimal);
+    tcase_add_test(t, a_flow_follows_changes);
     tcase_add_test(t, two_copies_are_cut_near_the_best_edge);
     tcase_add_test(t, runs_end_at_edges);
     tcase_add_test(t, roots_fold_to_the_whole);
