@@ -15,6 +15,10 @@ MoeStatus moe_compile_load_options(const MoeOptions *o, MoeDriverOptions *d) {
     d->load = moe_opt(o, OPT_LOAD);
     if (*d->trace && *d->load)
         return moe_error(MOE_E_MISUSE, "--trace and --load: give one of them; a trace is a load");
+    const char *policy = moe_opt(o, OPT_FIRST_PLACEMENT);
+    d->pass.first_placement = *policy ? policy : *d->trace ? "lpt" : NULL;
+    if (*policy && !*d->trace && !*d->load)
+        return moe_error(MOE_E_MISUSE, "--first-placement %s: it goes by a load; give --trace or --load", policy);
     return NULL;
 }
 

@@ -130,8 +130,8 @@ static bool skewed_links(const MoeOp *op, const MoeSkewLayer *s, const MoeCluste
     const MoeType *x = &op->operands[0]->type;
     double row = (double)(moe_type_cols(x) * moe_dtype_bytes(x->dtype));
     for (int k = 0; k < MOE_N_LINKS; k++)
-        if ((home ? s->home[k] : s->there[k]) > 0)
-            seconds[k] += (home ? s->home[k] : s->there[k]) * row / c->links[k].bandwidth;
+        if ((home ? s->of.home[k] : s->of.there[k]) > 0)
+            seconds[k] += (home ? s->of.home[k] : s->of.there[k]) * row / c->links[k].bandwidth;
     return true;
 }
 
@@ -179,7 +179,7 @@ MoeCost moe_step_cost(const MoeTarget *t, const MoeGroup *g, const MoeCommModel 
     if (!moe_group_is_comm(g)) {
         const MoeSkewLayer *skew = moe_skew_of(m->skew, g);
         MoeCost c = kernel_cost(t, g, m, 1);
-        c.seconds = skew ? moe_kernel_seconds(t, g, m, skew->rows) : c.seconds;
+        c.seconds = skew ? moe_kernel_seconds(t, g, m, skew->of.rows) : c.seconds;
         return c;
     }
     MoeCost c = {0};

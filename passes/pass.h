@@ -29,6 +29,7 @@ typedef struct {
     MoeMesh mesh;         /* the ranks (docs/RANKS.md); all zero: one rank */
     MoeCluster cluster;   /* what the ranks run on; all zero: one host */
     const MoeLoad *load;  /* rows by MoE layer, virtual shard and expert that predictions count on; NULL: balanced routing */
+    const char *first_placement; /* the policy that places experts by the load; NULL: they stay where they are without one */
     bool overlap;         /* order steps so that communication runs beside compute (pass overlap) */
     int overlap_chunks;   /* parts that expert rows travel in; 0: what is predicted to be fastest */
     int64_t gather_bytes; /* parameters gathered ahead of their use, at most; 0: two layers' */

@@ -9,6 +9,9 @@
 MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char *kernels_xxh3,
                         json_t **out);
 
+/* placement.json: the maps that training starts with (the caller's); NULL: the usual ones. */
+json_t *moe_plan_json_maps(const MoePassContext *cx);
+
 /* "layers.3.self_attn.q_proj", ".dx", ".dw", ".update" behind it; "layers.3.sigmoid+mul"; in `a`.
  * gradients: moe_groups_gradients. */
 const char *moe_plan_step_name(const MoeGroup *g, const MoeOp *const *gradients, MoeArena *a);

@@ -7,6 +7,7 @@
 #include "passes/plan_json_internal.h"
 #include "passes/predict.h"
 #include "placement/cost.h"
+#include "placement/map_json.h"
 
 /* What fold_copies sends for each copy: a few roots (base/split.h), two as a rule. */
 #define ROOTS 2
@@ -101,10 +102,10 @@ static MoePlaceTraffic traffic_of(const Costs *x, const MoeSkewRoute *r, const M
         const MoeSkewLayer *s = &skew->layers[i];
         if (s->layer != r->layer)
             continue;
-        t.rows = t.mean * s->rows;
+        t.rows = t.mean * s->of.rows;
         for (int k = 0; k < MOE_N_LINKS; k++) {
-            t.there[k] = s->there[k] * x->micro;
-            t.home[k] = s->home[k] * x->micro;
+            t.there[k] = s->of.there[k] * x->micro;
+            t.home[k] = s->of.home[k] * x->micro;
         }
         return t;
     }
@@ -177,4 +178,19 @@ json_t *moe_plan_json_placement(const MoePassContext *cx) {
         json_array_append_new(layers, json_layer(routes[i].layer, &costs[i]));
     }
     return layers;
+}
+
+json_t *moe_plan_json_maps(const MoePassContext *cx) {
+    MoeMesh mesh = moe_pass_mesh(&cx->options);
+    json_t *layers = json_array();
+    for (size_t i = 0; cx->maps && i < cx->n_routes; i++) {
+        MoeMesh d = moe_mesh_division(&mesh, moe_mesh_of_layer(&mesh, cx->routes[i].layer));
+        MoePlaceMap usual = moe_skew_usual_map(&cx->routes[i], &d, cx->arena);
+        if (!moe_place_map_equal(&usual, &cx->maps[i]))
+            json_array_append_new(layers, moe_place_map_json(cx->routes[i].layer, &cx->maps[i]));
+    }
+    if (json_array_size(layers))
+        return json_pack("{s:i, s:o}", "format_version", 1, "layers", layers);
+    json_decref(layers);
+    return NULL;
 }

@@ -171,6 +171,14 @@ static MoeStatus write_all(MoePassContext *cx, const MoePlanInfo *info, const ch
         st = write_file(tmp, "kernels.ll", text, strlen(text));
     if (!st && info->logical_text)
         st = write_file(tmp, "model.moe", info->logical_text, strlen(info->logical_text));
+    json_t *maps = st ? NULL : moe_plan_json_maps(cx);
+    if (maps) {
+        MoeStr s = {0};
+        moe_json_dump(maps, &s);
+        st = write_file(tmp, "placement.json", moe_str_c(&s), s.len);
+        moe_str_free(&s);
+        json_decref(maps);
+    }
     if (!st) {
         moe_print(cx->module, &step);
         st = write_file(tmp, "step.moe", moe_str_c(&step), step.len);

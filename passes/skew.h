@@ -5,12 +5,11 @@
 #define MOE_PASSES_SKEW_H
 
 #include "passes/pass.h"
+#include "placement/spread.h"
 
 typedef struct {
     int layer;
-    double rows;                /* of the busiest rank, over the mean */
-    double there[MOE_N_LINKS];  /* tokens that the busiest link of a class carries to experts in a micro-batch */
-    double home[MOE_N_LINKS];   /* (token, expert) rows that it carries home */
+    MoeSpread of;
 } MoeSkewLayer;
 
 typedef struct MoeSkew {
@@ -28,9 +27,10 @@ void moe_skew_note_routes(MoePassContext *cx);
 /* The map that a layer has when nothing is known of its load. In `a`. */
 MoePlaceMap moe_skew_usual_map(const MoeSkewRoute *r, const MoeMesh *division, MoeArena *a);
 
-/* With maps [n_routes]. NULL without a load. MOE_E_INPUT if the load has other layers or
- * experts than the model. The mean over the load's steps, of at most two dozen evenly spaced. */
-MoeStatus moe_skew_make(const MoePassContext *cx, const MoePlaceMap *maps, const MoeSkew **out);
+/* MOE_E_INPUT if options.load has other layers or experts than the routes. */
+MoeStatus moe_skew_check(const MoePassContext *cx);
+/* Of the checked load with maps [n_routes]: the mean over its steps, of at most two dozen evenly spaced. */
+const MoeSkew *moe_skew_make(const MoePassContext *cx, const MoePlaceMap *maps);
 /* Of the group's layer; NULL: balanced. */
 const MoeSkewLayer *moe_skew_of(const MoeSkew *s, const MoeGroup *g);
 

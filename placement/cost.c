@@ -2,6 +2,7 @@
  * allocation: policies call it while they search. */
 #include "placement/cost.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/assert.h"
@@ -69,7 +70,8 @@ typedef struct {
     const int32_t *counts;
     const MoeSplitRun *runs;
     int sources;
-    int first[MOE_MAX_RANKS + 1]; /* source of each source rank */
+    int first[MOE_MAX_RANKS + 1]; /* source of each rank, which has them up to the next one's, or a part of that one alone */
+    int parts[MOE_MAX_RANKS];
     double tokens[MOE_MAX_RANKS]; /* of a source rank */
     double rows[MOE_MAX_RANKS];   /* that a rank computes */
     /* Of the rank that is looked at, by source rank: rows for it; the part of the tokens that are not wanted there. */
@@ -77,16 +79,27 @@ typedef struct {
     Traffic there[MOE_MAX_RANKS], home[MOE_MAX_RANKS]; /* tokens; rows: counted, not bytes */
 } Rows;
 
-/* Which sources are whose, and how many tokens they have. */
+/* Rows that source rank p has, of an expert's counts. */
+static inline double rows_of(const Rows *r, const int32_t *counts, int p) {
+    if (r->parts[p] > 1)
+        return (double)counts[r->first[p]] / r->parts[p];
+    int64_t n = counts[r->first[p]];
+    for (int s = r->first[p] + 1; s < r->first[p + 1]; s++)
+        n += counts[s];
+    return (double)n;
+}
+
+/* Which sources are whose, and how many tokens they have. With fewer sources than ranks one is several ranks', in equal parts. */
 static void divide_sources(Rows *r, int top_k) {
-    int ranks = r->m->ranks;
+    int64_t ranks = r->m->ranks, S = r->sources;
     for (int p = 0; p <= ranks; p++)
-        r->first[p] = (int)(((int64_t)p * r->sources + ranks - 1) / ranks);
+        r->first[p] = S < ranks ? (int)(p * S / ranks) : (int)((p * S + ranks - 1) / ranks);
+    for (int p = 0; p < ranks; p++)
+        r->parts[p] = S < ranks ? (int)(((r->first[p] + 1) * ranks + S - 1) / S - (r->first[p] * ranks + S - 1) / S) : 1;
     for (int e = 0; e < r->m->experts; e++) {
-        const int32_t *c = r->counts + (size_t)e * (size_t)r->sources;
+        const int32_t *c = r->counts + (size_t)e * (size_t)S;
         for (int p = 0; p < ranks; p++)
-            for (int s = r->first[p]; s < r->first[p + 1]; s++)
-                r->tokens[p] += c[s];
+            r->tokens[p] += rows_of(r, c, p);
     }
     for (int p = 0; p < ranks; p++)
         r->tokens[p] /= top_k;
@@ -99,16 +112,15 @@ static void add_slot(Rows *r, int g) {
     if (e < 0 || (!r->runs && m->primary[e] != g))
         return;
     const int32_t *c = r->counts + (size_t)e * (size_t)r->sources;
-    int64_t lo = r->runs ? r->runs[g].begin : 0, hi = r->runs ? r->runs[g].end : INT64_MAX, at = 0;
+    double lo = r->runs ? r->runs[g].begin : 0, hi = r->runs ? r->runs[g].end : INFINITY, at = 0;
     for (int p = 0; p < m->ranks; p++) {
-        int64_t before = at;
-        for (int s = r->first[p]; s < r->first[p + 1]; s++)
-            at += c[s];
-        int64_t n = (at < hi ? at : hi) - (before > lo ? before : lo);
-        if (n <= 0)
+        double before = at;
+        at += rows_of(r, c, p);
+        double n = (at < hi ? at : hi) - (before > lo ? before : lo);
+        if (!(n > 0))
             continue;
-        r->from[p] += (double)n;
-        r->stay[p] *= (double)n < r->tokens[p] ? 1 - (double)n / r->tokens[p] : 0;
+        r->from[p] += n;
+        r->stay[p] *= n < r->tokens[p] ? 1 - n / r->tokens[p] : 0;
     }
 }
 

@@ -47,7 +47,8 @@ MoePlaceTraffic moe_place_traffic(const MoeCluster *cluster, int top_k, const Mo
                                   const int32_t *counts, int sources, const MoeSplitRun *runs);
 
 /* One layer in one step: the busiest rank's compute + what is exposed of the exchanges, by the (source, rank) rows over the
- * links, and of copies. counts [experts][sources]: source s is EP rank s * ranks / sources. runs: from moe_split; NULL: all rows
+ * links, and of copies. counts [experts][sources]: source s is EP rank s * ranks / sources; with fewer sources than ranks it is
+ * those ranks' together, in equal parts. runs: from moe_split; NULL: all rows
  * of an expert go to its primary.
  *
  * A token goes to a rank once for all its experts there. How many do is estimated from the counts: of a source's tokens (its

@@ -93,16 +93,16 @@ START_TEST(test_once_a_rank) {
 }
 END_TEST
 
-/* Half of the sources: ranks 0 and 2 have them. Twice as many: merged. */
+/* Half of the sources: each is two ranks', in equal parts. Twice as many: merged. */
 START_TEST(test_sources) {
     int32_t two[E][2] = {{0}}, four[E][4] = {{0}}, eight[E][8] = {{0}};
     for (int e = 0; e < E; e++) {
-        four[e][0] = two[e][0] = 3 + e;
-        four[e][2] = two[e][1] = 2 * e;
-        eight[e][0] = 1 + e;
-        eight[e][1] = 2;
-        eight[e][4] = e;
-        eight[e][5] = e;
+        two[e][0] = 2 * (3 + e);
+        two[e][1] = 2 * (2 * e + 1);
+        for (int r = 0; r < 4; r++)
+            four[e][r] = two[e][r / 2] / 2;
+        for (int r = 0; r < 8; r++)
+            eight[e][r] = r % 2 ? 1 : four[e][r / 2] - 1;
     }
     MoePlaceStep a = moe_place_step(&cost, &map, two[0], 2, NULL), b = moe_place_step(&cost, &map, four[0], 4, NULL),
                  c = moe_place_step(&cost, &map, eight[0], 8, NULL);
