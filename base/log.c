@@ -30,6 +30,20 @@ void moe_note(const char *fmt, ...) {
     va_end(args);
 }
 
+static void MOE_PRINTF(1, 2) say_error(const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    say("error", fmt, args);
+    va_end(args);
+}
+
+void moe_log_error(MoeStatus st) {
+    if (!st || moe_status_is_told(st))
+        return;
+    say_error("%s", moe_status_message(st));
+    moe_status_set_told(st, true);
+}
+
 void moe_log_quiet(bool quiet) {
     atomic_store(&quiet_notes, quiet);
 }

@@ -10,10 +10,11 @@
 struct MoeStatusRep {
     MoeCode code;
     char *message;
+    bool told;
 };
 
 static char no_memory_text[] = "out of memory (while reporting another error)";
-static struct MoeStatusRep no_memory = {MOE_E_NOMEM, no_memory_text};
+static struct MoeStatusRep no_memory = {MOE_E_NOMEM, no_memory_text, false};
 
 /* malloc'd text, or NULL when there is no memory for it. */
 static char *format_text(const char *fmt, va_list args) {
@@ -38,6 +39,7 @@ static MoeStatus make_status(MoeCode code, char *message) {
     }
     s->code = code;
     s->message = message;
+    s->told = false;
     return s;
 }
 
@@ -99,6 +101,15 @@ MoeCode moe_status_code(MoeStatus s) {
 
 const char *moe_status_message(MoeStatus s) {
     return s ? s->message : "ok";
+}
+
+bool moe_status_is_told(MoeStatus s) {
+    return s && s->told;
+}
+
+void moe_status_set_told(MoeStatus s, bool told) {
+    if (s != &no_memory) /* shared: better twice than never */
+        s->told = told;
 }
 
 int moe_status_exit_code(MoeStatus s) {

@@ -7,6 +7,7 @@
 #define MOE_BASE_STATUS_H
 
 #include <stdarg.h>
+#include <stdbool.h>
 
 typedef struct MoeStatusRep *MoeStatus; /* NULL = success */
 
@@ -35,6 +36,9 @@ MoeStatus moe_status_prefix(MoeStatus s, const char *fmt, ...) MOE_PRINTF(2, 3);
 MoeCode moe_status_code(MoeStatus s);        /* s != NULL */
 const char *moe_status_message(MoeStatus s); /* owned by s; "ok" for NULL */
 int moe_status_exit_code(MoeStatus s);       /* 0, 1 or 2 */
+/* Whether somebody else says it: another rank, whose own error it is, or this process has said it already. */
+bool moe_status_is_told(MoeStatus s); /* false for NULL */
+void moe_status_set_told(MoeStatus s, bool told); /* s != NULL */
 void moe_status_free(MoeStatus s);           /* NULL is fine */
 
 #define MOE_TRY(expr)                                                                              \

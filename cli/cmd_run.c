@@ -10,6 +10,7 @@
 
 #include "base/assert.h"
 #include "base/io.h"
+#include "base/log.h"
 #include "base/pool.h"
 #include "cli/driver.h"
 #include "runtime/emulate.h"
@@ -146,21 +147,33 @@ typedef struct {
     const MoeTrainOptions *options;
 } Run;
 
-/* One rank; rank 0 says what came out. */
-static MoeStatus run_rank(void *ctx, MoeComm *comm) {
-    const Run *run = ctx;
-    MoeTrainReport r = {0};
-    MOE_TRY(moe_train_run(run->plan, comm, run->options, &r));
+/* One rank; rank 0 says what came out. r: of its members only `agreed` is of use afterwards. */
+static MoeStatus train_rank(const Run *run, MoeComm *comm, MoeTrainReport *r) {
+    MOE_TRY(moe_train_run(run->plan, comm, run->options, r));
     MoeStatus st = NULL;
     if (comm->rank == 0)
-        print_report(run->plan, run->options, &r);
-    if (comm->rank == 0 && r.checkpoint_failed)
+        print_report(run->plan, run->options, r);
+    if (comm->rank == 0 && r->checkpoint_failed)
         st = moe_error(
             MOE_E_IO,
             "the last checkpoint could not be written (see above); the newest good one is %s",
-            r.checkpoint ? r.checkpoint : "none");
-    moe_train_report_free(&r);
+            r->checkpoint ? r->checkpoint : "none");
+    moe_train_report_free(r);
     return st;
+}
+
+static MoeStatus run_rank(void *ctx, MoeComm *comm) {
+    MoeTrainReport r = {0};
+    return train_rank(ctx, comm, &r);
+}
+
+/* All processes have the error: the one whose own it is says it, and does before any of them ends, as launchers kill the others
+ * then. */
+static void say_agreed(MoeComm *comm, MoeStatus st) {
+    if (!moe_status_is_told(st) && comm->rank > 0)
+        st = moe_status_prefix(st, "rank %d", comm->rank);
+    moe_log_error(st);
+    moe_status_free(moe_comm_barrier(comm, "the end"));
 }
 
 /* Whether the launcher gave this process cores of its own: others than it has itself. */
@@ -226,7 +239,10 @@ static MoeStatus run_ranks(const MoeOptions *o, const MoePlan *plan, MoeTrainOpt
     }
     t->threads = threads_of_process(t->threads, &launch);
     MOE_TRY(moe_comm_open(kind, &launch, limit, &comm));
-    MoeStatus st = run_rank(&run, comm);
+    MoeTrainReport r = {0};
+    MoeStatus st = train_rank(&run, comm, &r);
+    if (st && r.agreed)
+        say_agreed(comm, st);
     moe_comm_destroy(comm);
     return st;
 }

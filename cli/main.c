@@ -18,8 +18,7 @@ static const struct {
 
 static int finish(MoeStatus st) {
     int code = moe_status_exit_code(st);
-    if (st)
-        fprintf(stderr, "moec: error: %s\n", moe_status_message(st));
+    moe_log_error(st);
     moe_status_free(st);
     if ((fflush(stdout) != 0 || ferror(stdout)) && code == 0)
         code = 1; /* a full disk or closed pipe must not look like success */

@@ -99,6 +99,7 @@ MoeStatus moe_comm_barrier(MoeComm *c, const char *what) {
 
 typedef struct {
     int64_t code, n_message; /* code 0: no failure */
+    int64_t told;            /* it is another's, agreed on before */
 } Verdict;
 
 /* The failing rank's message to all others; `text` has room for it. */
@@ -119,12 +120,13 @@ static MoeStatus spread(MoeComm *c, int from, char *text, int64_t n, const char 
     return st;
 }
 
-/* What all ranks end with, given their verdicts. */
+/* What all ranks end with, given their verdicts: the error of the lowest rank whose own it is. */
 static MoeStatus settle(MoeComm *c, const Verdict *all, const char *message, const char *what) {
-    int failing = 0;
-    while (failing < c->size && !all[failing].code)
-        failing++;
-    if (failing == c->size)
+    int failing = -1;
+    for (int r = c->size - 1; r >= 0; r--)
+        if (all[r].code && (failing < 0 || !all[r].told || all[failing].told))
+            failing = r;
+    if (failing < 0)
         return NULL;
     int64_t n = all[failing].n_message;
     char *text = calloc((size_t)n + 1, 1);
@@ -133,17 +135,20 @@ static MoeStatus settle(MoeComm *c, const Verdict *all, const char *message, con
     if (c->rank == failing)
         memcpy(text, message, (size_t)n);
     MoeStatus st = spread(c, failing, text, n, what);
-    if (!st && c->rank != failing)
+    if (!st && c->rank != failing) {
         st = moe_error((MoeCode)all[failing].code, "rank %d: %s", failing, text);
+        moe_status_set_told(st, true);
+    }
     free(text);
     return st;
 }
 
 MoeStatus moe_comm_agree(MoeComm *c, MoeStatus mine, const char *what) {
-    Verdict own = {0, 0};
+    Verdict own = {0};
     const char *message = moe_status_message(mine);
     if (mine)
-        own = (Verdict){moe_status_code(mine), (int64_t)strlen(message)};
+        own = (Verdict){moe_status_code(mine), (int64_t)strlen(message),
+                        moe_status_is_told(mine)};
     Verdict *all = malloc((size_t)c->size * sizeof *all);
     MoeStatus st = all ? moe_comm_all_gather(c, &own, sizeof own, all, what)
                        : moe_error(MOE_E_NOMEM, "out of memory for %d verdicts", c->size);

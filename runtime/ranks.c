@@ -22,13 +22,15 @@ static void *rank_main(void *arg) {
 }
 
 static bool was_told(const Rank *r) {
-    return r->st && moe_status_code(r->st) == MOE_E_PEER;
+    return r->st && (moe_status_code(r->st) == MOE_E_PEER || moe_status_is_told(r->st));
 }
 
-/* The cause: the lowest rank's own error, else what ranks were told. Frees the others. */
+/* The cause: the lowest rank's own error, else what ranks were told. Frees the others. The number of a rank that is not
+ * alone with its error stands in front where it says something: other ranks gave up, or agreed on that of rank 1 or higher. */
 static MoeStatus verdict(Rank *ranks, int n) {
-    int cause = -1, told = 0;
+    int cause = -1, told = 0, agreed = 0;
     for (int r = n - 1; r >= 0; r--) {
+        agreed += moe_status_is_told(ranks[r].st);
         told += was_told(&ranks[r]);
         if (ranks[r].st && (cause < 0 || !was_told(&ranks[r]) || was_told(&ranks[cause])))
             cause = r;
@@ -38,8 +40,9 @@ static MoeStatus verdict(Rank *ranks, int n) {
             moe_status_free(ranks[r].st);
     if (cause < 0)
         return NULL;
-    bool alone = told && !was_told(&ranks[cause]);
-    return alone ? moe_status_prefix(ranks[cause].st, "rank %d", cause) : ranks[cause].st;
+    bool number = !was_told(&ranks[cause]) && (told > agreed || (agreed && cause > 0));
+    moe_status_set_told(ranks[cause].st, false);
+    return number ? moe_status_prefix(ranks[cause].st, "rank %d", cause) : ranks[cause].st;
 }
 
 MoeStatus moe_ranks_run_on(MoeComm **comms, int n, MoeRankFn fn, void *ctx) {

@@ -366,6 +366,7 @@ MoeStatus moe_train_run(const MoePlan *plan, MoeComm *comm, const MoeTrainOption
     MoeStatus st = run(&s, comm);
     moe_signals_restore();
     out->state = s.state;
+    out->agreed = st && s.agreed;
     out->seconds = moe_now() - s.start;
     out->emulated = s.steps && moe_comm_emulated(s.comm);
     out->emulated_seconds = s.emulated_seconds / (double)s.steps;

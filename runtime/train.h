@@ -71,6 +71,7 @@ typedef struct {
     size_t n_layers, n_experts;
     bool checkpoint_failed; /* the last checkpoint could not be written: exit status 1 */
     char *checkpoint;       /* directory of the last good checkpoint, or NULL */
+    bool agreed; /* after an error: all ranks have it (moe_comm_agree), so they may still call each other */
 } MoeTrainReport;
 
 /* The plan must be linked. comm: of as many ranks as the plan has, NULL for one. Signals SIGTERM, SIGINT and SIGUSR1 to

@@ -63,12 +63,24 @@ SH
   chmod +x "$WORK/split.sh"
 }
 make_text "$WORK/other.txt" 30000 7
+said_once() { # said_once PATTERN: of what was said last, one line is an error, and it matches
+  [ "$(grep -c 'moec: error:' "$WORK/.before")" = 1 ] && grep -qE "moec: error: $1" "$WORK/.before"
+}
 for how in "${hows[@]:1}"; do
   split other-$how "$WORK/other.txt"
   refuses "a rank with other data, over $how: exit 1" 1 'rank 1: .*other.txt: other data here than where rank 0 is' ranks $how 4 "$WORK/split.sh"
+  cp "$WORK/.out" "$WORK/.before"
+  expect "... said once, over $how" said_once 'rank 1: .*other.txt'
   split missing-$how "$WORK/nothing.txt"
   refuses "a rank without data, over $how: exit 1" 1 'cannot open .*nothing.txt' ranks $how 4 "$WORK/split.sh"
+  cp "$WORK/.out" "$WORK/.before"
+  expect "... said once, over $how" said_once 'rank 1: cannot open'
   expect "... and no run was begun, over $how" test ! -e "$WORK/missing-$how/log.jsonl"
+  data=$WORK/nothing.txt
+  refuses "no rank has data, over $how: exit 1" 1 'cannot open .*nothing.txt' train $how four none-$how --steps 4
+  cp "$WORK/.out" "$WORK/.before"
+  expect "... said once, over $how" said_once 'cannot open'
+  data=
 done
 
 # ---- data cut short in the middle of training ----

@@ -226,17 +226,20 @@ static char *check_barrier(MoeComm *c) {
     return wrong;
 }
 
-/* Ranks `first` and (if there are as many) first + 2 fail. */
+/* Ranks `first` and (if there are as many) first + 2 fail; and once more with what came of it: whose own error it is stays. */
 static char *check_failing(MoeComm *c, int first) {
     bool mine = c->rank == first || c->rank == first + 2;
     MoeStatus st = mine ? moe_error(MOE_E_MISUSE, "no luck on %d", c->rank) : NULL;
     st = moe_comm_agree(c, st, "luck");
+    st = moe_comm_agree(c, st, "luck, again");
     char want[64];
     snprintf(want, sizeof want, c->rank == first ? "no luck on %d" : "rank %d: no luck on %d",
              first, first);
     char *wrong = NULL;
     if (!st || moe_status_code(st) != MOE_E_MISUSE || strcmp(moe_status_message(st), want))
         wrong = comm_wrong("agree: \"%s\", not \"%s\"", moe_status_message(st), want);
+    else if (moe_status_is_told(st) != (c->rank != first))
+        wrong = comm_wrong("agree: rank %d %s", c->rank, c->rank == first ? "is silent" : "says it, too");
     moe_status_free(st);
     return wrong;
 }
