@@ -58,6 +58,15 @@ static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *o
     t->offload_to = *moe_opt(o, OPT_OFFLOAD_TO) ? moe_opt(o, OPT_OFFLOAD_TO) : NULL;
     t->init_from = *moe_opt(o, OPT_INIT_FROM) ? moe_opt(o, OPT_INIT_FROM) : NULL;
     t->quiet = moe_opt_b(o, OPT_QUIET);
+    t->place.policy = moe_opt(o, OPT_PLACEMENT);
+    t->place.program = *moe_opt(o, OPT_PLACEMENT_PROGRAM) ? moe_opt(o, OPT_PLACEMENT_PROGRAM) : NULL;
+    t->place.from = *moe_opt(o, OPT_PLACEMENT_FROM) ? moe_opt(o, OPT_PLACEMENT_FROM) : NULL;
+    t->place.every = moe_opt_i(o, OPT_PLACEMENT_EVERY);
+    t->place.window = moe_opt_i(o, OPT_PLACEMENT_WINDOW);
+    t->place.drift = moe_opt_f(o, OPT_PLACEMENT_DRIFT);
+    t->place.hysteresis = moe_opt_f(o, OPT_PLACEMENT_HYSTERESIS);
+    int64_t staging = moe_opt_i(o, OPT_PLACEMENT_STAGING);
+    t->place.staging_bytes = staging < 1 << 20 ? staging << 20 : (int64_t)1 << 40;
     t->resolved = resolved;
     const char *resume = moe_opt(o, OPT_RESUME);
     t->resume = strcmp(resume, "auto") == 0    ? MOE_RESUME_AUTO
@@ -132,6 +141,13 @@ static void print_report(const MoePlan *plan, const MoeTrainOptions *t, const Mo
             printf(", %.4f bits per byte", r->eval_bits_per_byte);
         printf("\n");
     }
+    if (r->place_changes) {
+        char bytes[32], spent[32];
+        moe_format_bytes((double)r->place_bytes, bytes);
+        moe_format_duration(r->place_seconds, spent);
+        printf("  placement %s: %lld moves took %lld experts (%s) to other ranks, in %s\n", t->place.policy,
+               (long long)r->place_changes, (long long)r->place_experts, bytes, spent);
+    }
     print_load(plan, r);
     printf("\n  run         %s\n  log         %s/log.jsonl\n", t->out_dir, t->out_dir);
     if (r->n_layers && t->trace)
@@ -198,11 +214,12 @@ static int threads_a_rank(int threads, int ranks) {
 }
 
 /* Ranks as threads on emulated links. */
-static MoeStatus run_emulated(const char *path, Run *run) {
+static MoeStatus run_emulated(const char *path, Run *run, MoeTrainOptions *t) {
     MoeCluster cluster;
     int n = run->plan->ranks;
     MoeComm **comms = calloc((size_t)n, sizeof(MoeComm *));
     MoeStatus st = moe_cluster_load(path, &cluster);
+    t->place.cluster = &cluster;
     if (!st)
         st = moe_comm_threads_emulated(n, &cluster, comms);
     if (!st)
@@ -234,7 +251,7 @@ static MoeStatus run_ranks(const MoeOptions *o, const MoePlan *plan, MoeTrainOpt
     if (kind == MOE_COMM_SELF || kind == MOE_COMM_THREADS) {
         t->threads = threads_a_rank(t->threads, plan->ranks);
         if (*emulate)
-            return run_emulated(emulate, &run);
+            return run_emulated(emulate, &run, t);
         return moe_ranks_run(plan->ranks, limit, run_rank, &run);
     }
     t->threads = threads_of_process(t->threads, &launch);

@@ -18,7 +18,9 @@ typedef struct {
 } Lines;
 
 struct MoeLog {
-    Lines log, trace;
+    Lines log, trace, placement;
+    char *run_dir;
+    int64_t last_step; /* when it was opened */
     int n_experts;
     MoeStr text;
 };
@@ -100,11 +102,17 @@ MoeStatus moe_log_open(const char *run_dir, bool trace, int n_experts, int64_t l
     MoeLog *l = calloc(1, sizeof *l);
     if (!l)
         return moe_error(MOE_E_NOMEM, "no memory for the log");
-    l->log.fd = l->trace.fd = -1;
+    l->log.fd = l->trace.fd = l->placement.fd = -1;
+    l->run_dir = strdup(run_dir);
+    l->last_step = last_step;
     l->n_experts = n_experts;
     MoeStatus st = lines_open(&l->log, run_dir, "log.jsonl", false, last_step);
     if (!st && trace)
         st = lines_open(&l->trace, run_dir, "trace.csv", true, last_step);
+    char *placement = moe_path_join(run_dir, "placement.jsonl");
+    if (!st && moe_path_exists(placement))
+        st = lines_open(&l->placement, run_dir, "placement.jsonl", false, last_step);
+    free(placement);
     if (!st && trace && l->trace.size == 0) {
         moe_str_append(&l->text, "step,layer,rank");
         for (int e = 0; e < n_experts; e++)
@@ -127,8 +135,12 @@ void moe_log_close(MoeLog *l) {
         close(l->log.fd);
     if (l->trace.fd >= 0)
         close(l->trace.fd);
+    if (l->placement.fd >= 0)
+        close(l->placement.fd);
     free(l->log.path);
     free(l->trace.path);
+    free(l->placement.path);
+    free(l->run_dir);
     moe_str_free(&l->text);
     free(l);
 }
@@ -138,7 +150,15 @@ MoeStatus moe_log_sync(MoeLog *l) {
         return moe_error_errno("cannot sync %s", l->log.path);
     if (l->trace.fd >= 0 && fsync(l->trace.fd))
         return moe_error_errno("cannot sync %s", l->trace.path);
+    if (l->placement.fd >= 0 && fsync(l->placement.fd))
+        return moe_error_errno("cannot sync %s", l->placement.path);
     return NULL;
+}
+
+MoeStatus moe_log_placement(MoeLog *l, const char *lines, size_t n) {
+    if (l->placement.fd < 0 && !l->placement.path)
+        MOE_TRY(lines_open(&l->placement, l->run_dir, "placement.jsonl", false, l->last_step));
+    return l->placement.fd < 0 ? NULL : lines_append(&l->placement, lines, n);
 }
 
 /* ---- records ---- */
@@ -236,17 +256,20 @@ static bool next_number(const char **p, const char *end, int64_t *out) {
     return true;
 }
 
+static bool open_trace(const char *run_dir, MoeMap *out) {
+    char *path = moe_path_join(run_dir, "trace.csv");
+    MoeStatus st = moe_path_exists(path) ? moe_map_open(path, out) : moe_error(MOE_E_IO, "no trace");
+    bool there = !st;
+    free(path);
+    moe_status_free(st);
+    return there;
+}
+
 bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size_t n_experts,
                    int64_t *out) {
-    char *path = moe_path_join(run_dir, "trace.csv");
     MoeMap map;
-    MoeStatus st =
-        moe_path_exists(path) ? moe_map_open(path, &map) : moe_error(MOE_E_IO, "no trace");
-    free(path);
-    if (st) {
-        moe_status_free(st);
+    if (!open_trace(run_dir, &map))
         return false;
-    }
     bool any = false;
     const char *p = (const char *)map.data, *stop = p + map.n;
     while (p < stop) {
@@ -265,6 +288,56 @@ bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size
         }
         p = end + 1;
     }
+    moe_map_close(&map);
+    return any;
+}
+
+/* The first line of the part that begins with the last line of a step before `first`, found from the end. */
+static const char *seek_step(const char *text, const char *stop, int64_t first) {
+    const char *p = stop;
+    while (p > text) {
+        const char *line = p - 1;
+        int64_t step;
+        while (line > text && line[-1] != '\n')
+            line--;
+        const char *at = line;
+        if (next_number(&at, p, &step) && step < first)
+            break;
+        p = line;
+    }
+    return p;
+}
+
+bool moe_trace_steps(const char *run_dir, const int *layers, size_t n_layers, int n_shards, int n_experts,
+                     int64_t first, int64_t last, int32_t *out, bool *there) {
+    size_t V = (size_t)n_shards, E = (size_t)n_experts, steps = (size_t)(last - first + 1);
+    size_t *rows = calloc(steps + 1, sizeof *rows); /* whole ones of each step */
+    MoeMap map;
+    bool any = false;
+    if (!rows || !open_trace(run_dir, &map)) {
+        free(rows);
+        return false;
+    }
+    const char *stop = (const char *)map.data + map.n, *p = seek_step((const char *)map.data, stop, first);
+    for (const char *end; p < stop && (end = memchr(p, '\n', (size_t)(stop - p))); p = end + 1) {
+        int64_t step, layer, rank, tokens;
+        size_t k = 0, e = 0;
+        if (!next_number(&p, end, &step) || !next_number(&p, end, &layer) || !next_number(&p, end, &rank))
+            continue;
+        while (k < n_layers && layers[k] != layer)
+            k++;
+        if (step < first || step > last || k == n_layers || rank >= n_shards)
+            continue;
+        int32_t *row = out + (((size_t)(step - first) * n_layers + k) * V + (size_t)rank) * E;
+        for (; e < E && next_number(&p, end, &tokens); e++)
+            row[e] = (int32_t)(tokens < INT32_MAX ? tokens : INT32_MAX);
+        rows[step - first] += e == E;
+    }
+    for (size_t i = 0; i < steps; i++) {
+        there[i] = rows[i] == n_layers * V;
+        any = any || there[i];
+    }
+    free(rows);
     moe_map_close(&map);
     return any;
 }

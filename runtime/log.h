@@ -25,14 +25,17 @@ typedef struct {
 } MoeLogRecord;
 
 typedef struct MoeLog MoeLog;
-/* Opens (creates) RUN/log.jsonl and, with trace, RUN/trace.csv, both cut back to what belongs to
- * steps <= last_step. */
+/* Opens (creates) RUN/log.jsonl and, with trace, RUN/trace.csv, both (and RUN/placement.jsonl, if there is one) cut back to what
+ * belongs to steps <= last_step. */
 MoeStatus moe_log_open(const char *run_dir, bool trace, int n_experts, int64_t last_step,
                        MoeLog **out);
 /* load: [n_layers][V][E] of the step, may be NULL. layers: the decoder layers' numbers. A full disk
  * is an error, with the files cut back to whole lines; later steps may be written again. */
 MoeStatus moe_log_step(MoeLog *l, const MoeLogRecord *r, const int32_t *load, const int *layers,
                        int n_shards);
+/* Lines of JSON that begin with "step" into RUN/placement.jsonl, which is made by the first: what was decided and moved before
+ * that step. */
+MoeStatus moe_log_placement(MoeLog *l, const char *lines, size_t n);
 MoeStatus moe_log_sync(MoeLog *l); /* fsync, before a checkpoint */
 void moe_log_close(MoeLog *l);
 /* The record as its line of JSON (with the newline). */
@@ -45,6 +48,11 @@ int64_t moe_log_keep_bytes(const char *text, int64_t n, bool csv, int64_t last_s
  * layers are passed over; false when there is no trace to read. */
 bool moe_trace_sum(const char *run_dir, const int *layers, size_t n_layers, size_t n_experts,
                    int64_t *out);
+
+/* Of RUN/trace.csv the loads of steps first..last: out [last-first+1][n_layers][n_shards][n_experts], there [last-first+1] whether
+ * the trace has all of a step. false: none. */
+bool moe_trace_steps(const char *run_dir, const int *layers, size_t n_layers, int n_shards, int n_experts,
+                     int64_t first, int64_t last, int32_t *out, bool *there);
 
 /* Progress on stderr: a line that rewrites itself on a terminal, else a plain line every `seconds`.
  */

@@ -14,6 +14,7 @@ typedef struct {
     int64_t every, window; /* steps between decisions; steps that one looks back on. 10, 10 */
     double drift, hysteresis; /* MoePlacerGate. 0, 1 */
     int64_t staging_bytes; /* memory of a rank for experts on their way, if one more would fit into less; 256 MiB */
+    const MoeCluster *cluster; /* of the ranks, for what moves and imbalance cost; NULL: as the plan says. Borrowed */
 } MoePlaceOptions;
 
 void moe_place_options_default(MoePlaceOptions *o);
@@ -21,10 +22,10 @@ void moe_place_options_default(MoePlaceOptions *o);
 MoeStatus moe_place_options_check(const MoePlaceOptions *o);
 
 typedef struct MoePlace MoePlace;
-/* Collective. *out NULL: nothing can move (a static policy, one rank, no experts). cluster: of the ranks, for what moves and
- * imbalance cost; NULL: what the plan says, else one host. seed: of policies that draw numbers. */
-MoeStatus moe_place_open(const MoePlan *plan, MoeExec *x, const MoePlaceOptions *o,
-                         const MoeCluster *cluster, uint64_t seed, MoePlace **out);
+/* Collective. *out NULL: nothing can move (a static policy, one rank, no experts). seed: of policies that draw
+ * numbers. */
+MoeStatus moe_place_open(const MoePlan *plan, MoeExec *x, const MoePlaceOptions *o, uint64_t seed,
+                         MoePlace **out);
 void moe_place_close(MoePlace *p);
 
 /* Rank 0 (others: nothing). The load of a step that has ended, as moe_exec_load has it; and of steps before the start. */

@@ -153,9 +153,11 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
                         .mfu = NAN};
     if (peak > 0 && s->plan->flops_per_token > 0)
         r->mfu = s->plan->flops_per_token * r->tokens_per_second / peak;
+    state->step++;
     if (s->speaks)
         fill_load(s, r);
-    state->step++;
+    if (s->speaks && s->place)
+        moe_place_observe(s->place, state->step, moe_exec_load(s->x));
     state->tokens += result.tokens;
     state->train_seconds += seconds;
     state->data = moe_data_position(s->data);
@@ -280,6 +282,7 @@ static MoeStatus decide(MoeTrainer *s, MoeLogRecord *r, MoeStopReason *out) {
     if (grown >= 0)
         say_growth(s, grown);
     s->signal = any.signal;
+    s->place_due = s->notes[0].place_due;
     s->report->memory_bytes = r->memory_bytes;
     s->report->memory_bytes_max = r->memory_bytes_max = any.memory_bytes;
     r->n_ranks = s->plan->ranks;
@@ -306,6 +309,8 @@ static MoeStatus turn(MoeTrainer *s, bool *out_stop) {
     const MoeTrainOptions *o = s->o;
     MoeLogRecord r;
     MoeStopReason reason;
+    if (s->place_due)
+        MOE_TRY(moe_train_place(s));
     MOE_TRY(train_step(s, &r));
     MOE_TRY(decide(s, &r, &reason));
     s->report->reason = reason;
@@ -378,6 +383,8 @@ MoeStatus moe_train_run(const MoePlan *plan, MoeComm *comm, const MoeTrainOption
     moe_progress_done(s.progress);
     moe_log_close(s.log);
     moe_run_unlock(s.lock);
+    moe_place_close(s.place);
+    moe_train_split_destroy(s.split);
     moe_exec_destroy(s.x);
     moe_comm_destroy(s.own_comm);
     moe_data_close(s.data);

@@ -64,6 +64,8 @@ typedef struct {
     double seconds;                /* wall time of this process */
     bool emulated;
     double emulated_seconds; /* a step, on the links of --emulate: the mean of this process's */
+    int64_t place_changes, place_experts, place_bytes; /* of online placement: moves, experts and bytes that went to another rank */
+    double place_seconds;          /* that they took */
     int64_t memory_bytes;          /* of this rank */
     int64_t memory_bytes_max;      /* of the rank that has the most */
     int64_t *load; /* [n_moe_layers][E] tokens routed during this process (in the whole run, from

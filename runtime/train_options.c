@@ -22,6 +22,7 @@ void moe_train_options_default(MoeTrainOptions *o) {
                            .resume = MOE_RESUME_AUTO,
                            .trace = true,
                            .log_seconds = 10};
+    moe_place_options_default(&o->place);
 }
 
 /* Written so that NaN fails too. */
@@ -58,7 +59,7 @@ MoeStatus moe_train_options_check(const MoeTrainOptions *o) {
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++)
         if (!rules[i].ok)
             return moe_error(MOE_E_MISUSE, "%s", rules[i].text);
-    return NULL;
+    return moe_place_options_check(&o->place);
 }
 
 double moe_train_lr(const MoeTrainOptions *o, int64_t step) {

@@ -22,7 +22,9 @@ MoeStatus moe_train_notes(MoeTrainer *s) {
     MoeRankNote mine = {.signal = moe_signals_received(),
                         .time_up = o->max_seconds > 0 && moe_now() - s->start >= o->max_seconds,
                         .memory_bytes = moe_exec_memory_bytes(s->x),
-                        .compute_seconds = s->compute_seconds};
+                        .compute_seconds = s->compute_seconds,
+                        .place_due = s->speaks && s->place &&
+                                     moe_place_due(s->place, s->state.step + 1)};
     if (!moe_exec_growth(s->x, &mine.growth))
         mine.growth = (MoeExecGrowth){0};
     if (s->comm->size == 1) {
@@ -59,39 +61,4 @@ MoeStatus moe_train_share(MoeTrainer *s, void *data, size_t n, const char *what)
         memcpy(data, all, n);
     free(all);
     return st;
-}
-
-/* Rows of the experts of EP rank `ep` from data rank d's shards in all micro-batches. */
-static int64_t rows_from(const MoePlan *p, const int32_t *load, const int32_t *place, int d,
-                         int slots, int ep) {
-    int64_t n = 0;
-    for (int m = 0; m < p->micro_batches; m++) {
-        int run,
-            shards = moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, m, d, &run);
-        for (int v = run; v < run + shards; v++)
-            for (int e = 0; e < p->experts; e++)
-                n += (place ? place[e] : e) / slots == ep ? load[v * p->experts + e] : 0;
-    }
-    return n;
-}
-
-void moe_train_imbalance(const MoeTrainer *s, double *out) {
-    const MoePlan *p = s->plan;
-    const int D = moe_mesh_data_ranks(&p->mesh);
-    const int32_t *load = moe_exec_load(s->x); /* [layers][V][E] */
-    for (size_t k = 0; k < p->n_moe_layers; k++, load += p->virtual_shards * p->experts) {
-        const int32_t *place = moe_exec_place(s->x, k);
-        MoeMesh mesh = moe_mesh_division(&p->mesh, moe_mesh_of_layer(&p->mesh, p->moe_layers[k]));
-        int ep = mesh.ep, slots = moe_mesh_slots(&mesh, p->experts);
-        int64_t sum = 0, most = 0;
-        for (int group = 0; group < D; group += ep) /* an EP group's tokens, on each of its ranks */
-            for (int i = 0; i < ep; i++) {
-                int64_t n = 0;
-                for (int d = group; d < group + ep; d++)
-                    n += rows_from(p, load, place, d, slots, i);
-                sum += n;
-                most = n > most ? n : most;
-            }
-        out[k] = sum ? (double)most * D / (double)sum : 1.0;
-    }
 }

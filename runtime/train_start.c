@@ -140,7 +140,8 @@ static MoeStatus open_rank(MoeTrainer *s) {
     MOE_TRY(moe_train_options_check(o));
     MOE_TRY(moe_data_open(s->plan, &d, &s->data));
     MOE_TRY(alloc_trainer(s));
-    return moe_exec_create(s->plan, s->comm, o->threads, &s->x);
+    MOE_TRY(moe_exec_create(s->plan, s->comm, o->threads, &s->x));
+    return s->speaks ? moe_train_split_create(s) : NULL;
 }
 
 /* Rank 0: the run directory is ours, and what killed writers left is gone. */
@@ -241,6 +242,8 @@ MoeStatus moe_train_start(MoeTrainer *s) {
     MOE_TRY(moe_train_agree(s, moe_exec_offload_to(s->x, offload_dir(s)), "the file for offloaded activations"));
     MOE_TRY(moe_train_agree(s, load_or_init(s, holds, &resumed), "the weights"));
     place_data(s, resumed);
+    MOE_TRY(moe_train_agree(s, moe_train_place_start(s, resumed), "placement"));
+    MOE_TRY(moe_train_share(s, &s->place_due, sizeof s->place_due, "placement"));
     MOE_TRY(moe_train_agree(s, begin_run(s), "the run directory"));
     if (resumed && s->o->out_dir)
         MOE_TRY(find_saved(s));

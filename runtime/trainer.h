@@ -12,8 +12,11 @@ typedef struct {
     int32_t time_up; /* its time budget is used up */
     int64_t memory_bytes;
     double compute_seconds; /* of the step */
+    int32_t place_due;      /* rank 0's: experts may move before the next step */
     MoeExecGrowth growth;   /* layer's rows beyond the plan: used = 0, none */
 } MoeRankNote;
+
+typedef struct MoeTrainSplit MoeTrainSplit;
 
 /* One training rank: everything that the loop holds. */
 typedef struct {
@@ -36,6 +39,9 @@ typedef struct {
     double step_seconds;                  /* in steps, since then */
     int64_t step_tokens, steps;
     double emulated_seconds; /* in steps; NAN without emulated links */
+    MoePlace *place;         /* online placement; NULL: static */
+    bool place_due;          /* on all ranks: before the next step there is something to decide */
+    MoeTrainSplit *split;    /* rank 0's scratch for the division of rows among copies */
     int signal;              /* that stopped the run */
     double compute_seconds;  /* of the last step, this rank's */
     bool log_failed;         /* said once */
@@ -54,7 +60,15 @@ MoeStatus moe_train_notes(MoeTrainer *s);
 MoeStatus moe_train_signal(MoeTrainer *s, int *out);
 /* n bytes of rank 0 on every rank. */
 MoeStatus moe_train_share(MoeTrainer *s, void *data, size_t n, const char *what);
-/* Per MoE layer the busiest rank's expert rows over the mean, from the whole batch's load (rank 0): out[n_moe_layers]. */
+
+/* train_split.c. Per MoE layer the busiest rank's expert rows over the mean, from the whole batch's load (rank 0), with the rows of
+ * experts divided among their copies as the programs do: out[n_moe_layers]. */
+MoeStatus moe_train_split_create(MoeTrainer *s);
+void moe_train_split_destroy(MoeTrainSplit *p);
 void moe_train_imbalance(const MoeTrainer *s, double *out);
+
+/* train_place.c: online placement. Once weights are there; before a step for which s->place_due is set. */
+MoeStatus moe_train_place_start(MoeTrainer *s, bool resumed);
+MoeStatus moe_train_place(MoeTrainer *s);
 
 #endif
