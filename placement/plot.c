@@ -217,7 +217,7 @@ static void draw_heat(Plot *p) {
     moe_str_free(&title);
     draw_cells(p, b, rows, levels);
     free(levels);
-    MoeSvgAxis x = time_axis(p), y = moe_svg_axis(0, l->experts, 8, false, true);
+    MoeSvgAxis x = time_axis(p), y = moe_svg_axis(-0.5, l->experts - 0.5, 8, false, true);
     moe_svg_axes(p->out, b, &x, "step", &y, "expert", false);
     draw_scale(p, b.y, fmin(height, 160));
     p->y += ABOVE + height + BELOW;

@@ -40,6 +40,9 @@ typedef struct MoePolicy {
     /* out has now's contents; the policy changes it. Not changing it means: stay. */
     MoeStatus (*propose)(void *state, const MoePolicyAsk *ask, MoePlaceMap *out);
     void (*destroy)(void *state);
+    /* Optional. How many of a rank's slots the published algorithm gives to an expert, where that may be several: out [ranks][experts]. A
+     * map has one copy there; but where copies share evenly (moec place --split even), they do by such slots. */
+    void (*replicas)(const MoePolicySetup *s, const MoePolicyAsk *ask, int32_t *out);
 } MoePolicy;
 
 size_t moe_policy_count(void);

@@ -1,5 +1,7 @@
 #include "placement/policy_eplb.h"
 
+#include <string.h>
+
 #include "base/assert.h"
 #include "placement/policy.h"
 
@@ -79,9 +81,8 @@ void moe_eplb(const float *weight, int experts, int replicas, int groups, int no
     moe_arena_destroy(a);
 }
 
-static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out) {
-    const MoePolicySetup *s = state;
-    MoeArena *a = moe_arena_create();
+/* What EPLB puts into each slot. */
+static int32_t *assign(const MoePolicySetup *s, const MoePolicyAsk *ask, MoeArena *a) {
     int n = s->ranks * s->slots, nodes = s->cost->cluster.nodes;
     double *w = MOE_NEW_N(a, double, s->experts);
     float *weight = MOE_NEW_N(a, float, s->experts);
@@ -91,12 +92,29 @@ static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out)
         weight[e] = (float)w[e];
     bool nested = nodes > 1 && s->ranks % nodes == 0 && s->experts % nodes == 0;
     moe_eplb(weight, s->experts, n, nested ? s->experts : 1, nested ? nodes : 1, s->ranks, slot);
+    return slot;
+}
+
+static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out) {
+    const MoePolicySetup *s = state;
+    MoeArena *a = moe_arena_create();
+    const int32_t *slot = assign(s, ask, a);
     moe_policy_clear(out);
-    for (int i = 0; i < n; i++) /* a second copy on a rank is none: its slot stays empty */
+    for (int i = 0; i < s->ranks * s->slots;
+         i++) /* a second copy on a rank is none: its slot stays empty */
         moe_policy_put(out, i / s->slots, slot[i]);
     moe_place_map_settle(out, ask->now);
     moe_arena_destroy(a);
     return NULL;
+}
+
+static void replicas(const MoePolicySetup *s, const MoePolicyAsk *ask, int32_t *out) {
+    MoeArena *a = moe_arena_create();
+    const int32_t *slot = assign(s, ask, a);
+    memset(out, 0, sizeof *out * (size_t)s->ranks * (size_t)s->experts);
+    for (int i = 0; i < s->ranks * s->slots; i++)
+        out[(size_t)(i / s->slots) * (size_t)s->experts + (size_t)slot[i]]++;
+    moe_arena_destroy(a);
 }
 
 const MoePolicy moe_policy_eplb = {
@@ -105,4 +123,5 @@ const MoePolicy moe_policy_eplb = {
            "cluster has several",
     .may_replicate = true,
     .propose = propose,
+    .replicas = replicas,
 };

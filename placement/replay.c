@@ -33,6 +33,11 @@ typedef struct {
     double *seconds;                     /* [layers] */
     double *layer_seconds, *layer_moves; /* [layers]: sums over the steps that count */
     int step;
+    /* Of even splits: what the policy says of a layer's copies since its map changed. */
+    const MoePolicy *policy;
+    const MoePolicySetup *setup;
+    int32_t *replicas; /* [layers][ranks][experts] */
+    bool *replicated;  /* [layers] */
 } Run;
 
 /* ---- dividing and measuring ---- */
@@ -44,26 +49,33 @@ static void transpose(const int32_t *in, int sources, int experts, int32_t *out)
             out[(int64_t)e * sources + s] = in[(int64_t)s * experts + e];
 }
 
-/* The copies of each expert share its rows evenly, in runs one after another. */
-static void split_evenly(const MoeSplit *in, int32_t *copies, MoeSplitRun *out) {
+/* The copies of each expert share its rows evenly, by the slots that they stand for ([ranks][experts]; NULL: one each), in runs one
+ * after another. */
+static void split_evenly(const MoeSplit *in, const int32_t *replicas, int32_t *scratch,
+                         MoeSplitRun *out) {
     int n = in->ranks * in->slots;
-    memset(copies, 0, sizeof *copies * 2 * (size_t)in->experts);
-    int32_t *seen = copies + in->experts;
-    for (int g = 0; g < n; g++)
-        if (in->copies[g] >= 0)
-            copies[in->copies[g]]++;
-    for (int g = 0; g < n; g++) {
-        int e = in->copies[g];
-        out[g] = (MoeSplitRun){0, 0};
-        if (e < 0)
-            continue;
-        int64_t rows = 0;
-        for (int s = 0; s < in->shards; s++)
-            rows += in->counts[(int64_t)e * in->shards + s];
-        int64_t k = seen[e]++;
-        out[g].begin = (int32_t)(rows * k / copies[e]);
-        out[g].end = (int32_t)(rows * (k + 1) / copies[e]);
-    }
+    int32_t *all = scratch,
+            *before = scratch + in->experts; /* shares of an expert; of its copies so far */
+    memset(scratch, 0, sizeof *scratch * 2 * (size_t)in->experts);
+    for (int pass = 0; pass < 2; pass++)
+        for (int g = 0; g < n; g++) {
+            int e = in->copies[g];
+            int32_t share = e < 0      ? 0
+                            : replicas ? replicas[(int64_t)(g / in->slots) * in->experts + e]
+                                       : 1;
+            if (!pass) {
+                out[g] = (MoeSplitRun){0, 0};
+                if (e >= 0)
+                    all[e] += share;
+            } else if (share) {
+                int64_t rows = 0;
+                for (int s = 0; s < in->shards; s++)
+                    rows += in->counts[(int64_t)e * in->shards + s];
+                out[g].begin = (int32_t)(rows * before[e] / all[e]);
+                before[e] += share;
+                out[g].end = (int32_t)(rows * before[e] / all[e]);
+            }
+        }
 }
 
 static MoeSplitRun *runs_of(const Run *r, int layer, int group) {
@@ -81,7 +93,9 @@ static void divide(Run *r, int layer, int group, int32_t *by_expert, unsigned ch
                    .counts = by_expert,
                    .grain = r->o->grain};
     if (r->o->even)
-        split_evenly(&in, (int32_t *)(void *)scratch, runs_of(r, layer, group));
+        split_evenly(
+            &in, r->replicated[layer] ? r->replicas + (int64_t)layer * m->ranks * m->experts : NULL,
+            (int32_t *)(void *)scratch, runs_of(r, layer, group));
     else
         moe_split(&in, scratch, runs_of(r, layer, group));
 }
@@ -185,6 +199,39 @@ static void count_decision(Run *r, int k) {
                  (long long)(r->out->first_step + r->step), d->why);
 }
 
+/* Rows of each expert at the step that is `ago` steps back. */
+static void total_rows(const Run *r, int layer, int ago, int32_t *out) {
+    const MoeLoad *l = r->load;
+    const int32_t *c = moe_load_at(l, (r->step - ago) % l->steps, layer);
+    memset(out, 0, sizeof *out * (size_t)l->experts);
+    for (int s = 0; s < l->sources; s++)
+        for (int e = 0; e < l->experts; e++)
+            out[e] += c[(int64_t)s * l->experts + e];
+}
+
+/* Where copies share evenly by what the policy's algorithm says of them: asks it, if the map is what it proposed. */
+static void ask_replicas(Run *r, int layer) {
+    MoePlaceVerdict v = r->decisions[layer].verdict;
+    if (!r->o->even || !r->policy->replicas || v == MOE_PLACE_TOO_DEAR || v == MOE_PLACE_REFUSED)
+        return;
+    MoeArena *a = moe_arena_create();
+    int n = r->step < r->o->window ? r->step : r->o->window, experts = r->load->experts;
+    const int32_t **totals = MOE_NEW_N(a, const int32_t *, n);
+    for (int i = 0; i < n; i++) {
+        int32_t *t = MOE_NEW_N(a, int32_t, experts);
+        total_rows(r, layer, n - i, t);
+        totals[i] = t;
+    }
+    MoePolicyAsk ask = {.step = r->out->first_step + r->step,
+                        .layer = layer,
+                        .now = &r->before[layer],
+                        .totals = totals,
+                        .n_loads = n};
+    r->policy->replicas(r->setup, &ask, r->replicas + (int64_t)layer * r->o->ranks * experts);
+    r->replicated[layer] = true;
+    moe_arena_destroy(a);
+}
+
 static MoeStatus decide(Run *r, MoeArena *a) {
     int64_t step = r->out->first_step + r->step;
     if (!r->step) {
@@ -200,8 +247,10 @@ static MoeStatus decide(Run *r, MoeArena *a) {
     double took = moe_placer_seconds(r->placer) - before;
     r->out->decide_worst = fmax(r->out->decide_worst, took);
     r->out->decide_times++;
-    for (int k = 0; k < r->load->layers; k++)
+    for (int k = 0; k < r->load->layers; k++) {
         count_decision(r, k);
+        ask_replicas(r, k);
+    }
     watch(r, a);
     return tell_maps(r, true);
 }
@@ -334,6 +383,8 @@ static MoeStatus prepare(Run *r, MoeArena *a) {
     r->cost_by_expert = grab(a, (int64_t)threads * r->cost_sources * l->experts, sizeof(int32_t));
     r->scratch = grab(a, threads, r->scratch_bytes);
     r->runs = grab(a, (int64_t)layers * o->groups * slots, sizeof *r->runs);
+    r->replicas = grab(a, o->even ? (int64_t)layers * o->ranks * l->experts : 0, sizeof(int32_t));
+    r->replicated = grab(a, layers, sizeof(bool));
     r->seconds = grab(a, layers, sizeof(double));
     r->layer_seconds = grab(a, layers, sizeof(double));
     r->layer_moves = grab(a, layers, sizeof(double));
@@ -379,6 +430,8 @@ MoeStatus moe_replay(const MoeLoad *load, const MoePolicy *policy, const MoeRepl
                             .seed = o->seed,
                             .cost = o->cost,
                             .program = o->program};
+    r.policy = policy;
+    r.setup = &setup;
     MoeStatus st = prepare(&r, scratch);
     if (!st)
         st = moe_placer_create(policy, &setup, o->gate, &r.placer);

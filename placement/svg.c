@@ -94,12 +94,16 @@ double moe_svg_y(const MoeSvgAxis *a, MoeSvgBox b, double v) {
     return b.y + b.height - (v - a->lo) / (a->hi - a->lo) * b.height;
 }
 
+/* Zero without a sign. */
+static double first_tick(const MoeSvgAxis *a) {
+    return ceil(a->lo / a->step - 1e-9) * a->step + 0.0;
+}
+
 void moe_svg_axes(MoeStr *out, MoeSvgBox b, const MoeSvgAxis *x, const char *x_title,
                   const MoeSvgAxis *y, const char *y_title, bool grid) {
     const char *tick = "stroke=\"#000000\" stroke-width=\"1\"";
     double bottom = b.y + b.height;
-    for (double v = y ? ceil(y->lo / y->step - 1e-9) * y->step : 1;
-         y && v <= y->hi + y->step * 1e-6; v += y->step) {
+    for (double v = y ? first_tick(y) : 1; y && v <= y->hi + y->step * 1e-6; v += y->step) {
         double at = moe_svg_y(y, b, v);
         if (grid)
             moe_svg_line(out, b.x, at, b.x + b.width, at,
@@ -107,8 +111,7 @@ void moe_svg_axes(MoeStr *out, MoeSvgBox b, const MoeSvgAxis *x, const char *x_t
         moe_svg_line(out, b.x - 4, at, b.x, at, tick);
         moe_svg_text(out, b.x - 7, at + 4, MOE_SVG_END, 11, "", "%.6g", v);
     }
-    for (double v = x ? ceil(x->lo / x->step - 1e-9) * x->step : 1;
-         x && v <= x->hi + x->step * 1e-6; v += x->step) {
+    for (double v = x ? first_tick(x) : 1; x && v <= x->hi + x->step * 1e-6; v += x->step) {
         double at = moe_svg_x(x, b, v);
         moe_svg_line(out, at, bottom, at, bottom + 4, tick);
         moe_svg_text(out, at, bottom + 16, MOE_SVG_MIDDLE, 11, "", "%.9g", v);
