@@ -6,9 +6,11 @@
 
 #include "base/pool.h"
 #include "base/str.h"
+#include "cli/auto_strategy.h"
 #include "cli/cluster_options.h"
 #include "cli/compile_load.h"
 #include "cli/driver.h"
+#include "cli/explain_planner.h"
 #include "passes/memplan.h"
 
 static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
@@ -123,15 +125,23 @@ MoeStatus moe_cmd_compile(const MoeOptions *o) {
         if (moe_opt_given(o, (MoeOption)i) && strncmp(o->source[i], "--", 2) == 0)
             moe_str_printf(&line, " %s=%s", o->source[i], o->values[i]);
     d.compile_line = moe_str_c(&line);
-    MoeCompiled c;
+    MoeCompiled c = {0};
     double start = moe_now();
-    MoeStatus st = moe_driver_compile(&d, &c);
+    json_t *planner = NULL;
+    MoeStatus st = moe_auto_strategy_asked(o) ? moe_auto_strategy(o, &d, &planner) : NULL;
+    d.planner = planner;
+    if (planner && !d.quiet)
+        moe_planner_print(planner, stdout);
+    if (!st)
+        st = moe_driver_compile(&d, &c);
     if (!st && !d.pipeline.stop_after) {
         st = moe_plan_write(&c.cx, &c.info, out);
         if (!st && !d.quiet)
             summary(&c, out, moe_now() - start);
     }
-    moe_driver_free(&c);
+    if (c.arena)
+        moe_driver_free(&c);
+    json_decref(planner);
     moe_str_free(&line);
     return st;
 }

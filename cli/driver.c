@@ -168,6 +168,7 @@ MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     c->info.tokenizer = o->tokenizer;
     c->info.want_text = o->want_text;
     c->info.compile_line = o->compile_line;
+    c->info.planner = o->planner;
     c->info.logical_text = moe_str_c(&c->logical_text);
     if (c->config.vocab_size)
         c->info.vocab_size = c->config.vocab_size;
@@ -180,7 +181,8 @@ MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     c->cx.options.micro_batches = f.micro_batches;
     c->cx.options.mixed_bf16 = f.mixed_bf16;
     MOE_TRY(moe_strategy_resolve(&o->strategy, c->info.experts, &c->cx.options.mesh));
-    MOE_TRY(moe_cluster_check_mesh(&c->cx.options));
+    if (!o->survey)
+        MOE_TRY(moe_cluster_check_mesh(&c->cx.options));
     MOE_TRY(moe_mesh_check(&c->cx.options.mesh, f.virtual_shards, f.micro_batches));
     MOE_TRY(moe_compile_load(o, c));
     MOE_TRY(moe_pipeline_run(&c->cx, &o->pipeline));

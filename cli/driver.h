@@ -19,6 +19,8 @@ typedef struct {
     const char *trace, *load; /* the load that it is for: a file, or a kind (compile_load.h); NULL or "": balanced */
     const char *tokenizer;
     const char *compile_line;
+    const json_t *planner; /* what the offline planner found, for plan.json; NULL: it was not asked */
+    bool survey;           /* one rank's work on a cluster of many is asked for: ranks need not agree */
     bool want_text;
     bool quiet;
 } MoeDriverOptions;

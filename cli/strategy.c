@@ -139,7 +139,7 @@ MoeStatus moe_strategy_load(const char *path, MoeStrategy *out) {
 MoeStatus moe_strategy_from_options(const MoeOptions *o, MoeStrategy *out) {
     *out = (MoeStrategy){0};
     const char *path = moe_opt(o, OPT_STRATEGY);
-    if (*path)
+    if (*path && strcmp(path, "auto") != 0) /* auto: what the planner finds (auto_strategy.h) */
         MOE_TRY(moe_strategy_load(path, out));
     for (int i = 0; i < N_DEGREES; i++) {
         if (!moe_opt_given(o, degrees[i].option))

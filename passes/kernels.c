@@ -37,23 +37,6 @@ static void set_cost(MoeStep *st, MoeCost c) {
     st->seconds = c.seconds * share;
 }
 
-/* What all steps of the program take together. */
-static void predict(const MoePassContext *cx, MoeProgram *p, const MoeCommModel *model,
-                    const bool *counted) {
-    MoeArena *a = moe_arena_create();
-    MoeGroups whole = moe_groups_whole(p->graph, a);
-    int *order = MOE_NEW_N(a, int, p->n_steps);
-    MoeGroupStep *steps;
-    for (size_t i = 0; i < p->n_steps; i++)
-        order[i] = (int)i;
-    size_t n = moe_groups_steps(&whole, order, whole.n_groups, 0, a, &steps);
-    MOE_ASSERT(n == p->n_steps, "kernels: @%s: %zu steps, not %zu", p->graph->name, n, p->n_steps);
-    MoeSimProblem problem = moe_predict_problem(cx->target, &whole, steps, n, model, a);
-    int micro = cx->options.micro_batches;
-    p->predicted = moe_predict(&problem, order, counted, micro > 1 ? micro : 1);
-    moe_arena_destroy(a);
-}
-
 static MoeStatus lower_graph(MoePassContext *cx, size_t index, const MoeCommModel *model) {
     const MoeGraph *g = cx->module->graphs[index];
     MoeProgram *p = &cx->programs[index];
@@ -82,7 +65,7 @@ static MoeStatus lower_graph(MoePassContext *cx, size_t index, const MoeCommMode
             p->scratch_bytes = st->lowered.scratch_bytes;
         set_cost(st, moe_step_cost(cx->target, &st->group, model));
     }
-    predict(cx, p, model, count);
+    p->predicted = moe_predict_graph(cx, g, model);
     return NULL;
 }
 

@@ -347,6 +347,8 @@ MoeStatus moe_plan_json(MoePassContext *cx, const MoePlanInfo *info, const char 
     MOE_TRY(moe_plan_collect_shared(&p));
     json_t *root = json_object(), *programs = json_object();
     add_header(root, cx, info, kernels_xxh3);
+    if (info->planner)
+        set(root, "planner", json_deep_copy(info->planner));
     json_t *placement = moe_plan_json_placement(cx);
     if (placement)
         set(root, "placement", placement);

@@ -17,6 +17,7 @@ typedef struct {
     const int *moe_layers; /* decoder layers with experts, ascending */
     size_t n_moe_layers;
     int experts, experts_per_token;
+    const json_t *planner; /* what the offline planner found, kept as it is; or NULL; borrowed */
 } MoePlanInfo;
 
 /* In memory: plan.json as text and the object code (both malloc'd), for tests and moec explain. */

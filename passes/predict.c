@@ -169,3 +169,20 @@ double moe_predict_seconds(const MoeSimProblem *p, const int *order, const bool 
                            int micro_batches) {
     return predict(p, order, counted, micro_batches, false).seconds;
 }
+
+MoePrediction moe_predict_graph(const MoePassContext *cx, const MoeGraph *g, const MoeCommModel *m) {
+    MoeArena *a = moe_arena_create();
+    MoeGroups gs = moe_groups_of(g, a), whole = moe_groups_whole(g, a);
+    int micro = cx->options.micro_batches > 1 ? cx->options.micro_batches : 1;
+    bool *counted = moe_groups_counted(g, &gs, micro, a);
+    int *order = MOE_NEW_N(a, int, gs.n_groups);
+    MoeGroupStep *steps;
+    for (size_t i = 0; i < gs.n_groups; i++)
+        order[i] = (int)i;
+    size_t n = moe_groups_steps(&whole, order, whole.n_groups, 0, a, &steps);
+    MOE_ASSERT(n == gs.n_groups, "predict: @%s: %zu steps, not %zu", g->name, n, gs.n_groups);
+    MoeSimProblem problem = moe_predict_problem(cx->target, &whole, steps, n, m, a);
+    MoePrediction out = moe_predict(&problem, order, counted, micro);
+    moe_arena_destroy(a);
+    return out;
+}

@@ -21,4 +21,8 @@ MoePrediction moe_predict(const MoeSimProblem *p, const int *order, const bool *
 /* The same without the bound, which takes the longest to find. */
 double moe_predict_seconds(const MoeSimProblem *p, const int *order, const bool *counted, int micro_batches);
 
+
+/* Of a graph whose groups are what kernels will run, in their order, on the context's cluster: what `kernels` puts into the plan. */
+MoePrediction moe_predict_graph(const MoePassContext *cx, const MoeGraph *g, const MoeCommModel *m);
+
 #endif
