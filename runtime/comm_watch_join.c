@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/cores.h"
 #include "base/io.h"
 #include "base/pool.h"
 #include "base/str.h"
@@ -58,20 +58,7 @@ static uint64_t start_of(int64_t pid) {
 WatchProcess moe_watch_process(void) {
     WatchProcess p = {.pid = getpid()};
     p.start = start_of(p.pid);
-    char *boot = NULL;
-    size_t n = 0;
-    struct stat names;
-    MoeStatus st = moe_file_read("/proc/sys/kernel/random/boot_id", 4096, &boot, &n);
-    if (st || stat("/proc/self/ns/pid", &names) != 0) {
-        moe_status_free(st);
-        free(boot);
-        return p; /* host 0: nobody kills it */
-    }
-    uint64_t h = 1469598103934665603ull;
-    for (size_t i = 0; i < n; i++)
-        h = (h ^ (unsigned char)boot[i]) * 1099511628211ull;
-    p.host = (h ^ (uint64_t)names.st_ino) * 1099511628211ull;
-    free(boot);
+    p.host = moe_host_id(); /* 0: nobody kills it */
     return p;
 }
 

@@ -66,12 +66,9 @@ static MoeStatus evaluate_into(MoeTrainer *s, int64_t batches, MoeLogRecord *r) 
     return NULL;
 }
 
-/* The peak that MFU is measured against; 0 unknown. Ranks of one process share its cores. */
+/* The peak that MFU is measured against, of the cores that all ranks can keep busy; 0 unknown. */
 static double peak_flops(const MoeTrainer *s) {
-    int ranks = s->plan->ranks, threads = moe_exec_threads(s->x), cores = moe_cpu_count();
-    bool shared = !strcmp(s->comm->ops->name, "threads");
-    int mine = shared ? threads * ranks : threads, most = mine < cores ? mine : cores;
-    return s->plan->peak_flops * most * (shared ? 1 : ranks);
+    return s->plan->peak_flops * s->cores;
 }
 
 static void fill_load(MoeTrainer *s, MoeLogRecord *r) {

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cores.h"
 #include "base/pool.h"
 #include "runtime/train_signal.h"
 #include "runtime/trainer.h"
@@ -59,6 +60,18 @@ MoeStatus moe_train_share(MoeTrainer *s, void *data, size_t n, const char *what)
     MoeStatus st = moe_comm_all_gather(s->comm, data, (int64_t)n, all, what);
     if (!st)
         memcpy(data, all, n);
+    free(all);
+    return st;
+}
+
+MoeStatus moe_train_cores(MoeTrainer *s) {
+    MoeCores mine = moe_cores_of_process(moe_exec_threads(s->x)),
+             *all = calloc((size_t)s->comm->size, sizeof *all);
+    if (!all)
+        return moe_error(MOE_E_NOMEM, "no memory for %d ranks", s->comm->size);
+    MoeStatus st = moe_comm_all_gather(s->comm, &mine, sizeof mine, all, "cores");
+    if (!st)
+        s->cores = moe_cores_busy(all, s->comm->size);
     free(all);
     return st;
 }

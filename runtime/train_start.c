@@ -236,6 +236,7 @@ MoeStatus moe_train_start(MoeTrainer *s) {
     bool holds = false, resumed = false;
     moe_comm_phase(s->comm, 0, "start");
     MOE_TRY(moe_train_agree(s, open_rank(s), "start"));
+    MOE_TRY(moe_train_cores(s));
     MOE_TRY(check_same_data(s));
     MOE_TRY(moe_train_agree(s, open_run(s, &holds), "the run directory"));
     MOE_TRY(moe_train_share(s, &holds, sizeof holds, "the run directory"));

@@ -33,6 +33,7 @@ typedef struct {
     MoeLog *log;
     MoeProgress *progress;
     int lock;
+    int cores; /* that all ranks together can keep busy */
     int32_t *ids, *labels;                /* [batch, seq] */
     double *imbalance, *expert_imbalance; /* [n_moe_layers] */
     double start;                         /* of this rank */
@@ -60,6 +61,8 @@ MoeStatus moe_train_notes(MoeTrainer *s);
 MoeStatus moe_train_signal(MoeTrainer *s, int *out);
 /* n bytes of rank 0 on every rank. */
 MoeStatus moe_train_share(MoeTrainer *s, void *data, size_t n, const char *what);
+/* Fills s->cores, those of each host counted once. */
+MoeStatus moe_train_cores(MoeTrainer *s);
 
 /* train_split.c. Per MoE layer the busiest rank's expert rows over the mean, from the whole batch's load (rank 0), with the rows of
  * experts divided among their copies as the programs do: out[n_moe_layers]. */

@@ -30,7 +30,16 @@ intact() { # intact RUN: the newest checkpoint can be exported
   [ -n "$(newest "$WORK/$1")" ] && export_of "$1"
 }
 
+same_peak() { # same_peak RUN RUN: MFU counts the same cores
+  python3 - "$WORK/$1/log.jsonl" "$WORK/$2/log.jsonl" <<'PY'
+import json, sys
+a, b = ([r["mfu"] / r["tokens_per_second"] for r in map(json.loads, open(f))] for f in sys.argv[1:])
+assert a and b and max(a + b) <= min(a + b) * (1 + 1e-9), (a, b)
+PY
+}
+
 must "${train[@]}" $(arguments one reference 40)
+must "${train[@]}" $(arguments four cores 3) --threads 4
 for how in mpi tcp; do
   if [ $how = mpi ] && [ -n "$why_not" ]; then skip "training over mpi: $why_not"; continue; fi
   two() { ranks $how 2 "${train[@]}" $(arguments two two-$how 40); }
@@ -39,6 +48,9 @@ for how in mpi tcp; do
   expect "2 ranks over $how: the bits of one rank" same_training reference two-$how
   expect "4 ranks over $how train" four
   expect "4 ranks over $how: the bits of one rank" same_training reference four-$how
+
+  cores() { ranks $how 4 "${train[@]}" $(arguments four cores-$how 3) --threads 1 && same_peak cores cores-$how; }
+  expect "4 ranks over $how on one host: MFU counts its cores once" cores
 
   # A rank is killed, another time stopped, in the middle of things.
   for signal in KILL STOP; do

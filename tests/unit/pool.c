@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cores.h"
 #include "base/pool.h"
 #include "tests/support/files.h"
 
@@ -148,6 +149,35 @@ START_TEST(test_limits) {
 }
 END_TEST
 
+/* Processes on hosts: threads, cores usable, first core and number of cores in the mask. */
+static MoeCores process(uint64_t host, int threads, int usable, int first, int cores) {
+    MoeCores c = {.host = host, .threads = threads, .usable = usable};
+    for (int i = first; i < first + cores; i++)
+        c.mask[i / 64] |= 1ull << (i % 64);
+    return c;
+}
+
+START_TEST(test_cores) {
+    MoeCores mine = moe_cores_of_process(3), again = moe_cores_of_process(3);
+    ck_assert(mine.host == again.host && mine.usable == moe_cpu_count() && mine.threads == 3);
+    ck_assert_int_eq(moe_cores_busy(&mine, 1), moe_cpu_count() < 3 ? moe_cpu_count() : 3);
+    MoeCores shared[] = {process(1, 1, 2, 0, 2), process(1, 1, 2, 0, 2), process(1, 1, 2, 0, 2),
+                         process(1, 1, 2, 0, 2)};
+    ck_assert_int_eq(moe_cores_busy(shared, 1), 1);
+    ck_assert_int_eq(moe_cores_busy(shared, 2), 2);
+    ck_assert_int_eq(moe_cores_busy(shared, 4), 2); /* four ranks on two cores */
+    MoeCores bound[] = {process(1, 1, 1, 0, 1), process(1, 1, 1, 1, 1), process(1, 1, 1, 1, 1)};
+    ck_assert_int_eq(moe_cores_busy(bound, 3), 2); /* the third shares the second's core */
+    MoeCores hosts[] = {process(1, 8, 8, 60, 8), process(2, 8, 8, 60, 8), process(1, 2, 8, 60, 8)};
+    ck_assert_int_eq(moe_cores_busy(hosts, 3), 16);
+    MoeCores quota[] = {process(1, 4, 4, 0, 64), process(1, 4, 4, 0, 64)};
+    ck_assert_int_eq(moe_cores_busy(quota, 2), 4);
+    MoeCores unknown[] = {process(0, 4, 2, 0, 2), process(0, 4, 2, 0, 2), process(3, 4, 9, 0, 0)};
+    ck_assert_int_eq(moe_cores_busy(unknown, 3), 8);
+    ck_assert_int_eq(moe_cores_busy(unknown, 0), 1);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("pool");
     TCase *c = tcase_create("pool");
@@ -158,6 +188,7 @@ int main(void) {
     tcase_add_test(c, test_parallel);
     tcase_add_test_raise_signal(c, test_nested_is_a_bug, SIGABRT);
     tcase_add_test(c, test_limits);
+    tcase_add_test(c, test_cores);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_ENV);
