@@ -10,6 +10,8 @@ plan() { must "$MOEC" compile "$WORK/config.json" -o "$WORK/$1.plan" --batch 8 -
 plan one
 plan two --ranks 2 --hybrid-shard-degree 2
 plan four --ranks 4 --expert-parallel-degree 2 --hybrid-shard-degree 2
+printf '{"ranks": 4, "expert_parallel_degree": 4, "layers": [{"first": 1, "last": 1, "expert_parallel_degree": 2, "hybrid_shard_degree": 2}, {"first": 2, "last": 2, "hybrid_shard_degree": 4}]}' >"$WORK/mixed.json"
+plan mixed --strategy "$WORK/mixed.json"
 
 # train PLAN RUN STEPS OPTIONS...: the command; ranks start it.
 train=("$MOEC" run) common=(--data "$WORK/text.txt" --lr 0.003 --eval-batches 2 --checkpoint-every 5 --keep 3 -q)
@@ -49,6 +51,9 @@ for how in mpi tcp; do
   expect "4 ranks over $how train" four
   expect "4 ranks over $how: the bits of one rank" same_training reference four-$how
 
+  mixed() { ranks $how 4 "${train[@]}" $(arguments mixed mixed-$how 40); }
+  expect "4 ranks over $how, experts divided by layer, train" mixed
+  expect "4 ranks over $how, experts divided by layer: the bits of one rank" same_training reference mixed-$how
   cores() { ranks $how 4 "${train[@]}" $(arguments four cores-$how 3) --threads 1 && same_peak cores cores-$how; }
   expect "4 ranks over $how on one host: MFU counts its cores once" cores
 
