@@ -11,7 +11,9 @@
 #include "base/pool.h"
 #include "base/rng.h"
 #include "cli/driver.h"
+#include "cli/explain_planner.h"
 #include "cli/explain_ranks.h"
+#include "cli/explain_step.h"
 #include "runtime/exec.h"
 #include "runtime/init.h"
 #include "runtime/ranks.h"
@@ -33,6 +35,8 @@ typedef struct {
     bool has_measured;
     MoeExplainMemory memory;
     MoeExplainTouched touched;
+    double log_emulated; /* of the run's log, on emulated links: mean step; NAN = none */
+    double loaded;       /* the step predicted for the run's own load; NAN = unknown */
     double log_seconds, log_memory, log_memory_max; /* of the run's log: median step, last memory; NAN = none */
     double *profile;
 } Report;
@@ -145,8 +149,8 @@ static int compare_doubles(const void *a, const void *b) {
 
 static MoeStatus read_log(Report *r, const char *run) {
     char *path = moe_path_join(run, "log.jsonl"), *text = NULL;
-    size_t n = 0, count = 0, cap = 0;
-    double *seconds = NULL;
+    size_t n = 0, count = 0, cap = 0, n_emulated = 0;
+    double *seconds = NULL, emulated = 0;
     MoeStatus st = moe_file_read(path, (size_t)1 << 32, &text, &n);
     for (char *line = text; !st && line && *line;) {
         char *end = strchr(line, '\n');
@@ -157,6 +161,11 @@ static MoeStatus read_log(Report *r, const char *run) {
             if (count == cap)
                 seconds = realloc(seconds, sizeof *seconds * (cap = cap ? cap * 2 : 256));
             seconds[count++] = json_number_value(s);
+        }
+        const json_t *e = json_object_get(json, "emulated_seconds");
+        if (json_is_number(e)) {
+            emulated += json_number_value(e);
+            n_emulated++;
         }
         const json_t *one = json_object_get(json, "memory_bytes"),
                      *max = json_object_get(json, "memory_bytes_max");
@@ -172,6 +181,7 @@ static MoeStatus read_log(Report *r, const char *run) {
     if (!st) {
         qsort(seconds, count, sizeof *seconds, compare_doubles);
         r->log_seconds = seconds[count / 2];
+        r->log_emulated = n_emulated ? emulated / (double)n_emulated : NAN;
     }
     free(seconds);
     free(text);
@@ -267,9 +277,16 @@ static void print_md(const Report *r) {
         printf("; the run's median step %.3f ms (%.0f tokens/s)", r->log_seconds * 1e3,
                (double)(p->batch * p->seq) / r->log_seconds);
     printf("\n");
+    if (!isnan(r->loaded))
+        printf("\npredicted for the run's own load: %.3f ms a step\n", r->loaded * 1e3);
+    if (!isnan(r->log_emulated))
+        printf("\nthe run's emulated step: %.3f ms, %.3f of what is predicted%s\n", r->log_emulated * 1e3,
+               r->log_emulated / (isnan(r->loaded) ? r->predicted : r->loaded),
+               isnan(r->loaded) ? "" : " for its load");
     print_overlap_md(r);
     moe_explain_ranks_md(p, r->program, &r->memory, &r->touched);
     print_memory_md(r);
+    moe_planner_print(json_object_get(p->json, "planner"), stdout);
 }
 
 static void print_csv(const Report *r) {
@@ -302,6 +319,12 @@ static void print_json(const Report *r) {
         json_object_set_new(root, "measured_seconds", json_real(r->measured));
     if (!isnan(r->log_seconds))
         json_object_set_new(root, "run_step_seconds", json_real(r->log_seconds));
+    if (!isnan(r->log_emulated))
+        json_object_set_new(root, "run_emulated_seconds", json_real(r->log_emulated));
+    if (!isnan(r->loaded))
+        json_object_set_new(root, "predicted_for_run_seconds", json_real(r->loaded));
+    if (json_object_get(r->plan->json, "planner"))
+        json_object_set(root, "planner", json_object_get(r->plan->json, "planner"));
     if (!isnan(r->log_memory))
         json_object_set_new(root, "run_memory_bytes", json_real(r->log_memory));
     if (!isnan(r->log_memory_max))
@@ -332,8 +355,19 @@ static void print_json(const Report *r) {
     json_decref(root);
 }
 
+/* Whether experts stay where they are without a placement: then a trace says what each rank had. */
+static bool keeps_usual_maps(const MoePlan *plan, const char *run) {
+    char *first = plan->dir ? moe_path_join(plan->dir, "placement.json") : NULL,
+         *changes = moe_path_join(run, "placement.jsonl");
+    bool usual = !(first && moe_path_exists(first)) && !moe_path_exists(changes);
+    free(first);
+    free(changes);
+    return usual;
+}
+
 /* Rows of experts by the run's own trace, if there is one. */
-static MoeStatus predict_load(const MoePlan *plan, const char *run, MoeExplainTouched *out) {
+static MoeStatus predict_load(const MoePlan *plan, const char *run, Report *r) {
+    MoeExplainTouched *out = &r->touched;
     char *path = moe_path_join(run, "trace.csv");
     MoeArena *a = moe_arena_create();
     MoeLoad load;
@@ -342,6 +376,8 @@ static MoeStatus predict_load(const MoePlan *plan, const char *run, MoeExplainTo
     if (!st)
         st = traced ? moe_explain_touched_by(plan, &load, out)
                     : moe_explain_touched_untrained(plan, out);
+    if (!st && traced && keeps_usual_maps(plan, run) && strcmp(r->program->name, "train") == 0)
+        r->loaded = moe_explain_loaded_seconds(plan, &load);
     moe_arena_destroy(a);
     free(path);
     return st;
@@ -352,7 +388,7 @@ MoeStatus moe_cmd_explain(const MoeOptions *o) {
     const char *run = moe_opt(o, OPT_AGAINST), *program = moe_opt(o, OPT_PROGRAM),
                *format = moe_opt(o, OPT_REPORT);
     MoePlan *plan = NULL;
-    Report r = {.log_seconds = NAN, .log_memory = NAN, .log_memory_max = NAN};
+    Report r = {.log_seconds = NAN, .log_memory = NAN, .log_memory_max = NAN, .log_emulated = NAN, .loaded = NAN};
     MoeStatus st = NULL;
     if (*run)
         st = moe_driver_open_plan(o->positionals[0], &plan);
@@ -378,7 +414,7 @@ MoeStatus moe_cmd_explain(const MoeOptions *o) {
     }
     int threads = moe_opt_i(o, OPT_THREADS) > 0 ? (int)moe_opt_i(o, OPT_THREADS) : moe_cpu_count();
     int of_rank = threads / plan->ranks > 1 ? threads / plan->ranks : 1;
-    MOE_TRY_GOTO(st, predict_load(plan, run, &r.touched), done);
+    MOE_TRY_GOTO(st, predict_load(plan, run, &r), done);
     r.memory = moe_explain_memory(plan, r.program, of_rank, r.touched.most);
     if (*run) {
         MOE_TRY_GOTO(st, read_log(&r, run), done);
