@@ -9,6 +9,7 @@
 #include "base/arena.h"
 #include "base/log.h"
 #include "base/pool.h"
+#include "placement/map_json.h"
 #include "placement/placer.h"
 #include "runtime/emulate.h"
 #include "runtime/place_fault.h"
@@ -274,10 +275,9 @@ static json_t *number(double v) {
 
 static void put_decision(const MoePlace *p, MoeStr *events, int64_t step, const Division *v, int i) {
     const MoePlaceDecision *d = &v->decisions[i];
-    const MoePlaceMap *m = &v->maps[i];
+    int layer = p->plan->moe_layers[v->layers[i]];
     json_t *event = json_pack("{s:I, s:s, s:i, s:s}", "step", (json_int_t)step, "event", "decision",
-                              "layer", p->plan->moe_layers[v->layers[i]], "verdict",
-                              verdicts[d->verdict]);
+                              "layer", layer, "verdict", verdicts[d->verdict]);
     if (d->verdict == MOE_PLACE_REFUSED)
         json_object_set_new(event, "why", json_string(d->why));
     if (d->verdict == MOE_PLACE_CHANGED || d->verdict == MOE_PLACE_TOO_DEAR) {
@@ -288,16 +288,8 @@ static void put_decision(const MoePlace *p, MoeStr *events, int64_t step, const 
         json_object_set_new(event, "arrivals", json_integer(d->arrivals));
         json_object_set_new(event, "moves", json_integer(d->moves));
     }
-    if (d->verdict == MOE_PLACE_CHANGED) {
-        json_t *slots = json_array();
-        for (int r = 0; r < m->ranks; r++) {
-            json_t *row = json_array();
-            for (int s = 0; s < m->slots; s++)
-                json_array_append_new(row, json_integer(m->expert[r * m->slots + s]));
-            json_array_append_new(slots, row);
-        }
-        json_object_set_new(event, "slots", slots);
-    }
+    if (d->verdict == MOE_PLACE_CHANGED)
+        json_object_update_missing_new(event, moe_place_map_json(layer, &v->maps[i]));
     put_event(events, event);
 }
 

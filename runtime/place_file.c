@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "placement/map_json.h"
+
 #define FORMAT    1
 #define MAX_BYTES ((size_t)256 << 20)
 
@@ -14,24 +16,10 @@ typedef struct {
     int32_t *copies, *primary;
 } Entry;
 
-static json_t *numbers(const int32_t *v, int n) {
-    json_t *a = json_array();
-    for (int i = 0; i < n; i++)
-        json_array_append_new(a, json_integer(v[i]));
-    return a;
-}
-
 json_t *moe_place_json(const MoePlan *plan, const MoeExec *x) {
     json_t *layers = json_array();
-    for (size_t k = 0; k < plan->n_moe_layers; k++) {
-        const MoePlaceMap *m = moe_exec_map(x, k);
-        json_t *slots = json_array();
-        for (int r = 0; r < m->ranks; r++)
-            json_array_append_new(slots, numbers(m->expert + r * m->slots, m->slots));
-        json_array_append_new(layers,
-                              json_pack("{s:i, s:o, s:o}", "layer", plan->moe_layers[k], "slots",
-                                        slots, "primary", numbers(m->primary, m->experts)));
-    }
+    for (size_t k = 0; k < plan->n_moe_layers; k++)
+        json_array_append_new(layers, moe_place_map_json(plan->moe_layers[k], moe_exec_map(x, k)));
     return layers;
 }
 
