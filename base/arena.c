@@ -85,13 +85,18 @@ char *moe_arena_strdup(MoeArena *a, const char *s) {
     return moe_arena_copy(a, s, strlen(s) + 1);
 }
 
-char *moe_arena_printf(MoeArena *a, const char *fmt, ...) {
+char *moe_arena_vprintf(MoeArena *a, const char *fmt, va_list args) {
     MoeStr text = {0};
-    va_list args;
-    va_start(args, fmt);
     moe_str_vprintf(&text, fmt, args);
-    va_end(args);
     char *q = moe_arena_copy(a, moe_str_c(&text), text.len + 1);
     moe_str_free(&text);
+    return q;
+}
+
+char *moe_arena_printf(MoeArena *a, const char *fmt, ...) {
+    va_list args;
+    va_start(args, fmt);
+    char *q = moe_arena_vprintf(a, fmt, args);
+    va_end(args);
     return q;
 }

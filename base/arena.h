@@ -16,6 +16,7 @@ void *moe_arena_alloc(MoeArena *a, size_t n_bytes);
 char *moe_arena_strdup(MoeArena *a, const char *s);
 char *moe_arena_strndup(MoeArena *a, const char *s, size_t n);
 char *moe_arena_printf(MoeArena *a, const char *fmt, ...) MOE_PRINTF(2, 3);
+char *moe_arena_vprintf(MoeArena *a, const char *fmt, va_list args);
 void *moe_arena_copy(MoeArena *a, const void *p, size_t n_bytes);
 
 #define MOE_NEW(a, type)      ((type *)moe_arena_alloc((a), sizeof(type)))

@@ -269,13 +269,8 @@ int moe_mesh_shard_run(const MoeMesh *m, int virtual_shards, int micro_batches, 
     return n;
 }
 
-int64_t moe_mesh_most_sequences(const MoeMesh *m, int64_t batch, int virtual_shards,
-                                int micro_batches) {
-    int64_t parts = (int64_t)micro_batches * moe_mesh_data_ranks(m), most = 0;
-    (void)virtual_shards;
-    for (int64_t i = 0; i < parts; i++) {
-        int64_t n = (i + 1) * batch / parts - i * batch / parts;
-        most = n > most ? n : most;
-    }
-    return most;
+/* Its shards begin where a whole number of parts of the batch ends: floor(i batch / parts), whatever the shards. */
+int64_t moe_mesh_most_sequences(const MoeMesh *m, int64_t batch, int micro_batches) {
+    int64_t parts = (int64_t)micro_batches * moe_mesh_data_ranks(m);
+    return (batch + parts - 1) / parts;
 }

@@ -111,7 +111,6 @@ int moe_mesh_slots(const MoeMesh *m, int experts);
 int moe_mesh_shard_run(const MoeMesh *m, int virtual_shards, int micro_batches, int micro_batch,
                        int data_rank, int *out_first);
 /* The most sequences that a data rank has in any micro-batch. */
-int64_t moe_mesh_most_sequences(const MoeMesh *m, int64_t batch, int virtual_shards,
-                                int micro_batches);
+int64_t moe_mesh_most_sequences(const MoeMesh *m, int64_t batch, int micro_batches);
 
 #endif

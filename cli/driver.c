@@ -91,10 +91,10 @@ static MoeStatus options_from_graph(const char *path, const MoeModule *m, MoeFro
         return moe_error(MOE_E_INPUT, "%s: no op says the sequence length; pass --seq", path);
     f->seq = seq;
     int64_t capacity = ids->type.dims[0].size;
-    while (moe_token_capacity(f->batch, seq, f->virtual_shards, f->micro_batches) > capacity &&
+    while (moe_token_capacity(f->batch, seq, f->micro_batches) > capacity &&
            f->batch > 1)
         f->batch--;
-    if (moe_token_capacity(f->batch, seq, f->virtual_shards, f->micro_batches) > capacity)
+    if (moe_token_capacity(f->batch, seq, f->micro_batches) > capacity)
         return moe_error(MOE_E_INPUT, "%s: room for %lld tokens is less than one sequence of %lld",
                          path, (long long)capacity, (long long)seq);
     return NULL;

@@ -271,7 +271,7 @@ MoeStatus moe_explain_touched_untrained(const MoePlan *p, MoeExplainTouched *out
     Tables t;
     MoeStatus st = open_tables(p, &t);
     double tokens =
-        (double)(moe_mesh_most_sequences(&p->mesh, p->batch, p->virtual_shards, p->micro_batches) *
+        (double)(moe_mesh_most_sequences(&p->mesh, p->batch, p->micro_batches) *
                  p->seq);
     uint64_t at = 0;
     int period = p->mesh.ep; /* ranks this far apart have the same experts in every layer */

@@ -39,7 +39,7 @@ MoeStatus moe_hf_config_parse(const json_t *json, const char *where, MoeHfConfig
 MoeStatus moe_hf_build(const MoeHfConfig *c, const MoeFrontendOptions *o, MoeModule **out);
 /* Capacity of the token dim: seq * the most sequences that one of `micro_batches` micro-batches can
  * hold. */
-int64_t moe_token_capacity(int64_t batch, int64_t seq, int virtual_shards, int micro_batches);
+int64_t moe_token_capacity(int64_t batch, int64_t seq, int micro_batches);
 /* Model FLOPs a token, forward and backward: 6 * active matmul parameters + attention (causal half,
  * less what the window hides). */
 double moe_hf_flops_per_token(const MoeHfConfig *c, int64_t seq);

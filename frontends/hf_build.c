@@ -299,7 +299,7 @@ static MoeStatus check_sizes(const MoeHfConfig *c, const MoeFrontendOptions *o) 
         return moe_error(MOE_E_INPUT,
                          "a batch of %lld x %lld tokens is too large: rows are counted in 32 bits",
                          batch, seq);
-    double rows = (double)moe_token_capacity(batch, seq, o->virtual_shards, o->micro_batches);
+    double rows = (double)moe_token_capacity(batch, seq, o->micro_batches);
     double hidden = (double)k * fmax((double)c->hidden_size, (double)c->intermediate_size);
     double widest = fmax(hidden, fmax((double)(c->heads * c->head_dim), (double)c->experts));
     double largest = fmax(rows * widest, (double)seq * (double)c->vocab_size);
@@ -325,7 +325,7 @@ MoeStatus moe_hf_build(const MoeHfConfig *c, const MoeFrontendOptions *options, 
     b.bf16 = o.mixed_from_config ? c->bf16 : o.mixed_bf16;
     b.aux = c->experts &&
             (o.aux == MOE_AUX_ON || (o.aux == MOE_AUX_FROM_CONFIG && c->output_router_logits));
-    int64_t capacity = moe_token_capacity(o.batch, o.seq, o.virtual_shards, o.micro_batches);
+    int64_t capacity = moe_token_capacity(o.batch, o.seq, o.micro_batches);
     MoeModule *m = moe_module_create();
 
     b.g = moe_module_add_graph(m, "train");

@@ -1,16 +1,11 @@
 /* What a model and a batch amount to: the room a micro-batch's tokens need, the FLOPs of a token.
  */
+#include "base/mesh.h"
 #include "frontends/frontend.h"
 
-int64_t moe_token_capacity(int64_t batch, int64_t seq, int virtual_shards, int micro_batches) {
-    int64_t most = 0;
-    /* Shard v begins at sequence floor(v B / V); micro-batch m at shard m V / M. */
-    for (int64_t m = 0; m < micro_batches; m++) {
-        int64_t lo = m * virtual_shards / micro_batches * batch / virtual_shards;
-        int64_t hi = (m + 1) * virtual_shards / micro_batches * batch / virtual_shards;
-        most = hi - lo > most ? hi - lo : most;
-    }
-    return most * seq;
+int64_t moe_token_capacity(int64_t batch, int64_t seq, int micro_batches) {
+    MoeMesh one = moe_mesh_one();
+    return moe_mesh_most_sequences(&one, batch, micro_batches) * seq;
 }
 
 double moe_hf_flops_per_token(const MoeHfConfig *c, int64_t seq) {

@@ -18,12 +18,11 @@ static const MoeInferFn rules[MOE_N_OPS] = {
 };
 
 const char *moe_infer_fail(MoeGraph *g, const char *fmt, ...) {
-    char text[512];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
+    const char *text = moe_arena_vprintf(g->arena, fmt, ap);
     va_end(ap);
-    return moe_arena_strdup(g->arena, text);
+    return text;
 }
 
 const char *moe_type_text(MoeGraph *g, const MoeType *t) {

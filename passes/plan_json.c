@@ -15,16 +15,6 @@
 typedef MoePlanJson Plan;
 typedef MoePlanWriter Writer;
 
-static void set(json_t *o, const char *key, json_t *v) {
-    json_object_set_new(o, key, v);
-}
-static void set_i(json_t *o, const char *key, int64_t v) {
-    set(o, key, json_integer(v));
-}
-static void set_s(json_t *o, const char *key, const char *v) {
-    set(o, key, json_string(v ? v : ""));
-}
-
 /* ---- programs ---- */
 
 static int add_slab(Writer *w, int64_t offset, int64_t bytes) {

@@ -5,16 +5,6 @@
 #include "passes/plan_json_internal.h"
 #include "passes/predict.h"
 
-static void set(json_t *o, const char *key, json_t *v) {
-    json_object_set_new(o, key, v);
-}
-static void set_i(json_t *o, const char *key, int64_t v) {
-    set(o, key, json_integer(v));
-}
-static void set_s(json_t *o, const char *key, const char *v) {
-    set(o, key, json_string(v));
-}
-
 static const MoeType *type_of(const MoeOp *op, int operand) {
     return &op->operands[operand]->type;
 }

@@ -4,6 +4,17 @@
 
 #include "passes/plan_json.h"
 
+/* Members of an object that is being written. */
+static inline void set(json_t *o, const char *key, json_t *v) {
+    json_object_set_new(o, key, v);
+}
+static inline void set_i(json_t *o, const char *key, int64_t v) {
+    set(o, key, json_integer(v));
+}
+static inline void set_s(json_t *o, const char *key, const char *v) {
+    set(o, key, json_string(v ? v : ""));
+}
+
 typedef struct {
     const char *name; /* of the buffer */
     const MoeOp *op;  /* PARAM or STATE, as first declared */

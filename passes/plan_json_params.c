@@ -3,16 +3,6 @@
 #include "base/assert.h"
 #include "passes/plan_json_internal.h"
 
-static void set(json_t *o, const char *key, json_t *v) {
-    json_object_set_new(o, key, v);
-}
-static void set_i(json_t *o, const char *key, int64_t v) {
-    set(o, key, json_integer(v));
-}
-static void set_s(json_t *o, const char *key, const char *v) {
-    set(o, key, json_string(v ? v : ""));
-}
-
 json_t *moe_plan_json_dims(const MoeType *t) {
     json_t *a = json_array();
     if (t->kind == MOE_TYPE_SEGS)

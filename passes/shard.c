@@ -315,7 +315,7 @@ static MoeStatus shard_graph(MoeGraph *g, const MoePassOptions *o, const MoeMesh
     moe_graph_renumber(g);
     MoeShard s = {.g = g, .mesh = mesh, .params = params, .a = a};
     s.rules = (MoeShardRules){.mesh = mesh, .g = g, .a = a};
-    s.rows = moe_mesh_most_sequences(mesh, o->batch, o->virtual_shards, o->micro_batches) * o->seq;
+    s.rows = moe_mesh_most_sequences(mesh, o->batch, o->micro_batches) * o->seq;
     s.gradient = moe_shard_gradients(g, params, a);
     s.map = MOE_NEW_N(a, MoeShardMapped, g->n_values);
     MoePhase phase = g->phase;

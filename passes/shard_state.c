@@ -63,12 +63,11 @@ const char *moe_shard_state_text(const MoeShardState *s, MoeArena *a) {
 }
 
 const char *moe_shard_fail(MoeShardRules *r, const char *fmt, ...) {
-    char text[512];
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
+    const char *text = moe_arena_vprintf(r->a, fmt, ap);
     va_end(ap);
-    return moe_arena_strdup(r->a, text);
+    return text;
 }
 
 const char *moe_shard_needs(MoeShardRules *r, const MoeOp *op, const MoeShardState *in, int i,

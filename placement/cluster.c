@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/io.h"
 #include "base/json.h"
 #include "base/str.h"
 
@@ -114,11 +113,10 @@ MoeStatus moe_cluster_parse(const char *text, size_t n, const char *name, MoeClu
 }
 
 MoeStatus moe_cluster_load(const char *path, MoeCluster *out) {
-    char *text;
-    size_t n;
-    MOE_TRY(moe_file_read(path, MAX_BYTES, &text, &n));
-    MoeStatus st = moe_cluster_parse(text, n, path, out);
-    free(text);
+    json_t *root;
+    MOE_TRY(moe_json_load_file(path, MAX_BYTES, &root));
+    MoeStatus st = moe_cluster_read(root, path, out);
+    json_decref(root);
     return st;
 }
 

@@ -187,7 +187,7 @@ static MoeStatus check_ep_ports(const MoePlan *p, const MoePlanProgram *g) {
 
 static MoeStatus check_ports(const MoePlan *p) {
     const int V = p->virtual_shards;
-    int64_t most = moe_mesh_most_sequences(&p->mesh, p->batch, V, p->micro_batches);
+    int64_t most = moe_mesh_most_sequences(&p->mesh, p->batch, p->micro_batches);
     for (size_t i = 0; i < p->n_programs; i++) {
         const MoePlanProgram *g = &p->programs[i];
         bool train = !strcmp(g->name, "train"), eval = !strcmp(g->name, "eval"),

@@ -101,7 +101,7 @@ static void check_built(const MoeHfConfig *c, const MoeFrontendOptions *o, const
     ck_assert(train && eval && logits);
 
     /* Capacities: the largest micro-batch; one sequence in @logits. */
-    int64_t capacity = moe_token_capacity(o->batch, o->seq, o->virtual_shards, o->micro_batches);
+    int64_t capacity = moe_token_capacity(o->batch, o->seq, o->micro_batches);
     ck_assert_int_eq(moe_graph_find_input(train, "ids")->type.dims[0].size, capacity);
     ck_assert_int_eq(moe_graph_find_input(eval, "labels")->type.dims[0].size, capacity);
     ck_assert_int_eq(moe_graph_find_input(logits, "ids")->type.dims[0].size, o->seq);
@@ -417,14 +417,14 @@ START_TEST(token_capacity) {
         for (int v = 1; v <= 32; v *= 2)
             for (int m = 1; m <= v; m *= 2) {
                 int64_t most = most_sequences(batch, v, m);
-                ck_assert_msg(moe_token_capacity(batch, 7, v, m) == most * 7,
+                ck_assert_msg(moe_token_capacity(batch, 7, m) == most * 7,
                               "batch %d, V %d, M %d: %lld, counted %lld", (int)batch, v, m,
-                              (long long)moe_token_capacity(batch, 7, v, m), (long long)most * 7);
+                              (long long)moe_token_capacity(batch, 7, m), (long long)most * 7);
                 ck_assert_int_ge(most * m, batch);
             }
-    ck_assert_int_eq(moe_token_capacity(5, 10, 4, 4), 20);
-    ck_assert_int_eq(moe_token_capacity(1, 10, 8, 8), 10);
-    ck_assert_int_eq(moe_token_capacity(1 << 24, 1 << 7, 64, 1), (int64_t)1 << 31);
+    ck_assert_int_eq(moe_token_capacity(5, 10, 4), 20);
+    ck_assert_int_eq(moe_token_capacity(1, 10, 8), 10);
+    ck_assert_int_eq(moe_token_capacity(1 << 24, 1 << 7, 1), (int64_t)1 << 31);
 }
 END_TEST
 
