@@ -47,6 +47,8 @@ struct MoeExec {
     int micro, parts; /* the micro-batch under way, of how many */
     int64_t step;     /* 0 unknown */
     double compute;   /* CPU seconds in kernels so far, with several ranks */
+    bool computing;   /* a kernel was the last step; compute counts since the clock said compute_began */
+    double compute_began;
     MoeExecComm *between;
     MoeStore *store; /* of offloaded rows; NULL: the plan has none */
     MoePool *pool;

@@ -50,11 +50,19 @@ static MoeStatus run_kernel(MoeExec *x, MoeExecProgram *g, size_t i) {
     if (n < 0)
         return moe_error(MOE_E_INTERNAL, "step %s (%s) of program %s asks for %lld tasks", s->name,
                          s->kernel, g->plan->name, (long long)n);
-    double began = x->plan->ranks > 1 ? moe_thread_cpu() : 0;
     moe_pool_run(x->pool, n, run_task, &l);
-    x->compute += x->plan->ranks > 1 ? moe_thread_cpu() - began : 0;
     emulate_work(x, g, i);
     return NULL;
+}
+
+/* The clock that x->compute gains by runs while kernels do: read where a row of them begins and where it ends. */
+static void count_compute(MoeExec *x, bool kernel) {
+    if (kernel == x->computing)
+        return;
+    double now = moe_thread_cpu();
+    x->compute += x->computing ? now - x->compute_began : 0;
+    x->compute_began = now;
+    x->computing = kernel;
 }
 
 /* Where this rank stands, said at each change of phase or layer. */
@@ -93,6 +101,7 @@ static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePl
         if (ranks) {
             tell_phase(x, g, s, before);
             moe_comm_poll(x->comm);
+            count_compute(x, s->kernel != NULL);
             before = s;
         }
         MOE_TRY(run_step(x, g, i));
@@ -101,6 +110,7 @@ static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePl
         if (x->profile)
             g->seconds[i] += moe_now() - start;
     }
+    count_compute(x, false);
     return NULL;
 }
 
