@@ -175,6 +175,7 @@ MoeStatus moe_pass_overlap(MoePassContext *cx) {
         return moe_error(MOE_E_INTERNAL, "the overlap pass needs a target");
     MoeCommModel m;
     moe_comm_model(cx, &m);
+    m.skew = NULL; /* the load drifts, and each layer's busiest rank is another: an order for one of them is no good */
     for (size_t i = 0; i < cx->module->n_graphs; i++)
         if (has_exchange(cx->module->graphs[i]))
             MOE_TRY(overlap_graph(cx, cx->module->graphs[i], &m));
