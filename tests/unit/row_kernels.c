@@ -1,6 +1,6 @@
 /* The row, reduce, route, move, embed and rope kernels of the CPU target against the interpreter,
- * on every instruction set that runs here: every op case, chains as training has them (fused
- * greedily), random chains (fused and not: the same bits). */
+ * on every instruction set that runs here: chains as training has them (fused greedily), random chains
+ * (fused and not: the same bits). Op by op: ops.c. */
 #include <check.h>
 #include <math.h>
 #include <stdio.h>
@@ -12,18 +12,11 @@
 #include "ir/numbers.h"
 #include "ir/op.h"
 #include "tests/support/group_run.h"
-#include "tests/support/op_cases.h"
 #include "tests/support/status_checks.h"
 
 static const char *const targets[] = {"cpu", "cpu:x86-64-v3", "cpu:x86-64"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
 
-/* In loops over elements: ck_assert writes a message each time. */
-#define CHECK(cond, ...)                                                                           \
-    do {                                                                                           \
-        if (!(cond))                                                                               \
-            ck_abort_msg(__VA_ARGS__);                                                             \
-    } while (0)
 /* ---- math, against libm in double ---- */
 
 static double ulp_of(double x) {
@@ -83,8 +76,8 @@ static void check_math(const char *target, MoeOpcode op, double (*exact)(double)
     double worst = 0;
     for (int i = 0; i < N; i++) {
         double e = ulps(got[i], exact(data[i]));
-        CHECK(e <= bound, "%s %s(%a) = %a, not %a (%g ulp)", target, moe_op_info(op)->name, data[i],
-              (double)got[i], exact(data[i]), e);
+        CHECK_EACH(e <= bound, "%s %s(%a) = %a, not %a (%g ulp)", target, moe_op_info(op)->name,
+                   data[i], (double)got[i], exact(data[i]), e);
         worst = e > worst ? e : worst;
     }
     if (getenv("MOE_VERBOSE"))
@@ -103,56 +96,6 @@ START_TEST(math_is_accurate) {
     check_math(targets[_i], MOE_OP_SIGMOID, exact_sigmoid, -120, 30, 2.5);
     check_math(targets[_i], MOE_OP_SQRT, sqrt, 0, 100, 0.5);
     check_math(targets[_i], MOE_OP_RSQRT, exact_rsqrt, 0, 100, 1.5);
-}
-END_TEST
-
-/* ---- every op case ---- */
-
-static bool is_mine(MoeOpcode op) {
-    MoeKind k = moe_op_info(op)->kind;
-    return k == MOE_KIND_EW || k == MOE_KIND_ROW || k == MOE_KIND_REDUCE || k == MOE_KIND_ROUTE ||
-           k == MOE_KIND_MOVE || k == MOE_KIND_EMBED || k == MOE_KIND_EMBED_GRAD ||
-           k == MOE_KIND_ROPE;
-}
-
-static void check_case(const char *target, const MoeOpCase *c) {
-    MoeCaseRun run;
-    OK(moe_case_run_open(c, 1, &run));
-    MoeGroupRun *kernels;
-    OK(moe_group_run_create(run.graph, &(MoeGroupRunOptions){.target = target}, &kernels));
-    MoeStatus st = moe_group_run(kernels, &run.inputs);
-    ck_assert_msg(!st, "%s %s: %s", target, c->id, moe_status_message(st));
-    for (int r = 0; r < 3; r++) {
-        char name[16];
-        snprintf(name, sizeof name, "y%d", r);
-        const MoeTensor *want = moe_case_want(&run, r);
-        MoeValue *v = moe_graph_find_output(run.graph, name);
-        if (!want || !v)
-            continue;
-        MoeTensor got = *want;
-        MoeStr why = {0};
-        got.f = want->f ? MOE_NEW_N(run.arena, double, want->n) : NULL;
-        got.i = want->i ? MOE_NEW_N(run.arena, int32_t, want->n) : NULL;
-        moe_tensor_unpack(moe_group_run_data(kernels, v), &got);
-        ck_assert_msg(moe_case_check(c, r, want, &got, &why), "%s %s output %d: %s", target, c->id,
-                      r, moe_str_c(&why));
-        moe_str_free(&why);
-    }
-    moe_group_run_destroy(kernels);
-    moe_case_run_close(&run);
-}
-
-START_TEST(every_op_case) {
-    size_t n;
-    MoeOpCase *cases = moe_op_cases_all(getenv("MOE_CASE") ? getenv("MOE_CASE") : "", &n);
-    int ran = 0;
-    for (size_t i = 0; i < n; i++)
-        if (is_mine(cases[i].op)) {
-            check_case(targets[_i], &cases[i]);
-            ran++;
-        }
-    ck_assert_int_gt(ran, 0);
-    free(cases);
 }
 END_TEST
 
@@ -312,12 +255,12 @@ static void close_to(const char *what, double size, const MoeValue *v, const Moe
         top = fmax(top, fabs(want->f[i]));
     for (int64_t i = 0; i < want->n; i++)
         if (want->i)
-            CHECK(got.i[i] == want->i[i], "%s: value %d[%lld] = %d, not %d", what, v->id,
-                  (long long)i, got.i[i], want->i[i]);
+            CHECK_EACH(got.i[i] == want->i[i], "%s: value %d[%lld] = %d, not %d", what, v->id,
+                       (long long)i, got.i[i], want->i[i]);
         else
-            CHECK(fabs(got.f[i] - want->f[i]) <= 4e-6 * top + eps * fabs(want->f[i]),
-                  "%s: value %d[%lld] = %.9g, not %.9g", what, v->id, (long long)i, got.f[i],
-                  want->f[i]);
+            CHECK_EACH(fabs(got.f[i] - want->f[i]) <= 4e-6 * top + eps * fabs(want->f[i]),
+                       "%s: value %d[%lld] = %.9g, not %.9g", what, v->id, (long long)i, got.f[i],
+                       want->f[i]);
     moe_arena_destroy(a);
 }
 
@@ -555,8 +498,9 @@ static void check_rope(const char *target, int64_t rows, int64_t seq, int64_t di
     run_one(target, n.g, &in, y, got, (size_t)(rows * 2 * dim) * 4);
     for (int64_t i = 0; i < want->n; i++) {
         double pos = (double)(i / (2 * dim) % seq), bound = 4 * (0x1p-24 * (pos + 4) * 5);
-        CHECK(fabs(got[i] - want->f[i]) <= bound, "%s: rope row %lld of seq %lld: %.9g, not %.9g",
-              target, (long long)(i / (2 * dim)), (long long)seq, (double)got[i], want->f[i]);
+        CHECK_EACH(fabs(got[i] - want->f[i]) <= bound,
+                   "%s: rope row %lld of seq %lld: %.9g, not %.9g", target,
+                   (long long)(i / (2 * dim)), (long long)seq, (double)got[i], want->f[i]);
     }
     moe_eval_destroy(ev);
     moe_module_destroy(n.m);
@@ -582,7 +526,7 @@ static void check_rope_computed(const char *target) {
         moe_module_destroy(n.m);
     }
     for (int64_t i = 0; i < ROWS * DIM; i++)
-        CHECK(fabsf(got[0][i] - got[1][i]) <= 6e-7f,
+        CHECK_EACH(fabsf(got[0][i] - got[1][i]) <= 6e-7f,
               "%s: rope row %lld: %.9g by table, %.9g computed", target, (long long)(i / DIM),
               (double)got[0][i], (double)got[1][i]);
     free(got[0]);
@@ -602,7 +546,6 @@ Suite *suite(void) {
     TCase *t = tcase_create("row_kernels");
     tcase_set_timeout(t, 300);
     tcase_add_loop_test(t, math_is_accurate, 0, N_TARGETS);
-    tcase_add_loop_test(t, every_op_case, 0, N_TARGETS);
     tcase_add_loop_test(t, chains_agree_with_the_interpreter, 0, N_TARGETS);
     tcase_add_loop_test(t, fusing_changes_no_bit, 0, N_TARGETS);
     tcase_add_loop_test(t, rope_at_far_positions, 0, N_TARGETS);
