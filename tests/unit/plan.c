@@ -400,6 +400,99 @@ START_TEST(test_ranks_damage) {
 }
 END_TEST
 
+/* The same with a second division: layers 1 and 2 have their experts over all four ranks, the last layer over shards alone.
+ * Parameter 2 is of the first of these, and so is an exchange. */
+static json_t *json_of_divisions(void) {
+    json_t *j = json_of_ranks();
+    set_at(j, "mesh.layers",
+           "[{\"first\": 1, \"last\": 2, \"dp\": 1, \"shard\": 1, \"ep\": 4},"
+           " {\"first\": 3, \"last\": 3, \"dp\": 2, \"shard\": 2, \"ep\": 1}]");
+    set_at(j, "moe_layers", "[0, 1, 2, 3]");
+    json_array_append_new(json_object_get(j, "buffers"),
+                          json_pack("{s:s, s:s, s:[i,i,i], s:i}", "name", "f", "dtype", "f32",
+                                    "dims", 1, 80, 60, "bytes", 19200));
+    json_array_append_new(json_object_get(j, "params"),
+                          json_pack("{s:s, s:[i,i,i], s:b, s:b, s:i, s:i, s:s, s:b, s:i, s:[]}",
+                                    "name", "f.*", "dims", 3, 80, 60, "stacked", 1, "expert", 1,
+                                    "tp_dim", 1, "mesh", 1, "init", "ones", "decay", 1, "buffer", 3,
+                                    "states"));
+    set_at(j, "programs.t.steps.3.comm.2.group", "\"ep.1\"");
+    return j;
+}
+
+START_TEST(test_divisions) {
+    json_t *j = json_of_divisions();
+    MoePlan *p;
+    OK(load_json(j, &p));
+    ck_assert(p->mesh.n_ranges == 2 && p->mesh.ranges[0].ep == 4 && p->mesh.ranges[1].dp == 2);
+    ck_assert_int_eq(moe_mesh_of_layer(&p->mesh, 0), 0);
+    ck_assert_int_eq(moe_mesh_of_layer(&p->mesh, 2), 1);
+    ck_assert_int_eq(moe_mesh_of_layer(&p->mesh, 3), 2);
+    ck_assert(p->params[1].division == 0 && p->params[2].division == 1);
+    ck_assert_int_eq(p->buffers[p->params[2].buffer].dims[0], 1); /* three experts on four ranks */
+    const MoePlanComm *c = &moe_plan_program(p, "t")->steps[3].comm[2];
+    ck_assert(c->group == moe_mesh_group_in(MOE_GROUP_EP, 1) && c->group != MOE_GROUP_EP);
+    moe_plan_free(p);
+    json_decref(j);
+}
+END_TEST
+
+START_TEST(test_divisions_damage) {
+    static const char range[] = "{\"first\": 5, \"last\": 5, \"dp\": 1, \"shard\": 1, \"ep\": 4}";
+    static const struct {
+        const char *path, *value, *named;
+    } cases[] = {
+        {"mesh.layers", "7", "mesh.layers"},
+        {"mesh.layers", "{}", "mesh.layers"},
+        {"mesh.layers.0", "7", "mesh.layers[0].first"},
+        {"mesh.layers.1.ep", "0", "mesh.layers[1].ep"},
+        {"mesh.layers.1.ep", "\"1\"", "mesh.layers[1].ep"},
+        {"mesh.layers.0.shard", "4097", "mesh.layers[0].shard"},
+        {"mesh.layers.0.first", "-1", "mesh.layers[0].first"},
+        {"mesh.layers.0.last", "0", "layers 1 to 0: no range"},
+        {"mesh.layers.1.first", "2", "layers 1 to 2 and layers 2 to 3"},
+        {"mesh.layers.0.ep", "2", "1 x 1 x 2 (data parallel x hybrid shard"},
+        {"mesh.layers.1.dp", "4", "are not the 4 data ranks"},
+        {"mesh.dp", "2", "ranks"},
+        {"params.2.mesh", "3", "params[2].mesh"},
+        {"params.2.mesh", "-1", "params[2].mesh"},
+        {"params.2.mesh", "null", "params[2].mesh"},
+        {"params.2.mesh", "0", "params[2].buffer"},
+        {"params.2.mesh", "2", "params[2].buffer"},
+        {"params.1.mesh", "1", "params[1].buffer"},
+        {"params.0.mesh", "1", "params[0].mesh is 1, but the parameter is no expert's"},
+        {"programs.t.steps.3.comm.2.group", "\"ep.3\"", "steps[3].comm[2].group"},
+        {"programs.t.steps.3.comm.2.group", "\"ep.0\"", "steps[3].comm[2].group"},
+        {"programs.t.steps.3.comm.2.group", "\"data.1\"", "steps[3].comm[2].group"},
+        {"programs.t.steps.3.comm.2.group", "\"ep.16\"", "steps[3].comm[2].group"},
+        {"programs.t.steps.0.comm.1.group", "\"ep.1\"", "steps[0].comm[1].out"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_t *j = json_of_divisions();
+        MoePlan *p = NULL;
+        set_at(j, cases[i].path, cases[i].value);
+        const char *wrong =
+            moe_test_error(load_json(j, &p), MOE_E_CORRUPT, "damaged plan", cases[i].named, NULL);
+        ck_assert_msg(!wrong, "%s = %s: %s", cases[i].path, cases[i].value, wrong);
+        json_decref(j);
+    }
+    json_t *j = json_of_divisions(),
+           *ranges = json_object_get(json_object_get(j, "mesh"), "layers");
+    MoePlan *p = NULL;
+    while (json_array_size(ranges) <= MOE_MAX_RANGES)
+        json_array_append_new(ranges, json_loads(range, 0, NULL));
+    FAILS(load_json(j, &p), MOE_E_CORRUPT, "mesh.layers has 16 ranges, at most 15");
+    json_decref(j);
+    j = json_of_divisions();
+    n_changed = n_refused = 0;
+    change_all(j, json_object_get(j, "mesh"));
+    change_all(j, json_object_get(j, "params"));
+    ck_assert_int_gt(n_changed, 100);
+    ck_assert_int_gt(n_refused, n_changed / 2);
+    json_decref(j);
+}
+END_TEST
+
 /* ---- linking ---- */
 
 /* A kernel that needs memcpy and libm from the process: out[i] = expf(in[i]) for task i. */
@@ -532,6 +625,8 @@ int main(void) {
     tcase_add_test(t, test_every_value);
     tcase_add_test(t, test_ranks);
     tcase_add_test(t, test_ranks_damage);
+    tcase_add_test(t, test_divisions);
+    tcase_add_test(t, test_divisions_damage);
     tcase_add_test(t, test_links);
     tcase_add_test(t, test_target);
     suite_add_tcase(s, t);
