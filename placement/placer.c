@@ -10,7 +10,7 @@
 #include "base/assert.h"
 #include "base/mem.h"
 
-enum { GAIN_STEPS = 4 }; /* the last steps, on whose loads a gain is predicted */
+enum { GAIN_STEPS = 4 }; /* the last steps, on whose mean load a gain is predicted */
 
 struct MoePlacer {
     const MoePolicy *policy;
@@ -24,6 +24,7 @@ struct MoePlacer {
     int64_t n;                               /* steps observed */
     const int32_t **ask_loads, **ask_totals; /* [window] of a layer, oldest first */
     MoePlaceMap proposal;
+    int32_t *recent; /* [experts][sources] */
     /* Splitting one EP group's rows. */
     int32_t *group; /* [experts][sources / groups] */
     MoeSplitRun *runs;
@@ -67,6 +68,7 @@ static MoeStatus allocate(MoePlacer *p) {
         MOE_NEW_N(p->arena, int32_t, (size_t)s->window * (size_t)s->layers * (size_t)s->experts);
     p->ask_loads = MOE_NEW_N(p->arena, const int32_t *, s->window);
     p->ask_totals = MOE_NEW_N(p->arena, const int32_t *, s->window);
+    p->recent = MOE_NEW_N(p->arena, int32_t, per_layer);
     p->group = MOE_NEW_N(p->arena, int32_t, per_layer / (size_t)s->groups);
     p->runs = MOE_NEW_N(p->arena, MoeSplitRun, (size_t)s->ranks * (size_t)s->slots);
     p->scratch = moe_arena_alloc(p->arena, (size_t)moe_split_scratch(s->experts, s->ranks, s->slots,
@@ -198,18 +200,27 @@ static void refuse(MoePlaceDecision *d, MoeStatus why) {
     moe_status_free(why);
 }
 
+/* The mean load of the last steps, rounded: [experts][sources]. */
+static const int32_t *recent(MoePlacer *p, const MoePolicyAsk *ask) {
+    size_t size = (size_t)p->setup.experts * (size_t)p->setup.sources;
+    int n = ask->n_loads < GAIN_STEPS ? ask->n_loads : GAIN_STEPS;
+    const int32_t *const *l = ask->loads + ask->n_loads - n;
+    for (size_t i = 0; i < size; i++) {
+        int64_t sum = n / 2;
+        for (int k = 0; k < n; k++)
+            sum += l[k][i];
+        p->recent[i] = (int32_t)(sum / n);
+    }
+    return p->recent;
+}
+
 /* What the proposal is worth, by the last steps. */
 static void weigh(MoePlacer *p, const MoePolicyAsk *ask, MoePlaceDecision *d) {
-    int n = ask->n_loads < GAIN_STEPS ? ask->n_loads : GAIN_STEPS;
-    double saved = 0;
-    for (int i = ask->n_loads - n; i < ask->n_loads; i++) {
-        MoePlaceStep before = price(p, ask->now, ask->loads[i]),
-                     after = price(p, &p->proposal, ask->loads[i]);
-        saved += (before.total - after.total) / n;
-        d->before += before.imbalance / n;
-        d->after += after.imbalance / n;
-    }
-    d->gain = saved * p->setup.every;
+    const int32_t *load = recent(p, ask);
+    MoePlaceStep before = price(p, ask->now, load), after = price(p, &p->proposal, load);
+    d->before = before.imbalance;
+    d->after = after.imbalance;
+    d->gain = (before.total - after.total) * p->setup.every;
     d->cost = moe_place_move_seconds(p->setup.cost, ask->now, &p->proposal);
     d->arrivals = moe_place_map_arrivals(ask->now, &p->proposal);
     d->moves = moe_place_map_moves(ask->now, &p->proposal);

@@ -1,350 +1,261 @@
 /* moec's own policy: placement, copies, splitting, prediction and the price of changes together.
  *
- * A map is judged by what the exact division (base/split_flow.h) makes of it with each of the last few steps' loads: the busiest rank's
- * rows over the mean, averaged. Several steps, not their mean: a map must have slack for how much load scatters. When that is
- * worse than a tolerance, small changes are tried, one after another: the flow says which ranks are tight and which experts are confined
- * to them, so a change brings one of these out: a copy in an empty slot or in place of another copy, or an exchange of two slots. Then
- * the beginning of that sequence is taken which gains most after the price of what arrives on a rank and of what moves.
- * It is asked at each step, so it can wait until a change pays and need not do everything at once. */
+ * A map is judged by what the exact division (base/split_flow.h) makes of it with the loads of the last few steps and with that to
+ * which they tend: the busiest rank's rows over the mean, averaged. Several loads, not their mean: a map must have slack for how
+ * much load scatters. When that is worse than a tolerance, changes are tried one after another. The flow says which ranks
+ * are tight and which experts are confined to them, so a change brings one of these out: a copy in an empty slot or in place of
+ * another copy, or an exchange of two slots. Then the beginning of that sequence is taken which gains most after the price of
+ * what arrives on a rank and of what moves. The policy is asked at each step: it can wait until a change pays, and what it has no
+ * time for it does at the next. */
+#include "placement/policy_moec.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/split_flow.h"
-#include "placement/policy.h"
-
 enum {
-    STEPS = 3,    /* the last ones, that a map is judged by */
-    SAMPLES = 4,  /* and the load that their trend leads to */
-    TREND = 4,    /* steps whose mean is compared with that of as many before */
-    AHEAD = 1,    /* steps that the trend is followed */
-    CHANGES = 64, /* in one decision at most */
-    EXPERTS = 6,  /* that are tried, of those confined to tight ranks */
-    TARGETS = 7,  /* ranks that are tried for each */
-    WORK = 60000, /* of a decision: flows times their size */
-    HORIZON = 50, /* steps that a change should last, when it is priced in seconds */
+    STEPS = 3,         /* the last ones, that a map is judged by */
+    TREND = 3,         /* steps whose mean is compared with that of as many before */
+    AHEAD = 1,         /* steps that the trend is followed */
+    CHANGES = 64,      /* tried in one decision */
+    WORK = 60000,      /* of a decision: flows times their size */
+    SAMPLE_SIZE = 400, /* of flows: beyond, only two loads are looked at */
+    MANY_RANKS = 8,    /* beyond, all ranks are relieved at once first; prices are of so many */
+    ROUNDS = 3,        /* of that */
 };
 #define TOLERANCE     0.02  /* a map this near to level is left alone */
 #define PRICE_ARRIVAL 0.01  /* imbalance that an expert new on a rank must save */
 #define PRICE_MOVE    0.055 /* and more if its weights and states move there */
 
-typedef struct {
-    const MoePolicySetup *s;
-    MoeArena *arena;
-    MoeFlow flow[SAMPLES];
-    double mean[SAMPLES];  /* rows of a rank */
-    int n;                 /* samples */
-    int work;              /* left of this decision */
-    MoePlaceMap map, best; /* as changed so far; the best on the way */
-    int32_t *n_copies;     /* [experts] in map */
-    int8_t *tight;         /* [ranks] in the worst sample */
-    int32_t *ahead;        /* [experts] what the trend leads to */
-    int32_t *experts;      /* [EXPERTS] candidates */
-    int32_t *targets;      /* [TARGETS] */
-    int n_experts, n_targets;
-} State;
-
-/* Slot `at` gets expert `gets`, and if `other` >= 0 that slot gets what was in `at`. */
-typedef struct {
-    int at, gets, other;
-    double value; /* imbalance saved less price */
-    double imbalance;
-} Change;
-
 static MoeStatus create(const MoePolicySetup *s, void **out) {
     MoeArena *a = moe_arena_create();
-    State *st = MOE_NEW(a, State);
-    st->s = s;
-    st->arena = a;
-    for (int k = 0; k < SAMPLES; k++)
-        moe_flow_init(&st->flow[k], s->experts, s->ranks, s->slots,
+    Moec *m = MOE_NEW(a, Moec);
+    m->s = s;
+    m->arena = a;
+    for (int k = 0; k < MOEC_SAMPLES; k++)
+        moe_flow_init(&m->flow[k], s->experts, s->ranks, s->slots,
                       moe_arena_alloc(a, (size_t)moe_flow_scratch(s->experts, s->ranks, s->slots)));
-    st->n_copies = MOE_NEW_N(a, int32_t, s->experts);
-    st->tight = MOE_NEW_N(a, int8_t, s->ranks);
-    st->ahead = MOE_NEW_N(a, int32_t, s->experts);
-    st->experts = MOE_NEW_N(a, int32_t, EXPERTS);
-    st->targets = MOE_NEW_N(a, int32_t, TARGETS);
-    *out = st;
-    MoeStatus status = moe_place_map_create(s->experts, s->ranks, s->slots, a, &st->map);
-    return status ? status : moe_place_map_create(s->experts, s->ranks, s->slots, a, &st->best);
+    m->n_copies = MOE_NEW_N(a, int32_t, s->experts);
+    m->ahead = MOE_NEW_N(a, int32_t, s->experts);
+    m->tight = MOE_NEW_N(a, int8_t, s->ranks);
+    m->load = MOE_NEW_N(a, int64_t, s->ranks);
+    m->amount = MOE_NEW_N(a, int64_t, (size_t)s->ranks * (size_t)s->slots);
+    /* Ranks send and receive side by side: among more of them one expert's move counts less. */
+    double scale = s->ranks > MANY_RANKS ? (double)MANY_RANKS / s->ranks : 1;
+    m->price_arrival = scale * PRICE_ARRIVAL;
+    m->price_move = scale * PRICE_MOVE;
+    *out = m;
+    MoeStatus st = moe_place_map_create(s->experts, s->ranks, s->slots, a, &m->map);
+    return st ? st : moe_place_map_create(s->experts, s->ranks, s->slots, a, &m->best);
 }
 
 static void destroy(void *state) {
-    moe_arena_destroy(((State *)state)->arena);
+    moe_arena_destroy(((Moec *)state)->arena);
 }
 
-static double imbalance(const State *st, int k) {
-    return st->mean[k] > 0 ? (double)st->flow[k].level / st->mean[k] : 1;
+/* ---- judging ---- */
+
+static double imbalance(const Moec *m, int k) {
+    return m->mean[k] > 0 ? (double)m->flow[k].level / m->mean[k] : 1;
 }
 
-static double average(const State *st) {
+static double average(const Moec *m) {
     double sum = 0;
-    for (int k = 0; k < st->n; k++)
-        sum += imbalance(st, k);
-    return sum / st->n;
+    for (int k = 0; k < m->n; k++)
+        sum += imbalance(m, k);
+    return sum / m->n;
 }
 
-/* The division anew after st->map changed. */
-static void again(State *st, int k) {
-    const MoePolicySetup *s = st->s;
-    moe_flow_again(&st->flow[k], st->map.expert);
-    st->work -= s->experts + s->ranks * (s->slots + 1);
+static int flow_size(const Moec *m) {
+    return m->s->experts + m->s->ranks * (m->s->slots + 1);
 }
 
-static int worst_sample(const State *st) {
-    int worst = 0;
-    for (int k = 1; k < st->n; k++)
-        worst = imbalance(st, k) > imbalance(st, worst) ? k : worst;
-    return worst;
+/* Divides load k anew, after map changed. */
+static void again(Moec *m, int k) {
+    moe_flow_again(&m->flow[k], m->map.expert);
+    m->work -= flow_size(m);
 }
 
-/* ---- what a change costs ---- */
-
-static bool held(const State *st, const MoePlaceMap *now, int rank, int e) {
-    (void)st;
-    return moe_policy_holds(now, rank, e);
+static void all_again(Moec *m) {
+    for (int k = 0; k < m->n; k++)
+        again(m, k);
 }
 
-/* Of the whole map against that of now. */
-static double price(const State *st, const MoePlaceMap *now, const MoePlaceMap *m) {
-    int moves = 0;
-    for (int e = 0; e < m->experts; e++)
-        moves += !held(st, m, now->primary[e] / now->slots, e);
-    return PRICE_ARRIVAL * moe_place_map_arrivals(now, m) + PRICE_MOVE * moves;
-}
-
-/* Of one more expert on a rank. */
-static double price_arrival(const State *st, const MoePlaceMap *now, int rank, int e) {
-    return e < 0 || held(st, now, rank, e) ? 0 : PRICE_ARRIVAL;
-}
-
-/* Of an expert's going from a rank. */
-static double price_leaving(const MoePlaceMap *now, int rank, int e) {
-    return e >= 0 && now->primary[e] / now->slots == rank ? PRICE_MOVE : 0;
-}
-
-static double change_price(const State *st, const MoePlaceMap *now, const Change *c) {
-    int rank = c->at / now->slots, was = st->map.expert[c->at];
-    double p = price_arrival(st, now, rank, c->gets) + price_leaving(now, rank, was);
-    if (c->other >= 0)
-        p += price_arrival(st, now, c->other / now->slots, was) +
-             price_leaving(now, c->other / now->slots, c->gets);
-    return p;
-}
-
-static void apply(State *st, const Change *c) {
-    int was = st->map.expert[c->at];
-    st->map.expert[c->at] = c->gets;
-    if (c->other >= 0) {
-        st->map.expert[c->other] = was;
-        return;
-    }
-    st->n_copies[c->gets]++;
-    if (was >= 0)
-        st->n_copies[was]--;
-}
-
-static void undo(State *st, const Change *c, int was) {
-    st->map.expert[c->at] = was;
-    if (c->other >= 0) {
-        st->map.expert[c->other] = c->gets;
-        return;
-    }
-    st->n_copies[c->gets]--;
-    if (was >= 0)
-        st->n_copies[was]++;
-}
-
-/* Tries a change; keeps it in *best if it is better. */
-static void try_change(State *st, const MoePlaceMap *now, int worst, double before, Change c,
-                       Change *best) {
-    if (st->work <= 0)
-        return;
-    int was = st->map.expert[c.at];
-    double level = imbalance(st, worst), sum;
-    c.value = -change_price(st, now, &c);
-    apply(st, &c);
-    again(st, worst);
-    sum = imbalance(st, worst);
-    if (sum < level) {
-        for (int k = 0; k < st->n; k++)
-            if (k != worst) {
-                again(st, k);
-                sum += imbalance(st, k);
-            }
-        c.imbalance = sum / st->n;
-        c.value += before - c.imbalance;
-        if (c.imbalance < before && c.value > best->value)
-            *best = c;
-    }
-    undo(st, &c, was);
-    for (int k = 0; k < st->n; k++)
-        again(st, k);
-}
-
-/* ---- where to look ---- */
-
-/* The experts with most rows on tight ranks: all their copies are there. */
-static void find_experts(State *st, const MoeFlow *f) {
-    st->n_experts = 0;
-    for (int i = 0; i < f->n_tight; i++)
-        for (int g = f->tight[i] * f->slots; g < (f->tight[i] + 1) * f->slots; g++) {
-            int e = f->copies[g], at = st->n_experts, seen = 0;
-            if (e < 0 || f->amount[g] == 0)
-                continue;
-            for (int j = 0; j < st->n_experts; j++)
-                seen = seen || st->experts[j] == e;
-            if (seen || (at == EXPERTS && f->rows[st->experts[at - 1]] >= f->rows[e]))
-                continue;
-            at -= at == EXPERTS;
-            for (; at > 0 && f->rows[st->experts[at - 1]] < f->rows[e]; at--)
-                st->experts[at] = st->experts[at - 1];
-            st->experts[at] = e;
-            st->n_experts += st->n_experts < EXPERTS;
-        }
-}
-
-/* The ranks with the fewest rows. */
-static void find_targets(State *st, const MoeFlow *f) {
-    st->n_targets = 0;
-    for (int r = 0; r < f->ranks; r++) {
-        int at = st->n_targets;
-        if (st->tight[r] || (at == TARGETS && f->load[st->targets[at - 1]] <= f->load[r]))
-            continue;
-        at -= at == TARGETS;
-        for (; at > 0 && f->load[st->targets[at - 1]] > f->load[r]; at--)
-            st->targets[at] = st->targets[at - 1];
-        st->targets[at] = r;
-        st->n_targets += st->n_targets < TARGETS;
-    }
-}
-
-/* A slot of the rank that is empty, or whose copy has least to do and is not the only one; nor the primary, if those `stay`. */
-static int spare_slot(const State *st, const MoePlaceMap *now, const MoeFlow *f, int rank,
-                      bool stay) {
-    int best = -1;
-    for (int g = rank * f->slots; g < (rank + 1) * f->slots; g++) {
-        int e = st->map.expert[g];
-        if (e < 0)
-            return g;
-        if (st->n_copies[e] > 1 && (best < 0 || f->amount[g] < f->amount[best]) &&
-            (!stay || now->primary[e] / now->slots != rank))
-            best = g;
-    }
-    return best;
-}
-
-/* The exchange of a slot on a tight rank with one of `rank` that comes nearest to making them level. */
-static bool find_exchange(const State *st, const MoeFlow *f, int rank, Change *out) {
-    double want = (double)(f->level - f->load[rank]) * f->n_tight / (f->n_tight + 1),
-           nearest = want;
-    *out = (Change){.other = -1};
-    for (int i = 0; i < f->n_tight; i++)
-        for (int g = f->tight[i] * f->slots; g < (f->tight[i] + 1) * f->slots; g++) {
-            int e = f->copies[g];
-            if (e < 0 || moe_policy_holds(&st->map, rank, e))
-                continue;
-            for (int h = rank * f->slots; h < (rank + 1) * f->slots; h++) {
-                int x = f->copies[h];
-                double off = fabs((double)(f->amount[g] - f->amount[h]) - want);
-                if (off >= nearest || (x >= 0 && moe_policy_holds(&st->map, f->tight[i], x)))
-                    continue;
-                nearest = off;
-                *out = (Change){.at = h, .gets = e, .other = g};
-            }
-        }
-    return out->other >= 0;
-}
-
-/* The best change there is, *out with value > -infinity if any. */
-static void find_change(State *st, const MoePlaceMap *now, Change *out) {
-    int worst = worst_sample(st);
-    const MoeFlow *f = &st->flow[worst];
-    double before = average(st);
-    int32_t experts[EXPERTS], targets[TARGETS];
-    out->value = -INFINITY;
-    memset(st->tight, 0, (size_t)f->ranks);
-    for (int i = 0; i < f->n_tight; i++)
-        st->tight[f->tight[i]] = 1;
-    find_experts(st, f);
-    find_targets(st, f);
-    memcpy(experts, st->experts, sizeof experts);
-    memcpy(targets, st->targets, sizeof targets);
-    for (int t = 0; t < st->n_targets; t++) {
-        Change c;
-        if (find_exchange(st, f, targets[t], &c))
-            try_change(st, now, worst, before, c, out);
-        for (int i = 0; i < st->n_experts; i++) {
-            if (moe_policy_holds(&st->map, targets[t], experts[i]))
-                continue;
-            int any = spare_slot(st, now, f, targets[t], false),
-                copy = spare_slot(st, now, f, targets[t], true);
-            if (copy >= 0)
-                try_change(st, now, worst, before, (Change){copy, experts[i], -1, 0, 0}, out);
-            if (any >= 0 && any != copy)
-                try_change(st, now, worst, before, (Change){any, experts[i], -1, 0, 0}, out);
-        }
-    }
-}
-
-/* The loads that maps are judged by; the trend's if there are steps enough. */
-static void take_samples(State *st, const MoePolicyAsk *ask) {
-    const MoePolicySetup *s = st->s;
+/* The load that the last steps lead to. */
+static void follow_trend(Moec *m, const MoePolicyAsk *ask) {
     int n = ask->n_loads;
-    st->n = 0;
-    if (n >= 2 * TREND) {
-        for (int e = 0; e < s->experts; e++) {
-            double late = 0, early = 0;
-            for (int i = 1; i <= TREND; i++) {
-                late += (double)ask->totals[n - i][e] / TREND;
-                early += (double)ask->totals[n - TREND - i][e] / TREND;
-            }
-            double to = late + (late - early) * (AHEAD + TREND / 2.0) / TREND;
-            st->ahead[e] = to > 0 ? (int32_t)(to < 1e9 ? to : 1e9) : 0;
+    for (int e = 0; e < m->s->experts; e++) {
+        double late = 0, early = 0;
+        for (int i = 1; i <= TREND; i++) {
+            late += (double)ask->totals[n - i][e] / TREND;
+            early += (double)ask->totals[n - TREND - i][e] / TREND;
         }
-        moe_flow_divide(&st->flow[st->n++], st->map.expert, st->ahead, 1);
+        double to = late + (late - early) * (AHEAD + TREND / 2.0) / TREND;
+        m->ahead[e] = to > 0 ? (int32_t)fmin(to, 1e9) : 0;
     }
-    for (int k = 1; k <= STEPS && k <= n; k++)
-        moe_flow_divide(&st->flow[st->n++], st->map.expert, ask->totals[n - k], 1);
-    for (int k = 0; k < st->n; k++) {
-        st->mean[k] = 0;
-        for (int e = 0; e < s->experts; e++)
-            st->mean[k] += (double)st->flow[k].rows[e] / s->ranks;
+}
+
+static void take_samples(Moec *m, const MoePolicyAsk *ask) {
+    int steps = flow_size(m) > SAMPLE_SIZE ? 1 : STEPS;
+    m->n = 0;
+    if (ask->n_loads >= 2 * TREND) {
+        follow_trend(m, ask);
+        moe_flow_divide(&m->flow[m->n++], m->map.expert, m->ahead, 1);
     }
+    for (int i = 1; i <= steps && i <= ask->n_loads; i++)
+        moe_flow_divide(&m->flow[m->n++], m->map.expert, ask->totals[ask->n_loads - i], 1);
+    for (int k = 0; k < m->n; k++) {
+        m->mean[k] = 0;
+        for (int e = 0; e < m->s->experts; e++)
+            m->mean[k] += (double)m->flow[k].rows[e] / m->s->ranks;
+    }
+}
+
+/* ---- prices ---- */
+
+/* Of the whole map as it is by now. */
+static double price(const Moec *m) {
+    int moves = 0;
+    for (int e = 0; e < m->map.experts; e++)
+        moves += !moe_policy_holds(&m->map, m->now->primary[e] / m->now->slots, e);
+    return m->price_arrival * moe_place_map_arrivals(m->now, &m->map) + m->price_move * moves;
+}
+
+/* Of e's coming to a rank. */
+static double arrival(const Moec *m, int rank, int e) {
+    return e < 0 || moe_policy_holds(m->now, rank, e) ? 0 : m->price_arrival;
+}
+
+/* Of e's going from a rank. */
+static double leaving(const Moec *m, int rank, int e) {
+    return e >= 0 && m->now->primary[e] / m->now->slots == rank ? m->price_move : 0;
+}
+
+static double change_price(const Moec *m, const MoecChange *c) {
+    int was = m->map.expert[c->at], rank = c->at / m->map.slots, other = c->other / m->map.slots;
+    double p = arrival(m, rank, c->gets) + leaving(m, rank, was);
+    return c->other < 0 ? p : p + arrival(m, other, was) + leaving(m, other, c->gets);
+}
+
+/* ---- the sequence ---- */
+
+/* What a change would save after its price, and nothing else happens; -infinity if it saves nothing. */
+static double value(Moec *m, const MoecChange *c, int worst, double worst_before, double before) {
+    int was = m->map.expert[c->at];
+    double p = change_price(m, c), v = -INFINITY;
+    moec_apply(m, c);
+    again(m, worst);
+    double sum = imbalance(m, worst);
+    if (sum < worst_before) {
+        for (int k = 0; k < m->n; k++)
+            if (k != worst) {
+                again(m, k);
+                sum += imbalance(m, k);
+            }
+        if (sum / m->n < before)
+            v = before - sum / m->n - p;
+    }
+    if (c->other >= 0) {
+        m->map.expert[c->at] = was;
+        m->map.expert[c->other] = c->gets;
+    } else {
+        m->map.expert[c->at] = was;
+        m->n_copies[c->gets]--;
+        if (was >= 0)
+            m->n_copies[was]++;
+    }
+    return v;
+}
+
+/* Makes the best change for the load that fares worst; false if none saves anything. */
+static bool change_one(Moec *m) {
+    MoecChange all[MOEC_CHANGES], best = {0};
+    int worst = 0;
+    for (int k = 1; k < m->n; k++)
+        worst = imbalance(m, k) > imbalance(m, worst) ? k : worst;
+    double before = average(m), worst_before = imbalance(m, worst), most = -INFINITY;
+    int n = moec_candidates(m, worst, all);
+    for (int i = 0; i < n && m->work > 0; i++) {
+        double v = value(m, &all[i], worst, worst_before, before);
+        if (v > most) {
+            most = v;
+            best = all[i];
+        }
+    }
+    if (most > -INFINITY)
+        moec_apply(m, &best);
+    all_again(m);
+    return most > -INFINITY;
+}
+
+/* Keeps the map if it is the best so far. */
+static void keep_best(Moec *m, double first, double *gain) {
+    double here = first - average(m) - price(m);
+    if (here > *gain) {
+        *gain = here;
+        moe_place_map_copy(&m->best, &m->map);
+    }
+}
+
+static void count_copies(Moec *m) {
+    memset(m->n_copies, 0, sizeof *m->n_copies * (size_t)m->map.experts);
+    for (int g = 0; g < m->map.ranks * m->map.slots; g++)
+        if (m->map.expert[g] >= 0)
+            m->n_copies[m->map.expert[g]]++;
+}
+
+/* Tries changes of the map of now; what is best so far goes to m->best. Returns what that gains after its price, 0 for nothing. */
+static double sequence(Moec *m, bool copies) {
+    double first = average(m), gain = 0;
+    m->copies = copies;
+    m->work = WORK;
+    count_copies(m);
+    for (int i = 0; i < ROUNDS && flow_size(m) > SAMPLE_SIZE; i++) {
+        if (moec_relieve_all(m, 0) == 0)
+            break;
+        all_again(m);
+        keep_best(m, first, &gain);
+    }
+    for (int i = 0; i < CHANGES && m->work > 0 && average(m) > 1; i++) {
+        if (!change_one(m))
+            break;
+        keep_best(m, first, &gain);
+    }
+    return gain;
+}
+
+/* Whether the rows that the busiest rank has less of are worth what the best map's copies send at each step, by the cost
+ * model. */
+static bool copies_pay(const Moec *m, double saved) {
+    const MoePlaceCost *c = m->s->cost;
+    const MoeLink *link = &c->cluster.links[c->cluster.nodes > 1 ? MOE_LINK_INTER : MOE_LINK_INTRA];
+    double exposed = 1 - c->hidden, row = c->row_seconds;
+    if (!(row > 0) || !(link->bandwidth > 0))
+        return true;
+    row += exposed * (c->token_bytes + c->row_bytes) / link->bandwidth;
+    double more = moe_place_copy_seconds(c, &m->best) - moe_place_copy_seconds(c, m->now);
+    return more <= 0 || saved * m->mean[0] * row / m->s->groups > exposed * more;
 }
 
 static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out) {
-    State *st = state;
-    const MoePolicySetup *s = st->s;
-    st->work = WORK;
-    moe_place_map_copy(&st->map, ask->now);
-    moe_place_map_copy(&st->best, ask->now);
-    take_samples(st, ask);
-    double first = average(st), gain = 0;
+    Moec *m = state;
+    m->now = ask->now;
+    moe_place_map_copy(&m->map, ask->now);
+    take_samples(m, ask);
+    double first = average(m);
     if (first <= 1 + TOLERANCE)
         return NULL;
-    memset(st->n_copies, 0, sizeof *st->n_copies * (size_t)s->experts);
-    for (int g = 0; g < s->ranks * s->slots; g++)
-        if (st->map.expert[g] >= 0)
-            st->n_copies[st->map.expert[g]]++;
-    for (int i = 0; i < CHANGES && st->work > 0; i++) {
-        Change c;
-        find_change(st, ask->now, &c);
-        if (c.value == -INFINITY)
-            break;
-        apply(st, &c);
-        for (int k = 0; k < st->n; k++)
-            again(st, k);
-        double here = first - average(st) - price(st, ask->now, &st->map);
-        if (here > gain) {
-            gain = here;
-            moe_place_map_copy(&st->best, &st->map);
+    double gain = sequence(m, true);
+    if (gain > 0) {
+        moe_place_map_settle(&m->best, ask->now);
+        if (!copies_pay(m, gain)) {
+            moe_place_map_copy(&m->map, ask->now);
+            all_again(m);
+            gain = sequence(m, false);
         }
-        if (average(st) <= 1)
-            break;
     }
     if (gain > 0) {
-        moe_place_map_copy(out, &st->best);
+        moe_place_map_copy(out, &m->best);
         moe_place_map_settle(out, ask->now);
     }
     return NULL;

@@ -1,0 +1,47 @@
+/* Between policy_moec.c (samples, prices, what is taken) and policy_moec_changes.c (where to look for changes). */
+#ifndef MOE_PLACEMENT_POLICY_MOEC_H
+#define MOE_PLACEMENT_POLICY_MOEC_H
+
+#include "base/split_flow.h"
+#include "placement/policy.h"
+
+enum {
+    MOEC_SAMPLES = 4, /* loads that a map is judged by, at most */
+    MOEC_EXPERTS = 6, /* that are tried for each target, of those confined to tight ranks */
+    MOEC_TARGETS = 7, /* ranks that are tried */
+    MOEC_CHANGES = MOEC_TARGETS * (2 * MOEC_EXPERTS + 1)
+};
+
+/* Slot `at` gets expert `gets`, and if `other` >= 0 that slot gets what was in `at`. */
+typedef struct {
+    int at, gets, other;
+} MoecChange;
+
+typedef struct {
+    const MoePolicySetup *s;
+    MoeArena *arena;
+    const MoePlaceMap *now;
+    MoePlaceMap map, best; /* as changed so far; the best on the way */
+    bool copies;           /* whether new ones are wanted */
+    int32_t *n_copies;     /* [experts] in map */
+    MoeFlow flow[MOEC_SAMPLES];
+    double mean[MOEC_SAMPLES]; /* rows of a rank */
+    int n;                     /* samples */
+    int work;                  /* left of this decision */
+    double price_arrival, price_move;
+    int32_t *ahead; /* [experts] the load that the trend leads to */
+    /* Of the search. */
+    int8_t *tight;   /* [ranks] */
+    int64_t *load;   /* [ranks] as far as it can be told without a new flow */
+    int64_t *amount; /* [ranks*slots] likewise */
+} Moec;
+
+/* Makes the change in map and n_copies. */
+void moec_apply(Moec *m, const MoecChange *c);
+/* Changes that may relieve sample k's tight ranks; writes up to MOEC_CHANGES, returns how many. */
+int moec_candidates(Moec *m, int k, MoecChange *out);
+/* Relieves all ranks with more than the mean at once, by estimate: for many ranks, where one change a time is too slow. Returns the
+ * number of changes made in map. */
+int moec_relieve_all(Moec *m, int k);
+
+#endif
