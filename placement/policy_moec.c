@@ -224,17 +224,30 @@ static double sequence(Moec *m, bool copies) {
     return gain;
 }
 
-/* Whether the rows that the busiest rank has less of are worth what the best map's copies send at each step, by the cost
+/* Rows of the busiest rank without copies, of load 0. */
+static int64_t busiest_primaries(Moec *m) {
+    int64_t most = 0;
+    memset(m->load, 0, sizeof *m->load * (size_t)m->s->ranks);
+    for (int e = 0; e < m->s->experts; e++) {
+        int64_t *load = &m->load[m->best.primary[e] / m->s->slots];
+        *load += m->flow[0].rows[e];
+        most = *load > most ? *load : most;
+    }
+    return most;
+}
+
+/* Whether the rows that the best map's copies take from the busiest rank are worth what they send at each step, by the cost
  * model. */
-static bool copies_pay(const Moec *m, double saved) {
+static bool copies_pay(Moec *m) {
     const MoePlaceCost *c = m->s->cost;
     const MoeLink *link = &c->cluster.links[c->cluster.nodes > 1 ? MOE_LINK_INTER : MOE_LINK_INTRA];
     double exposed = 1 - c->hidden, row = c->row_seconds;
     if (!(row > 0) || !(link->bandwidth > 0))
         return true;
     row += exposed * (c->token_bytes + c->row_bytes) / link->bandwidth;
-    double more = moe_place_copy_seconds(c, &m->best) - moe_place_copy_seconds(c, m->now);
-    return more <= 0 || saved * m->mean[0] * row / m->s->groups > exposed * more;
+    moe_flow_again(&m->flow[0], m->best.expert);
+    double saved = (double)(busiest_primaries(m) - m->flow[0].level) / m->s->groups;
+    return saved * row >= exposed * moe_place_copy_seconds(c, &m->best);
 }
 
 static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out) {
@@ -248,7 +261,7 @@ static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out)
     double gain = sequence(m, true);
     if (gain > 0) {
         moe_place_map_settle(&m->best, ask->now);
-        if (!copies_pay(m, gain)) {
+        if (!copies_pay(m)) {
             moe_place_map_copy(&m->map, ask->now);
             all_again(m);
             gain = sequence(m, false);
