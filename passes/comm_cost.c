@@ -166,6 +166,8 @@ static MoeCost kernel_cost(const MoeTarget *t, const MoeGroup *g, const MoeCommM
     MoeCost c = moe_group_cost(t, g, threads > 1 ? threads : 1, rows);
     if (moe_cluster_predicts(&m->cluster))
         c.seconds = moe_cluster_seconds(&m->cluster, c.flops, c.bytes);
+    else if (m->cluster.rates.threads)
+        c.seconds = moe_group_rated_seconds(g, &m->cluster.rates, c);
     return c;
 }
 

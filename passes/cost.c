@@ -172,3 +172,48 @@ MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads, dou
     c.seconds = compute > move ? compute : move;
     return c;
 }
+
+MoeRateName moe_group_rate(const MoeGroup *g) {
+    MoeRateName name = MOE_RATE_row;
+    for (size_t i = 0; i < g->n_ops; i++) {
+        const MoeOp *op = g->ops[i];
+        int bf16 = op->n_operands && op->operands[0]->type.dtype == MOE_BF16;
+        switch (moe_op_info(op->opcode)->kind) {
+        case MOE_KIND_GEMM:
+            return MOE_RATE_gemm + (MoeRateName)bf16;
+        case MOE_KIND_WGRAD:
+            return MOE_RATE_wgrad + (MoeRateName)bf16;
+        case MOE_KIND_ATTN:
+            return MOE_RATE_attn + (MoeRateName)bf16;
+        case MOE_KIND_ATTN_GRAD:
+            return MOE_RATE_attn_grad + (MoeRateName)bf16;
+        case MOE_KIND_XENT:
+            return MOE_RATE_xent + (MoeRateName)bf16;
+        case MOE_KIND_REDUCE:
+            name = MOE_RATE_reduce;
+            break;
+        case MOE_KIND_DECL:
+        case MOE_KIND_EW:
+        case MOE_KIND_ROW:
+        case MOE_KIND_MOVE:
+        case MOE_KIND_SYNC:
+        case MOE_KIND_ROUTE:
+        case MOE_KIND_EMBED:
+        case MOE_KIND_EMBED_GRAD:
+        case MOE_KIND_ROPE:
+        case MOE_KIND_COMM:
+        case MOE_KIND_STORE:
+        case MOE_KIND_COMPOSITE:
+        case MOE_N_KINDS:
+            break;
+        }
+        if (op->phase == MOE_PHASE_UPDATE)
+            name = MOE_RATE_update;
+    }
+    return name;
+}
+
+double moe_group_rated_seconds(const MoeGroup *g, const MoeRates *r, MoeCost c) {
+    MoeRateName name = moe_group_rate(g);
+    return moe_rates_seconds(r, name, moe_rate_in_flops(name) ? c.flops : c.bytes);
+}

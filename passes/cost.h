@@ -4,6 +4,7 @@
 #define MOE_PASSES_COST_H
 
 #include "ir/target.h"
+#include "placement/rates.h"
 
 typedef struct {
     double flops, bytes, seconds;
@@ -18,6 +19,11 @@ typedef struct {
     double flops, bytes;  /* of those */
 } MoeElasticCost;
 MoeElasticCost moe_group_elastic(const MoeGroup *g);
+
+/* Which table has the group's rate: by the op that most of the time goes to. */
+MoeRateName moe_group_rate(const MoeGroup *g);
+/* The group's seconds on one rank by measured rates; c: its FLOPs and bytes. */
+double moe_group_rated_seconds(const MoeGroup *g, const MoeRates *r, MoeCost c);
 
 /* Of a group: max(flops / (threads * peak), bytes / bandwidth). rows: of experts, times what balanced routing gives (1). */
 MoeCost moe_group_cost(const MoeTarget *t, const MoeGroup *g, int n_threads, double rows);

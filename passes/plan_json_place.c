@@ -123,15 +123,11 @@ static MoePlaceTraffic traffic_of(const Costs *x, const MoeSkewRoute *r, const M
     return t;
 }
 
+/* Nodes and links: what maps are weighed by. */
 static json_t *json_cluster(const MoeCluster *c) {
-    json_t *o = json_pack("{s:i, s:i, s:i}", "format_version", 1, "nodes", c->nodes, "ranks_per_node",
-                          c->ranks_per_node);
-    static const char *const names[MOE_N_LINKS] = {"intra", "inter"};
-    for (int k = 0; k < MOE_N_LINKS; k++)
-        if (isfinite(c->links[k].bandwidth))
-            json_object_set_new(o, names[k], json_pack("{s:f, s:f}", "latency", c->links[k].latency,
-                                                       "bandwidth", c->links[k].bandwidth));
-    return o;
+    MoeCluster links = {.nodes = c->nodes, .ranks_per_node = c->ranks_per_node};
+    memcpy(links.links, c->links, sizeof links.links);
+    return moe_cluster_json(&links);
 }
 
 static json_t *json_layer(int layer, const MoePlaceCost *c) {

@@ -12,7 +12,8 @@
 #define FORMAT    1
 
 static const char *const keys[] = {"format_version", "nodes", "ranks_per_node",   "intra",
-                                   "inter",          "flops", "memory_bandwidth", "real_time"};
+                                   "inter",          "flops", "memory_bandwidth", "real_time",
+                                   "rates",          "note"};
 static const char *const link_keys[] = {"latency", "bandwidth"};
 static const char *const link_names[MOE_N_LINKS] = {"intra", "inter"};
 #define N_KEYS(list) (sizeof(list) / sizeof *(list))
@@ -92,7 +93,16 @@ static MoeStatus read_all(const json_t *root, const char *name, MoeCluster *c) {
     MOE_TRY(read_link(root, name, MOE_LINK_INTER, c->nodes > 1, &c->links[MOE_LINK_INTER]));
     MOE_TRY(read_rate(root, name, "flops", false, &c->flops));
     MOE_TRY(read_rate(root, name, "memory_bandwidth", false, &c->memory_bandwidth));
-    return moe_json_bool(root, name, "real_time", false, &c->real_time);
+    MOE_TRY(moe_json_bool(root, name, "real_time", false, &c->real_time));
+    json_t *rates = NULL;
+    const char *note = NULL; /* for people */
+    MOE_TRY(moe_json_str(root, name, "note", false, &note));
+    MOE_TRY(moe_json_object(root, name, "rates", false, &rates));
+    char where[512];
+    snprintf(where, sizeof where, "%s: rates", name);
+    if (rates && moe_cluster_predicts(c))
+        return moe_error(MOE_E_INPUT, "%s: \"rates\" beside \"flops\" or \"memory_bandwidth\": give either", name);
+    return rates ? moe_rates_read(rates, where, &c->rates) : NULL;
 }
 
 MoeStatus moe_cluster_read(const json_t *o, const char *name, MoeCluster *out) {
@@ -118,6 +128,23 @@ MoeStatus moe_cluster_load(const char *path, MoeCluster *out) {
     MoeStatus st = moe_cluster_read(root, path, out);
     json_decref(root);
     return st;
+}
+
+json_t *moe_cluster_json(const MoeCluster *c) {
+    json_t *o = json_pack("{s:i, s:i, s:i}", "format_version", FORMAT, "nodes", c->nodes, "ranks_per_node",
+                          c->ranks_per_node);
+    const bool used[MOE_N_LINKS] = {[MOE_LINK_INTRA] = c->ranks_per_node > 1, [MOE_LINK_INTER] = c->nodes > 1};
+    for (int k = 0; k < MOE_N_LINKS; k++)
+        if (used[k])
+            json_object_set_new(o, link_names[k], json_pack("{s:f, s:f}", "latency", c->links[k].latency, "bandwidth",
+                                                            c->links[k].bandwidth));
+    if (c->flops > 0)
+        json_object_set_new(o, "flops", json_real(c->flops));
+    if (c->memory_bandwidth > 0)
+        json_object_set_new(o, "memory_bandwidth", json_real(c->memory_bandwidth));
+    if (c->rates.threads)
+        json_object_set_new(o, "rates", moe_rates_json(&c->rates));
+    return o;
 }
 
 int moe_cluster_ranks(const MoeCluster *c) {

@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/mesh.h"
 #include "base/status.h"
+#include "placement/rates.h"
 
 typedef struct {
     double latency;   /* seconds from the first byte's departure to its arrival */
@@ -22,6 +23,7 @@ typedef struct {
     MoeLink links[MOE_N_LINKS];
     double flops;            /* FLOP/s of a rank; 0 = not given: compute is measured */
     double memory_bandwidth; /* bytes/s of a rank; 0 = not given */
+    MoeRates rates;          /* measured by kind and size; where neither of the two above is given */
     bool real_time;          /* emulation also takes the time that it emulates */
 } MoeCluster;
 
@@ -31,6 +33,8 @@ MoeStatus moe_cluster_load(const char *path, MoeCluster *out);
 MoeStatus moe_cluster_parse(const char *text, size_t n, const char *name, MoeCluster *out);
 /* From a JSON object, the same. */
 MoeStatus moe_cluster_read(const json_t *o, const char *name, MoeCluster *out);
+/* As cluster.json, the caller's. */
+json_t *moe_cluster_json(const MoeCluster *c);
 int moe_cluster_ranks(const MoeCluster *c);
 /* MOE_E_MISUSE with both numbers unless the cluster has just so many ranks. */
 MoeStatus moe_cluster_check_ranks(const MoeCluster *c, int ranks);
