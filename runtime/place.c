@@ -260,6 +260,7 @@ static const char *const verdicts[] = {[MOE_PLACE_KEPT] = "kept",
                                        [MOE_PLACE_CHANGED] = "changed",
                                        [MOE_PLACE_TOO_DEAR] = "too dear",
                                        [MOE_PLACE_REFUSED] = "refused"};
+enum { N_VERDICTS = sizeof verdicts / sizeof *verdicts };
 
 static void put_event(MoeStr *out, json_t *event) {
     char *text = event ? json_dumps(event, JSON_REAL_PRECISION(17)) : NULL;
@@ -276,6 +277,8 @@ static json_t *number(double v) {
 static void put_decision(const MoePlace *p, MoeStr *events, int64_t step, const Division *v, int i) {
     const MoePlaceDecision *d = &v->decisions[i];
     int layer = p->plan->moe_layers[v->layers[i]];
+    if (d->verdict == MOE_PLACE_KEPT)
+        return;
     json_t *event = json_pack("{s:I, s:s, s:i, s:s}", "step", (json_int_t)step, "event", "decision",
                               "layer", layer, "verdict", verdicts[d->verdict]);
     if (d->verdict == MOE_PLACE_REFUSED)
@@ -301,7 +304,7 @@ static void drop_copies(MoePlaceMap *m) {
 }
 
 /* Rank 0: what each layer is to have, into p->to; whether anything changes. */
-static bool decide(MoePlace *p, int64_t step, MoeStr *events) {
+static bool decide(MoePlace *p, int64_t step, MoeStr *events, int counts[N_VERDICTS]) {
     bool changed = false;
     for (size_t k = 0; k < p->plan->n_moe_layers; k++)
         moe_place_map_copy(&p->to[k], moe_exec_map(p->x, k));
@@ -321,6 +324,7 @@ static bool decide(MoePlace *p, int64_t step, MoeStr *events) {
             }
             if (!moe_exec_can_copy(p->x, v->layers[i]))
                 drop_copies(&v->maps[i]);
+            counts[c->verdict]++;
             changed = changed || !moe_place_map_equal(&v->maps[i], moe_exec_map(p->x, v->layers[i]));
             moe_place_map_copy(&p->to[v->layers[i]], &v->maps[i]);
             if (events)
@@ -374,15 +378,34 @@ static MoeStatus move(MoePlace *p, int64_t step, MoeStr *events, MoePlaceChange 
     return NULL;
 }
 
+/* What was asked and what came of it. */
+static void put_change(MoeStr *events, int64_t step, bool changed, const int counts[N_VERDICTS],
+                       const MoePlaceChange *c) {
+    json_t *event = json_pack("{s:I, s:s}", "step", (json_int_t)step, "event", changed ? "move" : "asked");
+    for (int i = 0; i < N_VERDICTS; i++)
+        json_object_set_new(event, verdicts[i], json_integer(counts[i]));
+    if (changed) {
+        json_object_set_new(event, "experts", json_integer(c->experts));
+        json_object_set_new(event, "bytes", json_integer(c->bytes));
+        json_object_set_new(event, "staging_bytes", json_integer(c->staging_bytes));
+        json_object_set_new(event, "batches", json_integer(c->batches));
+    }
+    json_object_set_new(event, "decide_seconds", number(c->decide_seconds));
+    json_object_set_new(event, "seconds", number(c->seconds));
+    json_object_set_new(event, "emulated_seconds", number(c->emulated_seconds));
+    put_event(events, event);
+}
+
 MoeStatus moe_place_change(MoePlace *p, int64_t step, MoeStr *events, MoePlaceChange *out) {
     MoeComm *c = moe_exec_comm(p->x);
     double start = moe_now(), before;
     int32_t changed = 0;
+    int counts[N_VERDICTS] = {0};
     *out = (MoePlaceChange){.emulated_seconds = NAN};
     moe_comm_phase(c, step, "placement");
     MOE_TRY(emulated(c, &before)); /* what came before is none of ours */
     if (c->rank == 0)
-        changed = decide(p, step, events);
+        changed = decide(p, step, events, counts);
     out->decide_seconds = moe_now() - start;
     if (changed)
         moe_status_free(moe_place_point(c->rank, MOE_PLACE_AT_DECIDED, NULL, 0));
@@ -394,13 +417,7 @@ MoeStatus moe_place_change(MoePlace *p, int64_t step, MoeStr *events, MoePlaceCh
     }
     MOE_TRY(emulated(c, &out->emulated_seconds));
     out->seconds = moe_now() - start;
-    if (changed && events && c->rank == 0)
-        put_event(events,
-                  json_pack("{s:I, s:s, s:i, s:I, s:I, s:i, s:o, s:o, s:o}", "step", (json_int_t)step,
-                            "event", "move", "experts", out->experts, "bytes", (json_int_t)out->bytes,
-                            "staging_bytes", (json_int_t)out->staging_bytes, "batches",
-                            out->batches, "decide_seconds", number(out->decide_seconds), "seconds",
-                            number(out->seconds), "emulated_seconds",
-                            number(out->emulated_seconds)));
+    if (events && c->rank == 0)
+        put_change(events, step, changed, counts, out);
     return NULL;
 }

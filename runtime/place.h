@@ -46,7 +46,7 @@ typedef struct {
     double emulated_seconds;        /* NAN without emulated links */
 } MoePlaceChange;
 /* Collective, before `step`. Rank 0 asks the policies; all ranks move what changes. events (rank 0; may be NULL): a line of JSON
- * for each layer whose map was asked about, and one of the move. An error: only where training cannot go on (MOE_E_PEER, ...). */
+ * for each layer for which another map was proposed, and one of it all (docs/PLACEMENT.md). An error: only where training cannot go on (MOE_E_PEER, ...). */
 MoeStatus moe_place_change(MoePlace *p, int64_t step, MoeStr *events, MoePlaceChange *out);
 
 #endif
