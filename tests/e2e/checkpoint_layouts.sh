@@ -26,16 +26,6 @@ plan t2e2s2 --ranks 8 --tensor-parallel-degree 2 $E 2 $S 2
 run() { # run PLAN RUN OPTIONS...: continues what is there
   "$MOEC" run "$WORK/$1.plan" --data "$WORK/text.txt" --out "$WORK/$2" --steps $steps --lr 0.003 --checkpoint-every 2 -q "${@:3}"
 }
-common() { numbers "$1" | sed -E 's/, "imbalance": \[[^]]*\]//'; } # which rank was busy is a layout's own
-census() { python3 -c 'import json, sys; json.dump(json.load(open(sys.argv[1] + "/manifest.json"))["census"], sys.stdout, indent=0)' "$1"; }
-# same_end RUN RUN: logs, traces, and every weight and moment (the census has a sum of each, at any layout).
-same_end() {
-  local a b
-  a=$(newest "$WORK/$1"); b=$(newest "$WORK/$2")
-  if [ -z "$a" ] || [ "${a##*/}" != "${b##*/}" ]; then echo "newest checkpoints: '$a' '$b'"; return 1; fi
-  diff <(common "$WORK/$1") <(common "$WORK/$2") >"$WORK/.diff" || { echo "the logs differ:"; head -n 4 "$WORK/.diff"; return 1; }
-  cmp "$WORK/$1/trace.csv" "$WORK/$2/trace.csv" && cmp <(census "$a") <(census "$b")
-}
 exports_as() { # exports_as RUN DIR: byte for byte
   local file
   rm -rf "$WORK/hf"
@@ -152,7 +142,7 @@ if have_strace; then
       { (exec strace -f -qq -o /dev/null -e trace=$calls -e inject=$calls:signal=SIGKILL:when=$n \
         "$MOEC" run "$WORK/e2s2.plan" --data "$WORK/text.txt" --out "$WORK/cut" --steps $steps --lr 0.003 --checkpoint-every 2 --keep 1 --threads 1 -q) >/dev/null 2>&1; [ $? -ge 128 ]; } 2>/dev/null || break
       hits=$((hits + 1))
-      if ! run e4 cut >"$WORK/.out" 2>&1 || ! same_end reference cut >>"$WORK/.out" 2>&1; then bad=$n; break; fi
+      if ! still_there cut >"$WORK/.out" 2>&1 || ! run e4 cut >"$WORK/.out" 2>&1 || ! same_end reference cut >>"$WORK/.out" 2>&1; then bad=$n; break; fi
     done
     if [ -n "$bad" ]; then not_ok "four ranks killed before call $bad of $calls" "$WORK/.out"
     elif [ $hits -gt 0 ]; then ok "four ranks killed before each of $hits calls of $calls"
@@ -179,7 +169,7 @@ if have_strace; then
       [ $code = 0 ] || [ $code = 124 ] || ended=$((ended + 1))
       [ $ended = 2 ] || { echo "a rank did not end, or well"; cat "$WORK/.out" "$WORK/.out1"; return 1; }
     fi
-    run s2 cut && same_end reference cut
+    still_there cut && run s2 cut && same_end reference cut
   }
   for how in tcp mpi; do
     if [ $how = mpi ] && [ -n "$why_not" ]; then skip "ranks killed, over mpi: $why_not"; continue; fi

@@ -46,7 +46,7 @@ if have_strace; then
       rm -rf "$WORK/cut"
       cut cut $calls $n || break # the run makes fewer such calls
       hits=$((hits + 1))
-      if ! run cut 6 >"$WORK/.out" 2>&1 || ! same_run "$WORK/short" "$WORK/cut" >>"$WORK/.out" 2>&1; then bad=$n; break; fi
+      if ! still_there cut >"$WORK/.out" 2>&1 || ! run cut 6 >"$WORK/.out" 2>&1 || ! same_run "$WORK/short" "$WORK/cut" >>"$WORK/.out" 2>&1; then bad=$n; break; fi
     done
     if [ -n "$bad" ]; then not_ok "killed before call $bad of $calls" "$WORK/.out"
     elif [ $hits -gt 0 ]; then ok "killed before each of $hits calls of $calls"
@@ -58,7 +58,7 @@ if have_strace; then
     rm -rf "$WORK/cut"
     cut cut write,pwrite64,writev $n || break
     hits=$((hits + 1))
-    if ! run cut 6 >"$WORK/.out" 2>&1 || ! same_run "$WORK/short" "$WORK/cut" >>"$WORK/.out" 2>&1; then bad=$n; break; fi
+    if ! still_there cut >"$WORK/.out" 2>&1 || ! run cut 6 >"$WORK/.out" 2>&1 || ! same_run "$WORK/short" "$WORK/cut" >>"$WORK/.out" 2>&1; then bad=$n; break; fi
   done
   if [ -n "$bad" ]; then not_ok "killed before write $bad" "$WORK/.out"
   elif [ $hits -gt 0 ]; then ok "killed before $hits writes"

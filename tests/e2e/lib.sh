@@ -107,6 +107,11 @@ same_run() {
   diff <(numbers "$1") <(numbers "$2") >"$WORK/.diff" || { echo "the logs differ:"; head -n 4 "$WORK/.diff"; return 1; }
   cmp "$1/trace.csv" "$2/trace.csv"
 }
+# still_there RUN, in $WORK, where checkpoints are made every second step: once the third is logged, one is there for good. (That it is whole shows when
+# the run goes on: it refuses to where all are damaged.)
+still_there() {
+  [ "$(lines_of "$WORK/$1/log.jsonl")" -lt 3 ] || [ -n "$(newest "$WORK/$1")" ] || { echo "no checkpoint is left after step $(lines_of "$WORK/$1/log.jsonl")"; return 1; }
+}
 have_strace() { command -v strace >/dev/null && strace -f -o /dev/null true 2>/dev/null; }
 lines_of() { if [ -f "$1" ]; then wc -l <"$1"; else echo 0; fi; }
 # wait_lines FILE N PID: until the file has N lines; fails if the process ends or 30 s pass before.

@@ -51,3 +51,15 @@ wait_files() {
   done
 }
 milliseconds() { date +%s%3N; }
+
+# What a log says whatever the layout: which rank was busy is a layout's own.
+common() { numbers "$1" | sed -E 's/, "imbalance": \[[^]]*\]//'; }
+census() { sed -n '/^ "census": \[/,/^ \]/p' "$1/manifest.json"; }
+# same_end RUN RUN, in $WORK: logs, traces, and every weight and moment (the census has a sum of each, at any layout).
+same_end() {
+  local a b
+  a=$(newest "$WORK/$1"); b=$(newest "$WORK/$2")
+  if [ -z "$a" ] || [ "${a##*/}" != "${b##*/}" ]; then echo "newest checkpoints: '$a' '$b'"; return 1; fi
+  diff <(common "$WORK/$1") <(common "$WORK/$2") >"$WORK/.diff" || { echo "the logs differ:"; head -n 4 "$WORK/.diff"; return 1; }
+  cmp "$WORK/$1/trace.csv" "$WORK/$2/trace.csv" && cmp <(census "$a") <(census "$b")
+}
