@@ -21,10 +21,10 @@ static int32_t *map_input(const MoeExec *x, size_t k, const char *what, int64_t 
 /* Sizes of layer k's map; extra slots show in the input `copies` alone. */
 static MoeStatus shape(const MoeExec *x, size_t k, MoePlaceMap *out) {
     const MoePlan *p = x->plan;
-    MoeMesh d =
-        moe_mesh_division(&p->mesh, moe_mesh_of_layer(&p->mesh, p->moe_layers[k]));
+    MoeMesh d = moe_mesh_division(&p->mesh, moe_mesh_of_layer(&p->mesh, p->moe_layers[k]));
     int64_t bytes, n;
-    *out = (MoePlaceMap){.experts = p->experts, .ranks = d.ep, .slots = moe_mesh_slots(&d, p->experts)};
+    *out = (MoePlaceMap){
+        .experts = p->experts, .ranks = d.ep, .slots = moe_mesh_slots(&d, p->experts)};
     if (!map_input(x, k, "copies", &bytes))
         return NULL;
     n = bytes / (int64_t)sizeof(int32_t);

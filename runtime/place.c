@@ -15,7 +15,8 @@
 #include "runtime/place_fault.h"
 #include "runtime/place_move.h"
 
-#define LEAF_ROWS 128 /* of a leaf of the weight gradients' trees: where training cuts (docs/NUMBERS.md 4) */
+#define LEAF_ROWS                                                                                  \
+    128 /* of a leaf of the weight gradients' trees: where training cuts (docs/NUMBERS.md 4) */
 
 /* The layers of one division of experts. */
 typedef struct {
@@ -89,15 +90,16 @@ static int division_of(const MoePlan *p, size_t k) {
 /* What a layer's maps cost: as the plan says, on the cluster that is given. */
 static MoePlaceCost cost_of(const MoePlan *p, size_t k, const MoeMesh *division,
                             const MoeCluster *cluster) {
-    MoeCluster one = {.nodes = 1,
-                      .ranks_per_node = p->ranks,
-                      .links = {{5e-6, 50e9}, {5e-6, 50e9}}};
+    MoeCluster one = {
+        .nodes = 1, .ranks_per_node = p->ranks, .links = {{5e-6, 50e9}, {5e-6, 50e9}}};
     MoeCluster group = moe_cluster_of_group(cluster ? cluster : &one, division);
     MoePlaceModel model = {.top_k = p->experts_per_token,
                            .element_bytes = strcmp(p->dtype, "bf16") ? 4 : 2};
     model.hidden = json_integer_value(json_object_get(p->model, "hidden_size"));
     for (size_t i = 0; i < p->n_params; i++)
-        if (p->params[i].expert && model.hidden > 0) { /* each of its matrices is hidden x intermediate, or the other way round */
+        if (p->params[i].expert &&
+            model.hidden >
+                0) { /* each of its matrices is hidden x intermediate, or the other way round */
             model.intermediate = p->params[i].elements / p->params[i].dims[0] / model.hidden;
             model.states = (int)p->params[i].n_states;
         }
@@ -117,8 +119,8 @@ static int *shards_by_rank(const MoePlan *p, MoeArena *a) {
     int *out = MOE_NEW_N(a, int, p->virtual_shards), n = 0;
     for (int d = 0; d < moe_mesh_data_ranks(&p->mesh); d++)
         for (int m = 0; m < p->micro_batches; m++) {
-            int first,
-                run = moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, m, d, &first);
+            int first, run = moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, m, d,
+                                                &first);
             for (int v = first; v < first + run; v++)
                 out[n++] = v;
         }
@@ -144,8 +146,8 @@ static MoeStatus open_division(MoePlace *p, int d, uint64_t seed) {
     v->maps = MOE_NEW_N(p->arena, MoePlaceMap, v->n);
     v->decisions = MOE_NEW_N(p->arena, MoePlaceDecision, v->n);
     for (int i = 0; i < v->n; i++)
-        MOE_TRY(moe_place_map_create(plan->experts, first->ranks, first->slots, p->arena,
-                                     &v->maps[i]));
+        MOE_TRY(
+            moe_place_map_create(plan->experts, first->ranks, first->slots, p->arena, &v->maps[i]));
     MOE_TRY(moe_policy_find(p->o.policy, &policy));
     MoePolicySetup setup = {.layers = v->n,
                             .experts = plan->experts,
@@ -204,8 +206,8 @@ MoeStatus moe_place_open(const MoePlan *plan, MoeExec *x, const MoePlaceOptions 
     MoePlace *p = calloc(1, sizeof *p);
     if (p)
         *p = (MoePlace){.plan = plan, .x = x, .o = *o, .arena = moe_arena_create()};
-    MoeStatus st = p ? open_rank(p, seed)
-                     : moe_error(MOE_E_NOMEM, "no memory for the placement of experts");
+    MoeStatus st =
+        p ? open_rank(p, seed) : moe_error(MOE_E_NOMEM, "no memory for the placement of experts");
     st = moe_comm_agree(moe_exec_comm(x), st, "the placement of experts");
     if (st)
         moe_place_close(p);
@@ -274,7 +276,8 @@ static json_t *number(double v) {
     return isfinite(v) ? json_real(v) : json_null();
 }
 
-static void put_decision(const MoePlace *p, MoeStr *events, int64_t step, const Division *v, int i) {
+static void put_decision(const MoePlace *p, MoeStr *events, int64_t step, const Division *v,
+                         int i) {
     const MoePlaceDecision *d = &v->decisions[i];
     int layer = p->plan->moe_layers[v->layers[i]];
     if (d->verdict == MOE_PLACE_KEPT)
@@ -317,7 +320,8 @@ static bool decide(MoePlace *p, int64_t step, MoeStr *events, int counts[N_VERDI
         for (int i = 0; i < v->n; i++) {
             MoePlaceDecision *c = &v->decisions[i];
             if (c->verdict == MOE_PLACE_REFUSED && !p->warned) {
-                moe_warn("step %lld: placement keeps the experts of layer %d where they are: %s (said once; "
+                moe_warn("step %lld: placement keeps the experts of layer %d where they are: %s "
+                         "(said once; "
                          "placement.jsonl has them all)",
                          (long long)step, p->plan->moe_layers[v->layers[i]], c->why);
                 p->warned = true;
@@ -325,7 +329,8 @@ static bool decide(MoePlace *p, int64_t step, MoeStr *events, int counts[N_VERDI
             if (!moe_exec_can_copy(p->x, v->layers[i]))
                 drop_copies(&v->maps[i]);
             counts[c->verdict]++;
-            changed = changed || !moe_place_map_equal(&v->maps[i], moe_exec_map(p->x, v->layers[i]));
+            changed =
+                changed || !moe_place_map_equal(&v->maps[i], moe_exec_map(p->x, v->layers[i]));
             moe_place_map_copy(&p->to[v->layers[i]], &v->maps[i]);
             if (events)
                 put_decision(p, events, step, v, i);
@@ -368,7 +373,8 @@ static MoeStatus move(MoePlace *p, int64_t step, MoeStr *events, MoePlaceChange 
     out->staging_bytes = moved.staging_bytes;
     out->batches = moved.batches;
     if (st && moe_exec_rank(p->x) == 0) {
-        moe_warn("step %lld: experts stay where they are: %s", (long long)step, moe_status_message(st));
+        moe_warn("step %lld: experts stay where they are: %s", (long long)step,
+                 moe_status_message(st));
         if (events)
             put_event(events, json_pack("{s:I, s:s, s:s, s:i}", "step", (json_int_t)step, "event",
                                         "failure", "why", moe_status_message(st), "batches",
@@ -381,7 +387,8 @@ static MoeStatus move(MoePlace *p, int64_t step, MoeStr *events, MoePlaceChange 
 /* What was asked and what came of it. */
 static void put_change(MoeStr *events, int64_t step, bool changed, const int counts[N_VERDICTS],
                        const MoePlaceChange *c) {
-    json_t *event = json_pack("{s:I, s:s}", "step", (json_int_t)step, "event", changed ? "move" : "asked");
+    json_t *event =
+        json_pack("{s:I, s:s}", "step", (json_int_t)step, "event", changed ? "move" : "asked");
     for (int i = 0; i < N_VERDICTS; i++)
         json_object_set_new(event, verdicts[i], json_integer(counts[i]));
     if (changed) {

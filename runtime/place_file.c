@@ -50,7 +50,8 @@ static MoeStatus read_primary(const Entry *e, const json_t *primary, const MoePl
         if (e->copies[g] >= 0 && e->copies[g] < m->experts)
             e->primary[e->copies[g]] = g;
     if (primary && json_array_size(primary) != (size_t)m->experts)
-        return moe_error(MOE_E_INPUT, "%s: layer %d: \"primary\" of %zu numbers, expected %d (one an expert)",
+        return moe_error(MOE_E_INPUT,
+                         "%s: layer %d: \"primary\" of %zu numbers, expected %d (one an expert)",
                          e->where, e->layer, json_array_size(primary), m->experts);
     for (int i = 0; primary && i < m->experts; i++)
         if (!read_number(json_array_get(primary, (size_t)i), &e->primary[i]))
@@ -81,7 +82,8 @@ static MoeStatus set_layer(const json_t *entry, const char *where, bool exact, c
     bool same = fits(slots, m);
     if (!same && exact)
         return moe_error(MOE_E_INPUT,
-                         "%s: layer %d: \"slots\" of %zu ranks (%zu slots on the first), the plan has %d EP ranks of "
+                         "%s: layer %d: \"slots\" of %zu ranks (%zu slots on the first), the plan "
+                         "has %d EP ranks of "
                          "%d slots",
                          where, plan->moe_layers[k], json_array_size(slots),
                          json_array_size(json_array_get(slots, 0)), m->ranks, m->slots);
@@ -114,7 +116,8 @@ static MoeStatus take(const json_t *layers, const char *where, bool exact, const
             k++;
         if (k == plan->n_moe_layers || seen[k])
             st = moe_error(MOE_E_INPUT, "%s: layer %lld %s", where, (long long)layer,
-                           k == plan->n_moe_layers ? "is no MoE layer of the plan" : "is there twice");
+                           k == plan->n_moe_layers ? "is no MoE layer of the plan"
+                                                   : "is there twice");
         else
             st = set_layer(entry, where, exact, plan, x, k);
         seen[k] = true;

@@ -14,7 +14,7 @@
 typedef struct {
     int experts;           /* primary copies that changed slots */
     int64_t bytes;         /* sent, by all ranks; to another rank */
-    int64_t staging_bytes; /* this rank's, the most at a time */
+    int64_t staging_bytes; /* at a time, of the rank that takes in the most */
     int batches;
     bool given_up; /* of an error: all ranks have it, and training may go on with the maps as they are now */
 } MoePlaceMoved;

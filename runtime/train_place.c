@@ -19,7 +19,9 @@ static MoeStatus read_history(MoeTrainer *s) {
         return NULL;
     int32_t *loads = calloc((size_t)steps, n * sizeof *loads);
     bool *there = calloc((size_t)steps, sizeof *there);
-    MoeStatus st = loads && there ? NULL : moe_error(MOE_E_NOMEM, "no memory for the loads of %lld steps", (long long)steps);
+    MoeStatus st = loads && there ? NULL
+                                  : moe_error(MOE_E_NOMEM, "no memory for the loads of %lld steps",
+                                              (long long)steps);
     if (!st && moe_trace_steps(s->o->out_dir, p->moe_layers, p->n_moe_layers, p->virtual_shards,
                                p->experts, first, last, loads, there))
         for (int64_t i = 0; i < steps; i++)
@@ -34,9 +36,11 @@ MoeStatus moe_train_place_start(MoeTrainer *s, bool resumed) {
     const MoePlaceOptions *o = &s->o->place;
     MOE_TRY(moe_place_open(s->plan, s->x, o, s->state.seed, &s->place));
     if (!s->place && s->speaks && strcmp(o->policy, "static") != 0)
-        moe_note("--placement %s is left out: %s", o->policy,
-                 s->plan->n_moe_layers ? "the plan has all experts on each rank (moec compile --expert-parallel-degree)"
-                                       : "the model has no experts");
+        moe_note(
+            "--placement %s is left out: %s", o->policy,
+            s->plan->n_moe_layers
+                ? "the plan has all experts on each rank (moec compile --expert-parallel-degree)"
+                : "the model has no experts");
     if (!s->place || !s->speaks)
         return NULL;
     if (resumed)
@@ -47,7 +51,8 @@ MoeStatus moe_train_place_start(MoeTrainer *s, bool resumed) {
 
 /* A log that cannot be written does not end the training. */
 static void log_events(MoeTrainer *s, const MoeStr *events) {
-    MoeStatus st = s->log && events->len ? moe_log_placement(s->log, moe_str_c(events), events->len) : NULL;
+    MoeStatus st =
+        s->log && events->len ? moe_log_placement(s->log, moe_str_c(events), events->len) : NULL;
     if (st && !s->log_failed)
         moe_warn("%s; training goes on", moe_status_message(st));
     s->log_failed = s->log_failed || st;
@@ -57,7 +62,8 @@ static void log_events(MoeTrainer *s, const MoeStr *events) {
 MoeStatus moe_train_place(MoeTrainer *s) {
     MoePlaceChange change;
     MoeStr events = {0};
-    MoeStatus st = moe_place_change(s->place, s->state.step + 1, s->speaks ? &events : NULL, &change);
+    MoeStatus st =
+        moe_place_change(s->place, s->state.step + 1, s->speaks ? &events : NULL, &change);
     s->place_due = false;
     if (!st) {
         MoeTrainReport *r = s->report;

@@ -27,7 +27,8 @@ MoeStatus moe_train_split_create(MoeTrainer *s) {
     size_t slots = 1, ranks = 1;
     for (size_t k = 0; k < p->n_moe_layers; k++) {
         const MoePlaceMap *m = moe_exec_map(s->x, k);
-        int64_t bytes = moe_split_scratch(m->experts, m->ranks, m->slots, group_shards(p, m->ranks));
+        int64_t bytes =
+            moe_split_scratch(m->experts, m->ranks, m->slots, group_shards(p, m->ranks));
         size_t n = (size_t)m->ranks * (size_t)m->slots;
         scratch = bytes > scratch ? bytes : scratch;
         slots = n > slots ? n : slots;
@@ -56,8 +57,8 @@ void moe_train_split_destroy(MoeTrainSplit *t) {
 }
 
 /* Adds the rows that each rank of the EP group with data ranks first, first + 1, ... has in micro-batch m. load: [V][E]. */
-static void add_rows(const MoePlan *p, MoeTrainSplit *t, const MoePlaceMap *map, const int32_t *load,
-                     int first, int m) {
+static void add_rows(const MoePlan *p, MoeTrainSplit *t, const MoePlaceMap *map,
+                     const int32_t *load, int first, int m) {
     int run, shards = group_shards(p, map->ranks), E = map->experts;
     moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, m, first, &run);
     for (int e = 0; e < E; e++)

@@ -32,7 +32,8 @@ static const MoeMesh meshes[] = {
 enum { MESHES = sizeof meshes / sizeof *meshes };
 
 static SliceRanks ranks_of(int mesh) {
-    return slice_ranks(slice_plan(&meshes[mesh], EXPERTS, LAYERS, params, sizeof params / sizeof *params));
+    return slice_ranks(
+        slice_plan(&meshes[mesh], EXPERTS, LAYERS, params, sizeof params / sizeof *params));
 }
 
 /* Maps of all layers, of the execution's sizes. */
@@ -101,7 +102,8 @@ static MoeStatus load_rank(void *ctx, int rank, MoeExec *x) {
 }
 
 /* What a move says of itself, from the maps. */
-static void check_numbers(const SliceRanks *r, const MoePlaceMap *was, const MoePlaceMap *to, const Call *c) {
+static void check_numbers(const SliceRanks *r, const MoePlaceMap *was, const MoePlaceMap *to,
+                          const Call *c) {
     const MoeMesh *m = &r->plan->mesh;
     int experts = 0;
     int64_t bytes = 0;
@@ -157,7 +159,8 @@ END_TEST
 
 /* A rank that fails at any point before the commit: nothing has moved, and everything may move after that. */
 START_TEST(test_fails) {
-    static const char *const points[] = {"listed", "staged", "started", "arrived", "hashed", "confirmed"};
+    static const char *const points[] = {"listed",  "staged", "started",
+                                         "arrived", "hashed", "confirmed"};
     SliceRanks r = ranks_of(1);
     Maps to, was;
     slice_fill(&r, 5);
@@ -256,8 +259,10 @@ START_TEST(test_wrong_maps) {
     for (int q = 0; q < r.n; q++)
         FAILS(each[q], MOE_E_INPUT, "layer 1", "expert");
     ck_assert(has_maps(&r, &was) && slice_holds(&r, 7));
-    FAILS(moe_exec_set_map(r.x[0], 0, (int32_t[]){0, 1, 2, 3, 4, 0}, was.primary[0]), MOE_E_INPUT, "layer 0");
-    FAILS(moe_exec_set_map(r.x[0], 0, (int32_t[]){0, 1, 2, 3, 4, 6}, was.primary[0]), MOE_E_INPUT, "layer 0", "6");
+    FAILS(moe_exec_set_map(r.x[0], 0, (int32_t[]){0, 1, 2, 3, 4, 0}, was.primary[0]), MOE_E_INPUT,
+          "layer 0");
+    FAILS(moe_exec_set_map(r.x[0], 0, (int32_t[]){0, 1, 2, 3, 4, 6}, was.primary[0]), MOE_E_INPUT,
+          "layer 0", "6");
     ck_assert(has_maps(&r, &was));
     slice_ranks_free(&r);
 }
@@ -265,7 +270,8 @@ END_TEST
 
 /* A checkpoint under one map: taken with its map where it fits; under any other map, and at another layout, the same tensors. */
 START_TEST(test_checkpoints) {
-    SliceRanks a = ranks_of(_i), same = ranks_of(_i), other = ranks_of(_i), wider = ranks_of((_i + 1) % MESHES);
+    SliceRanks a = ranks_of(_i), same = ranks_of(_i), other = ranks_of(_i),
+               wider = ranks_of((_i + 1) % MESHES);
     char run[600];
     Maps saved, kept;
     Call c = {.plan = a.plan, .to = saved.maps, .limit = NO_LIMIT, .dir = run};
@@ -306,7 +312,9 @@ static MoeStatus read_text(MoeExec *x, const MoePlan *plan, const char *text) {
 START_TEST(test_files) {
     SliceRanks r = ranks_of(0); /* 2 EP ranks of 3 slots */
     MoeExec *x = r.x[0];
-    OK(read_text(x, r.plan, "{\"format_version\": 1, \"layers\": [{\"layer\": 1, \"slots\": [[5, 4, 3], [2, 1, 0]]}]}"));
+    OK(read_text(x, r.plan,
+                 "{\"format_version\": 1, \"layers\": [{\"layer\": 1, \"slots\": [[5, 4, 3], [2, "
+                 "1, 0]]}]}"));
     for (int e = 0; e < EXPERTS; e++)
         ck_assert(moe_exec_place(x, 0)[e] == e && moe_exec_place(x, 1)[e] == 5 - e);
     json_t *json = moe_place_json(r.plan, x);
@@ -318,17 +326,33 @@ START_TEST(test_files) {
     } bad[] = {
         {"{\"format_version\": 2, \"layers\": []}", {"version 2", "1"}},
         {"{\"format_version\": 1}", {"layers", "placement.json"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 7, \"slots\": []}]}", {"layer 7", "no MoE layer"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2]]}]}", {"2 EP ranks", "3 slots"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4]]}]}", {"layer 0", "3 slots"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 4]]}]}", {"layer 0", "4"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 6]]}]}", {"layer 0", "6"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, -1]]}]}", {"layer 0", "5"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 1]]}]}", {"layer 0", "5"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 2.5]]}]}", {"layer 0", "slot 2"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 5]], \"primary\": [0, 1]}]}", {"primary", "6"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 5]], \"primary\": [0, 1, 2, 3, 4, 4]}]}", {"layer 0", "expert 5"}},
-        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 5]]}, {\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 5]]}]}", {"layer 0", "twice"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 7, \"slots\": []}]}",
+         {"layer 7", "no MoE layer"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2]]}]}",
+         {"2 EP ranks", "3 slots"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4]]}]}",
+         {"layer 0", "3 slots"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 4]]}]}",
+         {"layer 0", "4"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 6]]}]}",
+         {"layer 0", "6"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, "
+         "-1]]}]}",
+         {"layer 0", "5"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 1]]}]}",
+         {"layer 0", "5"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, "
+         "2.5]]}]}",
+         {"layer 0", "slot 2"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 5]], "
+         "\"primary\": [0, 1]}]}",
+         {"primary", "6"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 5]], "
+         "\"primary\": [0, 1, 2, 3, 4, 4]}]}",
+         {"layer 0", "expert 5"}},
+        {"{\"format_version\": 1, \"layers\": [{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 5]]}, "
+         "{\"layer\": 0, \"slots\": [[0, 1, 2], [3, 4, 5]]}]}",
+         {"layer 0", "twice"}},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         FAILS(read_text(x, r.plan, bad[i].text), MOE_E_INPUT, bad[i].words[0], bad[i].words[1]);

@@ -77,7 +77,8 @@ static json_t *event(const Call *c, const char *name) {
         json_t *out = NULL;
         OK(moe_json_load_text(at, strcspn(at, "\n"), "event", &out));
         const json_t *layer = json_object_get(out, "layer");
-        if (!strcmp(json_string_value(json_object_get(out, "event")), name) && (!layer || json_integer_value(layer) == 1))
+        if (!strcmp(json_string_value(json_object_get(out, "event")), name) &&
+            (!layer || json_integer_value(layer) == 1))
             return out;
         json_decref(out);
     }
@@ -96,7 +97,8 @@ START_TEST(test_change) {
     OK(slice_ranks_run(&r, change_rank, &c, NULL));
     ck_assert(!c.due[1] && !c.due[2] && !c.due[3] && c.due[4]);
     for (int q = 0; q < r.n; q++) {
-        ck_assert(c.changes[q].moved && !c.changes[q].failed && isnan(c.changes[q].emulated_seconds));
+        ck_assert(c.changes[q].moved && !c.changes[q].failed &&
+                  isnan(c.changes[q].emulated_seconds));
         ck_assert_int_eq(c.changes[q].bytes, c.changes[0].bytes);
         for (size_t k = 0; k < LAYERS; k++)
             ck_assert(moe_place_map_equal(moe_exec_map(r.x[q], k), moe_exec_map(r.x[0], k)));
@@ -133,7 +135,8 @@ START_TEST(test_too_dear) {
         ck_assert_int_eq(moe_exec_place(r.x[1], 1)[e], e);
     json_t *second = event(&c, "decision"), *asked = event(&c, "asked");
     ck_assert_str_eq(text_of(second, "verdict"), "too dear");
-    ck_assert(json_integer_value(json_object_get(asked, "too dear")) >= 1 && !json_object_get(asked, "bytes"));
+    ck_assert(json_integer_value(json_object_get(asked, "too dear")) >= 1 &&
+              !json_object_get(asked, "bytes"));
     json_decref(second);
     json_decref(asked);
     ck_assert(!strstr(moe_str_c(&c.events), "\"move\""));
@@ -156,7 +159,8 @@ START_TEST(test_failure) {
             ck_assert_int_eq(moe_exec_place(r.x[q], 1)[e], e);
     }
     ck_assert(slice_holds(&r, 2));
-    ck_assert(strstr(moe_str_c(&c.events), "\"failure\"") && strstr(moe_str_c(&c.events), "rank 5"));
+    ck_assert(strstr(moe_str_c(&c.events), "\"failure\"") &&
+              strstr(moe_str_c(&c.events), "rank 5"));
     moe_str_free(&c.events);
     slice_ranks_free(&r);
 }
@@ -220,7 +224,8 @@ static void write_step(MoeLog *l, int64_t step) {
     static const int layers[] = {1, 4};
     double imbalance[2] = {1, 1};
     int32_t load[2 * 2 * 3];
-    MoeLogRecord r = {.step = step, .imbalance = imbalance, .expert_imbalance = imbalance, .n_layers = 2};
+    MoeLogRecord r = {
+        .step = step, .imbalance = imbalance, .expert_imbalance = imbalance, .n_layers = 2};
     for (int i = 0; i < 12; i++)
         load[i] = (int32_t)(100 * step + i);
     OK(moe_log_step(l, &r, load, layers, 2));
