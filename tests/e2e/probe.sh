@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# moec probe writes a cluster file that compile reads: rates of kernels by size and type, links between its ranks, as threads and as
+# processes. What it measures is not judged here (bench/model --real does); that it is there, positive and used is.
+. "$(dirname "$0")/lib.sh"
+tiny_config "$WORK/model.json"
+
+checks() { # checks NAME FILE CODE: with c the cluster file
+  expect "$1" python3 -c "
+import json, sys
+c = json.load(open(sys.argv[1]))
+$3" "$2"
+}
+
+expect "two ranks as threads" "$MOEC" probe -o "$WORK/two.json" --ranks 2
+cp "$WORK/.out" "$WORK/said"
+checks "the file: nodes, links, rates" "$WORK/two.json" '
+assert c["format_version"] == 1 and c["nodes"] == 1 and c["ranks_per_node"] == 2 and "inter" not in c
+assert 0 < c["intra"]["latency"] < 1 and 1e6 < c["intra"]["bandwidth"] < 1e13
+r = c["rates"]
+assert r["threads"] >= 1
+for kind in ("gemm", "gemm_bf16", "wgrad", "wgrad_bf16", "attn", "attn_grad", "xent", "update", "reduce", "row"):
+    sizes = [p[0] for p in r[kind]]
+    assert sizes == sorted(sizes) and all(0 < rate < 1e15 for _, rate in r[kind]), kind
+assert len(r["gemm"]) >= 3, r["gemm"]'
+expect "it says what it measures" bash -c 'grep -q "gemm .*GFLOP/s" "$1" && grep -q "update .*GB/s" "$1" && grep -q "links inside a host: latency" "$1"' - "$WORK/said"
+expect "compile predicts by the rates" "$MOEC" compile "$WORK/model.json" -o "$WORK/a.plan" --cluster "$WORK/two.json" --batch 8 --seq 32 -q
+python3 - "$WORK/two.json" "$WORK/slow.json" <<'PY'
+import json, sys
+c = json.load(open(sys.argv[1]))
+for kind, points in c["rates"].items():
+    if kind != "threads":
+        c["rates"][kind] = [[size, rate / 10] for size, rate in points]
+json.dump(c, open(sys.argv[2], "w"))
+PY
+must "$MOEC" compile "$WORK/model.json" -o "$WORK/b.plan" --cluster "$WORK/slow.json" --batch 8 --seq 32 -q
+expect "a tenth of the rates, ten times the compute" python3 -c '
+import json, sys
+a, b = (json.load(open(p + "/plan.json"))["programs"]["train"]["predicted"]["compute"] for p in sys.argv[1:])
+assert abs(b / a - 10) < 1e-6, (a, b)' "$WORK/a.plan" "$WORK/b.plan"
+
+if [ -f "$BUILD/libmoe_mpi.so" ] && command -v mpirun >/dev/null; then
+  mpi=(mpirun -n 2 --oversubscribe --bind-to none)
+  [ "$(id -u)" != 0 ] || mpi+=(--allow-run-as-root)
+  expect "two processes" timeout 300 "${mpi[@]}" "$MOEC" probe -o "$WORK/mpi.json" --threads 1 -q
+  checks "their links" "$WORK/mpi.json" '
+assert c["nodes"] == 1 and c["ranks_per_node"] == 2 and c["intra"]["bandwidth"] > 0 and c["rates"]["threads"] == 1'
+else
+  skip "two processes (no MPI)"
+fi
+
+refuses "no file named" 2 "-o cluster.json" "$MOEC" probe
+refuses "impossible ranks" 2 "--ranks 0 to" "$MOEC" probe -o "$WORK/x.json" --ranks -1
+refuses "a place that cannot be written" 1 "no/such" "$MOEC" probe -o "$WORK/no/such/x.json" --ranks 1
+done_testing
