@@ -18,6 +18,7 @@ typedef struct {
     uint64_t seed;
     const MoePlaceCost *cost; /* never NULL; borrowed, outlives the policy */
     const char *program;      /* of the policy `program`: a command line; else NULL */
+    double program_seconds;   /* that it has for an answer; 0: 10 */
 } MoePolicySetup;
 
 /* What a policy is asked. */
