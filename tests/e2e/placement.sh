@@ -21,6 +21,11 @@ tiny_config "$WORK/wide.json" num_local_experts=8 hidden_size=64 intermediate_si
 config=wide plan wide --ranks 8 $E 8
 config=five plan one5
 config=five plan e4of5 --ranks 4 $E 4
+plan x8 --ranks 8 $E 8 --extra-slots 1
+plan x4s2 --ranks 8 $E 4 $S 2 --extra-slots 2
+plan x2micro --ranks 4 $E 2 --micro-batches 2 --extra-slots 1
+plan x2t2d2 --ranks 8 $E 2 $T 2 --extra-slots 1
+config=five plan x4of5 --ranks 4 $E 4 --extra-slots 1
 common=(--data "$WORK/text.txt" --lr 0.003 --steps 10 --checkpoint-every 4 --threads 2 -q)
 often=(--placement-every 2 --placement-hysteresis 0)
 run() { "$MOEC" run "$WORK/$1.plan" --out "$WORK/$2" "${common[@]}" "${@:3}"; } # run PLAN RUN OPTIONS...
@@ -58,12 +63,18 @@ for plan in e8 e4s2 micro mixed; do expect "$plan: random moves, the bits of one
 expect "tensor parallel: random moves" moved reference-t2 e2t2d2 random
 expect "5 experts on 4 ranks: random moves" moved reference5 e4of5 random
 least=1
-policies=$("$MOEC" help run >/dev/null 2>&1; "$MOEC" run "$WORK/one.plan" --data x --placement none 2>&1 | tr -cs 'a-z-' '\n')
-for policy in lpt smartmoe eplb fastermoe search optimal moec round-robin; do
-  if grep -qx -- "$policy" <<<"$policies"; then expect "$policy" moved reference $([ $policy = round-robin ] && echo e4s2 || echo micro) $policy --seed 1
-  else skip "$policy: no such policy"; fi
+for policy in $("$MOEC" run "$WORK/e8.plan" --data x --placement none 2>&1 | sed -n 's/.*there are //p' | tr -d ','); do
+  case $policy in
+    static | program) ;;
+    lpt | smartmoe | optimal) expect "$policy" moved reference micro $policy ;;
+    round-robin) expect "$policy" moved reference e4s2 $policy ;;
+    *) expect "$policy, with copies" moved reference x4s2 $policy ;;
+  esac
 done
 unset least
+for plan in x8 x2micro; do expect "$plan: copies, the bits of one rank" moved reference $plan eplb; done
+expect "tensor parallel: copies" moved reference-t2 x2t2d2 eplb
+expect "5 experts on 4 ranks: copies" moved reference5 x4of5 eplb
 small() { # experts of 576 KiB with their moments: both layers' at a time are more than a MiB
   run wide reference-wide >"$WORK/.log" 2>&1 && moved reference-wide wide random --placement-staging 1 && grep -q '"batches": 2' "$WORK/wide-random/placement.jsonl"
 }
@@ -76,13 +87,17 @@ why_not=$(no_mpi)
 if [ -z "$why_not" ]; then hows+=(mpi); else skip "ranks over MPI: $why_not"; fi
 over() {
   rm -rf "$WORK/over"
-  ranks "$1" 8 "$MOEC" run "$WORK/e4s2.plan" --out "$WORK/over" "${common[@]}" --threads 1 --placement random "${often[@]}" || return 1
+  ranks "$1" 8 "$MOEC" run "$WORK/x4s2.plan" --out "$WORK/over" "${common[@]}" --threads 1 --placement eplb "${often[@]}" || return 1
   [ "$(moves over)" -ge 4 ] && same reference over
 }
 for how in "${hows[@]}"; do expect "moves over $how" over "$how"; done
 
 # ---- stopped and resumed ----
-stop() { rm -rf "$WORK/$2" && run "$1" "$2" --stop-after-step 5 --placement random "${often[@]}" >"$WORK/.log" 2>&1; }
+stop() { # stop PLAN RUN: after five steps
+  local policy=random
+  if [ "${1:0:1}" = x ]; then policy=eplb; fi
+  rm -rf "$WORK/$2" && run "$1" "$2" --stop-after-step 5 --placement $policy "${often[@]}" >"$WORK/.log" 2>&1
+}
 goes_on() { # goes_on PLAN THEN OPTIONS...
   stop "$1" moving && run "$2" moving "${@:3}" >"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
   same reference moving
@@ -90,6 +105,8 @@ goes_on() { # goes_on PLAN THEN OPTIONS...
 expect "resumed where nothing moves" goes_on e8 e8
 expect "resumed with another policy" goes_on e8 e8 --placement lpt "${often[@]}"
 expect "resumed on one rank" goes_on e8 one
+expect "resumed with slots for copies" goes_on e8 x4s2 --placement eplb "${often[@]}"
+expect "copies resumed without" goes_on x8 e4s2
 expect "resumed with 4 EP ranks, moving on" goes_on e8 e4s2 --placement random "${often[@]}"
 keeps_map() { # the map of the checkpoint is where training goes on
   stop e8 keeps && python3 - "$(newest "$WORK/keeps")" <<'PY' || return 1
@@ -105,6 +122,16 @@ PY
     <(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["layers"])' "$WORK/keeps/map.json")
 }
 expect "the map is in the checkpoint, and stays without a policy" keeps_map
+keeps_copies() { # a checkpoint's map with copies is where training goes on
+  stop x8 copies && python3 - "$(newest "$WORK/copies")" <<'PY' || return 1
+import json, sys
+held = [e for m in json.load(open(sys.argv[1] + "/manifest.json"))["maps"] for rank in m["slots"] for e in rank if e >= 0]
+assert len(held) > 16, held
+PY
+  run x8 copies >"$WORK/.log" 2>&1 && same reference copies && cmp <(maps_of "$(newest "$WORK/copies")") <(maps_of "$WORK/copies/checkpoints/step-5")
+}
+maps_of() { python3 -c 'import json, sys; print(json.load(open(sys.argv[1] + "/manifest.json"))["maps"])' "$1"; }
+expect "copies are in the checkpoint's map, and stay without a policy" keeps_copies
 branch() { # a checkpoint of one map taken up by a new run with another
   printf '{"format_version": 1, "layers": [{"layer": 1, "slots": [[7], [6], [5], [4], [3], [2], [1], [0]]}]}' >"$WORK/back.json"
   stop e8 trunk && rm -rf "$WORK/branch" && run e8 branch --resume "$WORK/trunk" --placement-from "$WORK/back.json" >"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
@@ -139,7 +166,7 @@ for point in listed staged started arrived hashed confirmed; do expect "a failur
 expect "a bit that changed on its way" fails arrived 5 flip damaged
 
 # ---- policies that are programs ----
-if grep -qx program <<<"$policies"; then
+if "$MOEC" run "$WORK/e8.plan" --data x --placement none 2>&1 | grep -q ', program'; then
   bad_program() { # bad_program COMMAND: said once, training goes on with the old map
     rm -rf "$WORK/bad"
     run e8 bad --placement program --placement-program "$1" "${often[@]}" >"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
