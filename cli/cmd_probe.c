@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/io.h"
 #include "base/pool.h"
@@ -79,6 +80,16 @@ static MoeStatus probe_rank(void *ctx, MoeComm *comm) {
     return moe_comm_agree(comm, st, "writing the cluster file");
 }
 
+/* Before anything is measured: whether the file's directory can be written to. */
+static MoeStatus check_place(const char *path) {
+    char *dir = strdup(path), *slash = strrchr(dir, '/');
+    if (slash)
+        slash[slash == dir] = 0;
+    MoeStatus st = access(slash ? dir : ".", W_OK) ? moe_error_errno("%s", slash ? dir : ".") : NULL;
+    free(dir);
+    return st;
+}
+
 MoeStatus moe_cmd_probe(const MoeOptions *o) {
     MOE_TRY(moe_options_expect(o, 0));
     int64_t ranks = moe_opt_i(o, OPT_PROBE_RANKS), threads = moe_opt_i(o, OPT_THREADS);
@@ -90,6 +101,7 @@ MoeStatus moe_cmd_probe(const MoeOptions *o) {
         return moe_error(MOE_E_MISUSE, "moec probe: -o cluster.json says where the cluster file goes");
     if (ranks < 0 || ranks > MOE_MAX_RANKS || threads < 0 || threads > 1 << 16)
         return moe_error(MOE_E_MISUSE, "moec probe: --ranks 0 to %d, --threads 0 to 65536", MOE_MAX_RANKS);
+    MOE_TRY(check_place(p.path));
     p.processes = launch.size > 1;
     if (p.processes && ranks && ranks != launch.size)
         return moe_error(MOE_E_MISUSE, "--ranks %lld: %s started %d processes; leave --ranks out", (long long)ranks,
