@@ -1,8 +1,8 @@
 /* Checkpoints: RUN/checkpoints/step-N/ with manifest.json and safetensors files of f32 masters under Hugging Face's
  * per-expert names (group "model") and of the optimiser's states, NAME.exp_avg, NAME.exp_avg_sq ("optimizer").
  *
- * Each rank writes its own files, of those pieces (runtime/slices.h) that no lower rank holds too: model-rank-R.safetensors,
- * optimizer-rank-R.safetensors; one rank's are model.safetensors and optimizer.safetensors. A tensor that is there as a
+ * Each rank writes its own files, of its pieces (runtime/slices.h), which it shares with the ranks that hold the same:
+ * model-rank-R.safetensors, optimizer-rank-R.safetensors; one rank's are model.safetensors and optimizer.safetensors. A tensor that is there as a
  * whole has its name and shape; a piece is one-dimensional and named NAME@FIRST (elements FIRST, FIRST+1, ... of the whole,
  * row-major) or NAME@FIRST:COLUMN:WIDTH:STRIDE (the MoePiece of that name, where tensor parallelism cut rows).
  *

@@ -34,7 +34,7 @@ void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList
                             MoeCheckpointTensors *out);
 /* a[i] of all ranks added up, modulo 2^64. Collective. */
 MoeStatus moe_checkpoint_add_up(MoeComm *c, uint64_t *a, size_t n);
-/* The sum over what this rank is the writer of, of each tensor. */
+/* The sum over what this rank writes of each tensor. */
 void moe_checkpoint_sums(const MoeCheckpointTensors *t, size_t n, uint64_t *out);
 
 /* ---- the manifest ---- */

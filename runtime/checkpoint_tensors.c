@@ -42,7 +42,7 @@ void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList
 void moe_checkpoint_sums(const MoeCheckpointTensors *t, size_t n, uint64_t *out) {
     for (size_t i = 0; i < n; i++) {
         const MoeWeight *w = t->items[i].weight;
-        out[i] = w->writer ? moe_piece_sum(&w->piece, t->items[i].buffer + w->piece.offset) : 0;
+        out[i] = moe_piece_sum(&w->written, t->items[i].buffer + w->written.offset);
     }
 }
 

@@ -48,9 +48,9 @@ static void file_name(const Save *s, int rank, int group, char out[64]) {
         snprintf(out, 64, "%s-rank-%d.safetensors", name, rank);
 }
 
-/* The piece of the tensor as the file has it: see checkpoint.h for the names. */
+/* This rank's part of the tensor as the file has it: see checkpoint.h for the names. */
 static MoeStOut out_of(const Save *s, const MoeCheckpointTensor *t) {
-    const MoePiece *p = &t->weight->piece;
+    const MoePiece *p = &t->weight->written;
     MoeStOut out = {.name = t->name, .dtype = MOE_ST_F32, .rank = 1, .dims = {p->count}};
     MoeRun r = {0, 0, 0};
     out.data = t->buffer + p->offset;
@@ -68,9 +68,9 @@ static MoeStOut out_of(const Save *s, const MoeCheckpointTensor *t) {
     return out;
 }
 
-/* Whether this rank writes (its piece of) the tensor; empty tensors only where one rank writes all. */
+/* Whether this rank writes some of the tensor; empty tensors only where one rank writes all. */
 static bool is_ours(const Save *s, const MoeCheckpointTensor *t) {
-    return t->weight->writer && (t->weight->piece.count || s->c->size == 1);
+    return t->weight->written.count || s->c->size == 1;
 }
 
 static MoeStatus write_group(Save *s, int group) {
@@ -110,7 +110,7 @@ static MoeStatus write_mine(Save *s) {
         MOE_TRY(write_group(s, g));
     for (size_t i = 0; i < n; i++)
         if (is_ours(s, &s->tensors.items[i]))
-            s->cover[i] = moe_piece_cover(&s->tensors.items[i].weight->piece);
+            s->cover[i] = moe_piece_cover(&s->tensors.items[i].weight->written);
     moe_checkpoint_sums(&s->tensors, n, s->sums);
     return NULL;
 }

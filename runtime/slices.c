@@ -7,9 +7,10 @@ void moe_rank_slices(const MoeMesh *m, int rank, int slots, MoeRankSlices *out) 
     int group[MOE_MAX_RANKS];
     *out = (MoeRankSlices){.mesh = *m, .at = moe_mesh_coords(m, rank), .slots = slots};
     out->dense_index = moe_mesh_group_ranks(m, rank, MOE_GROUP_DENSE_SHARD, group);
-    /* Groups of the same degree share out the same tensors; the lowest is the one with data rank 0 in it. */
-    out->dense_lowest = group[0] / m->tp == 0;
-    out->expert_lowest = out->at.dp == 0;
+    /* Groups of ranks that share i_dp lie side by side: the first member's place is the group's. */
+    int groups = m->shard * m->ep / m->dense_shard;
+    out->dense_copies = m->dp * groups;
+    out->dense_copy = out->at.dp * groups + group[0] / m->tp % (m->shard * m->ep);
 }
 
 MoePiece moe_piece_whole(int64_t n) {
@@ -37,8 +38,19 @@ MoePiece moe_piece_of(const MoeRankSlices *s, const MoeWeightShape *w) {
     return p;
 }
 
-bool moe_piece_is_writer(const MoeRankSlices *s, const MoeWeightShape *w) {
-    return (w->slot >= 0 ? s->expert_lowest : s->dense_lowest) && (w->tp_dim >= 0 || s->at.tp == 0);
+MoePiece moe_piece_written(const MoeRankSlices *s, const MoeWeightShape *w) {
+    MoePiece p = moe_piece_of(s, w);
+    int copies = w->slot >= 0 ? s->mesh.dp : s->dense_copies,
+        copy = w->slot >= 0 ? s->at.dp : s->dense_copy;
+    if (w->tp_dim < 0) {
+        copies *= s->mesh.tp;
+        copy = copy * s->mesh.tp + s->at.tp;
+    }
+    MoeSlice mine = moe_slice(p.count, MOE_SLICE_BLOCK, copies, copy);
+    p.first += mine.first;
+    p.offset += mine.first;
+    p.count = mine.count;
+    return p;
 }
 
 /* ---- runs ---- */

@@ -22,10 +22,9 @@ typedef struct {
 typedef struct {
     MoeMesh mesh;
     MoeCoords at;
-    int dense_index;   /* which slice of a tensor that is no expert's */
-    bool dense_lowest; /* no lower rank holds the same slices: dense, expert's */
-    bool expert_lowest;
-    int slots; /* an EP rank's */
+    int dense_index;              /* which slice of a tensor that is no expert's */
+    int dense_copies, dense_copy; /* data ranks that hold the same slices of these; this one's place among them */
+    int slots;                    /* an EP rank's */
 } MoeRankSlices;
 void moe_rank_slices(const MoeMesh *m, int rank, int slots, MoeRankSlices *out);
 
@@ -37,8 +36,9 @@ typedef struct {
 } MoeWeightShape;
 /* The rank's piece of a weight. */
 MoePiece moe_piece_of(const MoeRankSlices *s, const MoeWeightShape *w);
-/* Whether this rank is the one that writes the piece: the lowest of those that hold it. */
-bool moe_piece_is_writer(const MoeRankSlices *s, const MoeWeightShape *w);
+/* What of it this rank writes: those that hold the same share it out, cut at blocks of MOE_SLICE_BLOCK. What all ranks write
+ * makes up the weight. */
+MoePiece moe_piece_written(const MoeRankSlices *s, const MoeWeightShape *w);
 /* All of a tensor of n elements. */
 MoePiece moe_piece_whole(int64_t n);
 

@@ -35,7 +35,7 @@ static void set_piece(const MoeRankSlices *s, const MoePlanParam *p, int64_t e,
     if (p->tp_dim >= 0)
         shape.tp_dim = p->tp_dim - (p->stacked ? 1 : 0);
     w->piece = moe_piece_of(s, &shape);
-    w->writer = moe_piece_is_writer(s, &shape);
+    w->written = moe_piece_written(s, &shape);
 }
 
 /* The parameter's weights, with this rank's pieces. */
@@ -234,7 +234,7 @@ static int in_file_order(const void *a, const void *b) {
 
 static void warn_not_finite(const MoeWeight *w, const float *data, const char *path) {
     MoeRun r;
-    for (int64_t at = 0; moe_piece_run(&w->piece, at, &r); at = r.first + r.n)
+    for (int64_t at = 0; moe_piece_run(&w->written, at, &r); at = r.first + r.n)
         for (int64_t i = 0; i < r.n; i++)
             if (!isfinite(data[r.at + i])) {
                 moe_warn("%s: %s holds values that are not finite (first at element %lld)", path,
@@ -264,8 +264,7 @@ static MoeStatus read_sources(const MoePlan *plan, MoeExec *x, const Source *sou
         }
         float *data = moe_exec_buffer(x, plan->params[s->w->param].buffer);
         MOE_TRY_GOTO(st, read_piece(f, s, data), done);
-        if (s->w->writer)
-            warn_not_finite(s->w, data, path);
+        warn_not_finite(s->w, data, path);
     }
 done:
     moe_block_close(f);

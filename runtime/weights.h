@@ -16,8 +16,7 @@ typedef struct {
     int64_t elements;
     int param;      /* index in plan->params */
     MoePiece piece; /* in the parameter's buffer, and at the same place in its states' */
-    bool
-        writer; /* this rank is the one that writes the piece; all writers' pieces make up the tensor */
+    MoePiece written; /* of it what this rank writes; all ranks' make up the tensor */
 } MoeWeight;
 
 typedef struct {
