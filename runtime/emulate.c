@@ -373,8 +373,10 @@ MoeStatus moe_comm_threads_emulated(int n, const MoeCluster *cluster, MoeComm **
         else
             st = moe_comm_emulate(inner, cluster, &out[i]);
     }
-    for (int i = 0; st && i < n; i++)
+    for (int i = 0; st && i < n; i++) {
         moe_comm_destroy(out[i]);
+        out[i] = NULL; /* the caller may destroy what it got */
+    }
     return st;
 }
 

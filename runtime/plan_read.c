@@ -187,7 +187,6 @@ static void read_head(MoePlanReader *r, const json_t *root) {
         moe_plan_fail(r, "experts", "should be at least 1 in a model with MoE layers");
 }
 
-/* Absent: one rank. */
 /* "layers": ranges that divide their experts over the ranks in a way of their own. */
 static void read_ranges(MoePlanReader *r, const json_t *mesh) {
     MoeMesh *m = &r->plan->mesh;
@@ -207,6 +206,7 @@ static void read_ranges(MoePlanReader *r, const json_t *mesh) {
     }
 }
 
+/* Absent: one rank. */
 static void read_mesh(MoePlanReader *r, const json_t *root) {
     MoePlan *p = r->plan;
     const json_t *o = json_object_get(root, "mesh");
