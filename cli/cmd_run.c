@@ -65,6 +65,7 @@ static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *o
     t->place.window = moe_opt_i(o, OPT_PLACEMENT_WINDOW);
     t->place.drift = moe_opt_f(o, OPT_PLACEMENT_DRIFT);
     t->place.hysteresis = moe_opt_f(o, OPT_PLACEMENT_HYSTERESIS);
+    t->place.program_seconds = moe_opt_f(o, OPT_PLACEMENT_PROGRAM_SECONDS);
     int64_t staging = moe_opt_i(o, OPT_PLACEMENT_STAGING);
     t->place.staging_bytes = staging < 1 << 20 ? staging << 20 : (int64_t)1 << 40;
     t->resolved = resolved;

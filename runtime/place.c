@@ -49,6 +49,7 @@ void moe_place_options_default(MoePlaceOptions *o) {
     *o = (MoePlaceOptions){.policy = "static",
                            .every = 10,
                            .window = 10,
+                           .program_seconds = 10,
                            .hysteresis = 1,
                            .staging_bytes = (int64_t)256 << 20};
 }
@@ -72,6 +73,8 @@ MoeStatus moe_place_options_check(const MoePlaceOptions *o) {
         {o->staging_bytes >= 1, "--placement-staging must be at least 1 MiB"},
         {strcmp(o->policy, "program") != 0 || o->program,
          "--placement program needs --placement-program COMMAND"},
+        {o->program_seconds > 0 && o->program_seconds <= 1e6,
+         "--placement-program-seconds must be a number above 0"},
         {!o->program || !strcmp(o->policy, "program"),
          "--placement-program needs --placement program"},
     };
@@ -160,7 +163,8 @@ static MoeStatus open_division(MoePlace *p, int d, uint64_t seed) {
                             .window = (int)p->o.window,
                             .seed = seed,
                             .cost = &v->cost,
-                            .program = p->o.program};
+                            .program = p->o.program,
+                            .program_seconds = p->o.program_seconds};
     MOE_TRY(moe_placer_create(policy, &setup, (MoePlacerGate){p->o.hysteresis, p->o.drift},
                               &v->placer));
     p->n_divisions++;

@@ -10,6 +10,7 @@
 typedef struct {
     const char *policy; /* a name (moe_policy_find); "static": experts stay where they are. "static" */
     const char *program; /* of the policy "program": a command line; NULL */
+    double program_seconds; /* that it has for an answer. 10 */
     const char *from;    /* placement.json with the maps of a new run; NULL: the plan's */
     int64_t every, window; /* steps between decisions; steps that one looks back on. 10, 10 */
     double drift, hysteresis; /* MoePlacerGate. 0, 1 */

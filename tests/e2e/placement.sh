@@ -166,16 +166,26 @@ for point in listed staged started arrived hashed confirmed; do expect "a failur
 expect "a bit that changed on its way" fails arrived 5 flip damaged
 
 # ---- policies that are programs ----
-if "$MOEC" run "$WORK/e8.plan" --data x --placement none 2>&1 | grep -q ', program'; then
-  bad_program() { # bad_program COMMAND: said once, training goes on with the old map
-    rm -rf "$WORK/bad"
-    run e8 bad --placement program --placement-program "$1" "${often[@]}" >"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
-    [ "$(grep -c 'warning' "$WORK/.log")" = 1 ] && [ "$(grep -c '"refused"' "$WORK/bad/placement.jsonl")" -ge 1 ] && [ "$(moves bad)" = 0 ] || { cat "$WORK/.log" "$WORK/bad/placement.jsonl"; return 1; }
-    same reference bad
-  }
-  expect "a program that answers nonsense" bad_program "sh -c 'while read x; do echo nonsense; done'"
-  expect "a program that ends" bad_program "true"
-fi
+program() { # program NAME BODY: says that it is ready, then does BODY
+  printf '#!/bin/sh\nread hello\necho "{\\"ready\\": true}"\n%s\n' "$2" >"$WORK/$1.sh" && chmod +x "$WORK/$1.sh"
+}
+program nonsense 'while read x; do echo nonsense; done'
+program twice 'while read x; do echo "{\"slots\": [[0], [0], [0], [0], [0], [0], [0], [0]]}"; done'
+program ends 'read x'
+program hangs 'sleep 60'
+bad_program() { # bad_program COMMAND: said once, training goes on with the old map
+  rm -rf "$WORK/bad"
+  run e8 bad --placement program --placement-program "$WORK/$1.sh" --placement-program-seconds 0.2 "${often[@]}" >"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
+  [ "$(grep -c 'warning' "$WORK/.log")" = 1 ] && [ "$(grep -c '"verdict": "refused"' "$WORK/bad/placement.jsonl")" -ge 4 ] && [ "$(moves bad)" = 0 ] || { cat "$WORK/.log" "$WORK/bad/placement.jsonl"; return 1; }
+  same reference bad
+}
+expect "a program that answers nonsense" bad_program nonsense
+expect "a program whose maps lose experts" bad_program twice
+expect "a program that ends" bad_program ends
+expect "a program that hangs" bad_program hangs
+refuses "a program that does not start" 1 'nowhere.sh' run e8 no --placement program --placement-program "$WORK/nowhere.sh"
+good_program() { moved reference x8 program --placement-program "python3 $ROOT/tests/data/policy_hottest.py"; }
+expect "a program that decides" good_program
 
 # ---- misuse ----
 refuses "an unknown policy" 2 'eplb' run e8 no --placement clever
