@@ -9,9 +9,9 @@
 #include "base/arena.h"
 #include "base/log.h"
 #include "base/pool.h"
-#include "placement/map_json.h"
 #include "placement/placer.h"
 #include "runtime/emulate.h"
+#include "runtime/place_events.h"
 #include "runtime/place_fault.h"
 #include "runtime/place_move.h"
 
@@ -262,47 +262,6 @@ int moe_place_window(const MoePlace *p) {
 
 /* ---- deciding ---- */
 
-static const char *const verdicts[] = {[MOE_PLACE_KEPT] = "kept",
-                                       [MOE_PLACE_CHANGED] = "changed",
-                                       [MOE_PLACE_TOO_DEAR] = "too dear",
-                                       [MOE_PLACE_REFUSED] = "refused"};
-enum { N_VERDICTS = sizeof verdicts / sizeof *verdicts };
-
-static void put_event(MoeStr *out, json_t *event) {
-    char *text = event ? json_dumps(event, JSON_REAL_PRECISION(17)) : NULL;
-    if (text)
-        moe_str_printf(out, "%s\n", text);
-    free(text);
-    json_decref(event);
-}
-
-static json_t *number(double v) {
-    return isfinite(v) ? json_real(v) : json_null();
-}
-
-static void put_decision(const MoePlace *p, MoeStr *events, int64_t step, const Division *v,
-                         int i) {
-    const MoePlaceDecision *d = &v->decisions[i];
-    int layer = p->plan->moe_layers[v->layers[i]];
-    if (d->verdict == MOE_PLACE_KEPT)
-        return;
-    json_t *event = json_pack("{s:I, s:s, s:i, s:s}", "step", (json_int_t)step, "event", "decision",
-                              "layer", layer, "verdict", verdicts[d->verdict]);
-    if (d->verdict == MOE_PLACE_REFUSED)
-        json_object_set_new(event, "why", json_string(d->why));
-    if (d->verdict == MOE_PLACE_CHANGED || d->verdict == MOE_PLACE_TOO_DEAR) {
-        json_object_set_new(event, "gain", number(d->gain));
-        json_object_set_new(event, "cost", number(d->cost));
-        json_object_set_new(event, "before", number(d->before));
-        json_object_set_new(event, "after", number(d->after));
-        json_object_set_new(event, "arrivals", json_integer(d->arrivals));
-        json_object_set_new(event, "moves", json_integer(d->moves));
-    }
-    if (d->verdict == MOE_PLACE_CHANGED)
-        json_object_update_missing_new(event, moe_place_map_json(layer, &v->maps[i]));
-    put_event(events, event);
-}
-
 /* Of maps for programs that know no copies, the primary ones. */
 static void drop_copies(MoePlaceMap *m) {
     for (int g = 0; g < m->ranks * m->slots; g++)
@@ -310,8 +269,27 @@ static void drop_copies(MoePlaceMap *m) {
             m->expert[g] = -1;
 }
 
-/* Rank 0: what each layer is to have, into p->to; whether anything changes. */
-static bool decide(MoePlace *p, int64_t step, MoeStr *events, int counts[N_VERDICTS]) {
+/* Layer i of the division as it was decided, into p->to; whether it changes. */
+static bool take(MoePlace *p, int64_t step, Division *v, int i, MoeStr *events) {
+    const MoePlaceDecision *d = &v->decisions[i];
+    size_t k = v->layers[i];
+    int layer = p->plan->moe_layers[k];
+    if (d->verdict == MOE_PLACE_REFUSED && !p->warned) {
+        moe_warn("step %lld: placement keeps the experts of layer %d where they are: %s (said "
+                 "once; placement.jsonl has them all)",
+                 (long long)step, layer, d->why);
+        p->warned = true;
+    }
+    if (!moe_exec_can_copy(p->x, k))
+        drop_copies(&v->maps[i]);
+    moe_place_map_copy(&p->to[k], &v->maps[i]);
+    if (events)
+        moe_place_put_decision(events, step, layer, d, &v->maps[i]);
+    return !moe_place_map_equal(&p->to[k], moe_exec_map(p->x, k));
+}
+
+/* Rank 0: what each layer is to have, into p->to; whether anything changes. counts: layers by verdict. */
+static bool decide(MoePlace *p, int64_t step, MoeStr *events, int counts[MOE_PLACE_VERDICTS]) {
     bool changed = false;
     for (size_t k = 0; k < p->plan->n_moe_layers; k++)
         moe_place_map_copy(&p->to[k], moe_exec_map(p->x, k));
@@ -322,22 +300,8 @@ static bool decide(MoePlace *p, int64_t step, MoeStr *events, int counts[N_VERDI
         read_maps(p, v);
         moe_placer_decide(v->placer, step, v->maps, v->decisions);
         for (int i = 0; i < v->n; i++) {
-            MoePlaceDecision *c = &v->decisions[i];
-            if (c->verdict == MOE_PLACE_REFUSED && !p->warned) {
-                moe_warn("step %lld: placement keeps the experts of layer %d where they are: %s "
-                         "(said once; "
-                         "placement.jsonl has them all)",
-                         (long long)step, p->plan->moe_layers[v->layers[i]], c->why);
-                p->warned = true;
-            }
-            if (!moe_exec_can_copy(p->x, v->layers[i]))
-                drop_copies(&v->maps[i]);
-            counts[c->verdict]++;
-            changed =
-                changed || !moe_place_map_equal(&v->maps[i], moe_exec_map(p->x, v->layers[i]));
-            moe_place_map_copy(&p->to[v->layers[i]], &v->maps[i]);
-            if (events)
-                put_decision(p, events, step, v, i);
+            counts[v->decisions[i].verdict]++;
+            changed = take(p, step, v, i, events) || changed;
         }
     }
     return changed;
@@ -380,38 +344,17 @@ static MoeStatus move(MoePlace *p, int64_t step, MoeStr *events, MoePlaceChange 
         moe_warn("step %lld: experts stay where they are: %s", (long long)step,
                  moe_status_message(st));
         if (events)
-            put_event(events, json_pack("{s:I, s:s, s:s, s:i}", "step", (json_int_t)step, "event",
-                                        "failure", "why", moe_status_message(st), "batches",
-                                        moved.batches));
+            moe_place_put_failure(events, step, moe_status_message(st), moved.batches);
     }
     moe_status_free(st);
     return NULL;
-}
-
-/* What was asked and what came of it. */
-static void put_change(MoeStr *events, int64_t step, bool changed, const int counts[N_VERDICTS],
-                       const MoePlaceChange *c) {
-    json_t *event =
-        json_pack("{s:I, s:s}", "step", (json_int_t)step, "event", changed ? "move" : "asked");
-    for (int i = 0; i < N_VERDICTS; i++)
-        json_object_set_new(event, verdicts[i], json_integer(counts[i]));
-    if (changed) {
-        json_object_set_new(event, "experts", json_integer(c->experts));
-        json_object_set_new(event, "bytes", json_integer(c->bytes));
-        json_object_set_new(event, "staging_bytes", json_integer(c->staging_bytes));
-        json_object_set_new(event, "batches", json_integer(c->batches));
-    }
-    json_object_set_new(event, "decide_seconds", number(c->decide_seconds));
-    json_object_set_new(event, "seconds", number(c->seconds));
-    json_object_set_new(event, "emulated_seconds", number(c->emulated_seconds));
-    put_event(events, event);
 }
 
 MoeStatus moe_place_change(MoePlace *p, int64_t step, MoeStr *events, MoePlaceChange *out) {
     MoeComm *c = moe_exec_comm(p->x);
     double start = moe_now(), before;
     int32_t changed = 0;
-    int counts[N_VERDICTS] = {0};
+    int counts[MOE_PLACE_VERDICTS] = {0};
     *out = (MoePlaceChange){.emulated_seconds = NAN};
     moe_comm_phase(c, step, "placement");
     MOE_TRY(emulated(c, &before)); /* what came before is none of ours */
@@ -429,6 +372,6 @@ MoeStatus moe_place_change(MoePlace *p, int64_t step, MoeStr *events, MoePlaceCh
     MOE_TRY(emulated(c, &out->emulated_seconds));
     out->seconds = moe_now() - start;
     if (events && c->rank == 0)
-        put_change(events, step, changed, counts, out);
+        moe_place_put_change(events, step, changed, counts, out);
     return NULL;
 }
