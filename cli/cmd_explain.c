@@ -374,7 +374,7 @@ static MoeStatus predict_load(const MoePlan *plan, const char *run, Report *r) {
     bool traced = *run && moe_path_exists(path);
     MoeStatus st = traced ? moe_load_read(path, a, &load) : NULL;
     if (!st)
-        st = traced ? moe_explain_touched_by(plan, &load, out)
+        st = traced ? moe_explain_touched_by(plan, &load, run, out)
                     : moe_explain_touched_untrained(plan, out);
     if (!st && traced && keeps_usual_maps(plan, run) && strcmp(r->program->name, "train") == 0)
         r->loaded = moe_explain_loaded_seconds(plan, &load);

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/io.h"
+#include "base/json.h"
 #include "base/rng.h"
 #include "runtime/touched.h"
 
@@ -32,10 +34,15 @@ typedef struct {
     int data_ranks;
     MoeTouch *touched;
     size_t n_touched;
-    Sort *sort;    /* [n_touched]: of its rows */
-    size_t *layer; /* [n_touched]: index in moe_layers */
-    Rows *rows;    /* [n_moe_layers][data_ranks] */
+    Sort *sort;       /* [n_touched]: of its rows */
+    size_t *layer;    /* [n_touched]: index in moe_layers */
+    Rows *rows;       /* [n_moe_layers][data_ranks] */
+    int32_t *rank_of; /* [n_moe_layers][experts]: the EP rank of the expert's primary copy */
 } Tables;
+
+static MoeMesh division_of(const MoePlan *p, size_t layer) {
+    return moe_mesh_division(&p->mesh, moe_mesh_of_layer(&p->mesh, p->moe_layers[layer]));
+}
 
 /* ---- the plan's tables ---- */
 
@@ -64,6 +71,7 @@ static void close_tables(Tables *t) {
     free(t->sort);
     free(t->layer);
     free(t->rows);
+    free(t->rank_of);
 }
 
 static MoeStatus open_tables(const MoePlan *p, Tables *t) {
@@ -75,6 +83,7 @@ static MoeStatus open_tables(const MoePlan *p, Tables *t) {
     t->sort = calloc(t->n_touched + 1, sizeof *t->sort);
     t->layer = calloc(t->n_touched + 1, sizeof *t->layer);
     t->rows = calloc(p->n_moe_layers * (size_t)t->data_ranks + 1, sizeof *t->rows);
+    t->rank_of = calloc(p->n_moe_layers * (size_t)p->experts + 1, sizeof *t->rank_of);
     Sort *sort = malloc((most + 1) * sizeof *sort);
     size_t *layer = malloc((most + 1) * sizeof *layer);
     for (size_t g = 0; g < p->n_programs && sort && layer && t->sort && t->layer; g++) {
@@ -89,7 +98,12 @@ static MoeStatus open_tables(const MoePlan *p, Tables *t) {
             t->layer[i] = layer[table];
         }
     }
-    bool ok = sort && layer && t->sort && t->layer && t->rows;
+    for (size_t k = 0; t->rank_of && k < p->n_moe_layers; k++) {
+        int ep = division_of(p, k).ep, slots = (p->experts + ep - 1) / ep;
+        for (int e = 0; e < p->experts; e++)
+            t->rank_of[k * (size_t)p->experts + (size_t)e] = e / slots;
+    }
+    bool ok = sort && layer && t->sort && t->layer && t->rows && t->rank_of;
     free(sort);
     free(layer);
     return ok ? NULL : moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
@@ -116,23 +130,24 @@ static double touched_by(Tables *t, int d) {
 
 /* ---- rows by a load ---- */
 
-/* The sum over all ways to choose k of the experts outside [lo, hi) of the product of their odds. */
-static double ways(const double *odds, int n, int k, int lo, int hi) {
+/* The sum over all ways to choose k of the experts that are not on `rank` of the product of their odds. rank -1: of all. */
+static double ways(const double *odds, const int32_t *rank_of, int n, int k, int rank) {
     double sum[64] = {1};
     for (int e = 0; e < n; e++)
-        for (int j = k; j > 0 && (e < lo || e >= hi); j--)
+        for (int j = k; j > 0 && rank_of[e] != rank; j--)
             sum[j] += sum[j - 1] * odds[e];
     return sum[k];
 }
 
-/* Of the tokens with these counts of experts, those that want one of experts [lo, hi). Tokens take k experts each; that they do
- * so in all ways with the odds p/(1-p) of their shares p is Hajek's approximation of sampling with given inclusion
- * probabilities (conditional Poisson sampling; Annals of Mathematical Statistics 35, 1964). odds [n]: scratch. */
-static double tokens_with(const int64_t *counts, int n, int k, int lo, int hi, double *odds) {
+/* Of the tokens with these counts of experts, those that want one of rank's. Tokens take k experts each; that they do so in
+ * all ways with the odds p/(1-p) of their shares p is Hajek's approximation of sampling with given inclusion probabilities
+ * (conditional Poisson sampling; Annals of Mathematical Statistics 35, 1964). odds [n]: scratch. */
+static double tokens_with(const int64_t *counts, const int32_t *rank_of, int n, int k, int rank,
+                          double *odds) {
     double pairs = 0, wanted = 0, top = 0;
     for (int e = 0; e < n; e++) {
         pairs += (double)counts[e];
-        wanted += e >= lo && e < hi ? (double)counts[e] : 0;
+        wanted += rank_of[e] == rank ? (double)counts[e] : 0;
     }
     double tokens = pairs / k, at_most = wanted < tokens ? wanted : tokens;
     if (!(tokens > 0) || k >= 64)
@@ -144,7 +159,7 @@ static double tokens_with(const int64_t *counts, int n, int k, int lo, int hi, d
     }
     for (int e = 0; e < n; e++)
         odds[e] /= top;
-    double all = ways(odds, n, k, n, n), none = ways(odds, n, k, lo, hi);
+    double all = ways(odds, rank_of, n, k, -1), none = ways(odds, rank_of, n, k, rank);
     return all > 0 ? fmin(at_most, tokens * (1 - none / all)) : at_most;
 }
 
@@ -153,22 +168,21 @@ static double tokens_with(const int64_t *counts, int n, int k, int lo, int hi, d
 static void add_counts(Tables *t, size_t layer, const int64_t *counts, double *odds) {
     const MoePlan *p = t->plan;
     const int E = p->experts, K = p->experts_per_token;
-    MoeMesh mesh = moe_mesh_division(&p->mesh, moe_mesh_of_layer(&p->mesh, p->moe_layers[layer]));
-    int slots = (E + mesh.ep - 1) / mesh.ep;
+    const int32_t *rank_of = t->rank_of + layer * (size_t)E;
+    int ep = division_of(p, layer).ep;
     for (int d = 0; d < t->data_ranks; d++) {
-        int group = d / mesh.ep * mesh.ep, lo = (d - group) * slots < E ? (d - group) * slots : E,
-            hi = lo + slots < E ? lo + slots : E;
+        int group = d / ep * ep;
         Rows *most = rows_at(t, layer, d), now = {{0}};
-        for (int s = group; s < group + mesh.ep; s++)
-            for (int e = lo; e < hi; e++)
-                now.n[ROWS_HELD] += (double)counts[s * E + e];
+        for (int s = group; s < group + ep; s++)
+            for (int e = 0; e < E; e++)
+                now.n[ROWS_HELD] += rank_of[e] == d - group ? (double)counts[s * E + e] : 0;
         if (!(now.n[ROWS_HELD] > most->n[ROWS_HELD]))
             continue;
-        for (int s = group; s < group + mesh.ep; s++) {
-            now.n[ROWS_RECEIVED] += tokens_with(counts + (size_t)s * (size_t)E, E, K, lo, hi, odds);
-            int to = (s - group) * slots;
-            now.n[ROWS_SENT] += tokens_with(counts + (size_t)d * (size_t)E, E, K, to < E ? to : E,
-                                            to + slots < E ? to + slots : E, odds);
+        for (int s = group; s < group + ep; s++) {
+            now.n[ROWS_RECEIVED] +=
+                tokens_with(counts + (size_t)s * (size_t)E, rank_of, E, K, d - group, odds);
+            now.n[ROWS_SENT] +=
+                tokens_with(counts + (size_t)d * (size_t)E, rank_of, E, K, s - group, odds);
         }
         *most = now;
     }
@@ -188,7 +202,82 @@ static void sum_shards(const Tables *t, const int32_t *at, int m, int64_t *count
     }
 }
 
-MoeStatus moe_explain_touched_by(const MoePlan *p, const MoeLoad *load, MoeExplainTouched *out) {
+/* ---- where experts are ---- */
+
+/* A layer's map, as placement.json and RUN/placement.jsonl have it: {"layer", "slots": [[expert, ...] per EP rank]}. Of several
+ * copies the one on the lowest rank counts. What makes no sense is passed over: nothing runs by it here. */
+static void take_map(Tables *t, const json_t *map) {
+    const MoePlan *p = t->plan;
+    const json_t *slots = json_object_get(map, "slots");
+    int64_t number = json_integer_value(json_object_get(map, "layer"));
+    size_t k = 0;
+    while (k < p->n_moe_layers && p->moe_layers[k] != number)
+        k++;
+    for (size_t r = json_array_size(slots); r-- > 0 && k < p->n_moe_layers;)
+        for (size_t i = 0; i < json_array_size(json_array_get(slots, r)); i++) {
+            int64_t e = json_integer_value(json_array_get(json_array_get(slots, r), i));
+            if (e >= 0 && e < p->experts)
+                t->rank_of[k * (size_t)p->experts + (size_t)e] = (int32_t)r;
+        }
+}
+
+/* The plan's first maps. */
+static MoeStatus take_first_maps(Tables *t) {
+    char *path = t->plan->dir ? moe_path_join(t->plan->dir, "placement.json") : NULL;
+    json_t *root = NULL;
+    MoeStatus st = path && moe_path_exists(path) ? moe_json_load_file(path, 1u << 30, &root) : NULL;
+    const json_t *layers = json_object_get(root, "layers");
+    for (size_t i = 0; i < json_array_size(layers); i++)
+        take_map(t, json_array_get(layers, i));
+    json_decref(root);
+    free(path);
+    return st;
+}
+
+/* The lines of RUN/placement.jsonl, an array; NULL where there is none. */
+static MoeStatus read_changes(const char *run, json_t **out) {
+    char *path = moe_path_join(run, "placement.jsonl"), *text = NULL;
+    size_t n = 0;
+    *out = NULL;
+    MoeStatus st = moe_path_exists(path) ? moe_file_read(path, (size_t)1 << 32, &text, &n) : NULL;
+    if (text)
+        *out = json_array();
+    for (char *line = text; line && *line;) {
+        size_t len = strcspn(line, "\n");
+        json_t *json = json_loadb(line, len, 0, NULL);
+        if (json)
+            json_array_append_new(*out, json);
+        line += len + (line[len] == '\n');
+    }
+    free(text);
+    free(path);
+    return st;
+}
+
+static int64_t step_of(const json_t *changes, size_t i) {
+    return json_integer_value(json_object_get(json_array_get(changes, i), "step"));
+}
+
+static bool is_event(const json_t *line, const char *what) {
+    const char *event = json_string_value(json_object_get(line, "event"));
+    return event && strcmp(event, what) == 0;
+}
+
+/* The maps that were decided for this step, if the experts did move. *at: the first line that is not of an earlier one. */
+static void take_changes(Tables *t, const json_t *changes, int64_t step, size_t *at) {
+    size_t n = json_array_size(changes), first, end;
+    while (*at < n && step_of(changes, *at) < step)
+        ++*at;
+    bool moved = false;
+    for (first = end = *at; end < n && step_of(changes, end) == step; end++)
+        moved |= is_event(json_array_get(changes, end), "move");
+    for (size_t i = first; i < end && moved; i++)
+        if (is_event(json_array_get(changes, i), "decision"))
+            take_map(t, json_array_get(changes, i));
+}
+
+MoeStatus moe_explain_touched_by(const MoePlan *p, const MoeLoad *load, const char *run,
+                                 MoeExplainTouched *out) {
     *out = (MoeExplainTouched){.of_run = true};
     if (load->experts != p->experts || load->sources != p->virtual_shards ||
         (size_t)load->layers != p->n_moe_layers)
@@ -205,12 +294,21 @@ MoeStatus moe_explain_touched_by(const MoePlan *p, const MoeLoad *load, MoeExpla
     out->bytes = calloc((size_t)t.data_ranks, sizeof *out->bytes);
     if (!st && (!counts || !odds || !out->bytes))
         st = moe_error(MOE_E_NOMEM, "no memory for the load of %d ranks", t.data_ranks);
-    for (int step = 0; step < load->steps && !st; step++)
+    json_t *changes = NULL;
+    size_t at = 0;
+    if (!st)
+        st = take_first_maps(&t);
+    if (!st)
+        st = read_changes(run, &changes);
+    for (int step = 0; step < load->steps && !st; step++) {
+        take_changes(&t, changes, load->first_step + step, &at);
         for (int k = 0; k < load->layers; k++)
             for (int m = 0; m < p->micro_batches; m++) {
                 sum_shards(&t, moe_load_at(load, step, k), m, counts);
                 add_counts(&t, (size_t)k, counts, odds);
             }
+    }
+    json_decref(changes);
     for (int d = 0; d < t.data_ranks && !st; d++) {
         out->bytes[d] = touched_by(&t, d);
         out->most = fmax(out->most, out->bytes[d]);
@@ -240,9 +338,9 @@ static uint64_t choose(uint64_t at, int n, int k, int *out) {
 /* A layer in which every sort of tokens has its own k experts. */
 static uint64_t draw_layer(Tables *t, size_t layer, double tokens, uint64_t at) {
     const MoePlan *p = t->plan;
-    MoeMesh mesh = moe_mesh_division(&p->mesh, moe_mesh_of_layer(&p->mesh, p->moe_layers[layer]));
-    int slots = (p->experts + mesh.ep - 1) / mesh.ep,
-        *chosen = malloc(sizeof *chosen * (size_t)p->experts_per_token);
+    const int32_t *rank_of = t->rank_of + layer * (size_t)p->experts;
+    MoeMesh mesh = division_of(p, layer);
+    int *chosen = malloc(sizeof *chosen * (size_t)p->experts_per_token);
     double of_sort = tokens / TOKEN_SORTS;
     memset(rows_at(t, layer, 0), 0, sizeof(Rows) * (size_t)t->data_ranks);
     for (int s = 0; s < TOKEN_SORTS && chosen; s++) {
@@ -252,9 +350,9 @@ static uint64_t draw_layer(Tables *t, size_t layer, double tokens, uint64_t at) 
             for (int i = 0; i < p->experts_per_token; i++) {
                 bool first = true; /* of those on its rank */
                 for (int j = 0; j < i; j++)
-                    first &= chosen[j] / slots != chosen[i] / slots;
+                    first &= rank_of[chosen[j]] != rank_of[chosen[i]];
                 ranks += first;
-                hits += chosen[i] / slots == d % mesh.ep;
+                hits += rank_of[chosen[i]] == d % mesh.ep;
             }
             Rows *r = rows_at(t, layer, d);
             r->n[ROWS_HELD] += hits * of_sort * mesh.ep;
@@ -271,8 +369,7 @@ MoeStatus moe_explain_touched_untrained(const MoePlan *p, MoeExplainTouched *out
     Tables t;
     MoeStatus st = open_tables(p, &t);
     double tokens =
-        (double)(moe_mesh_most_sequences(&p->mesh, p->batch, p->micro_batches) *
-                 p->seq);
+        (double)(moe_mesh_most_sequences(&p->mesh, p->batch, p->micro_batches) * p->seq);
     uint64_t at = 0;
     int period = p->mesh.ep; /* ranks this far apart have the same experts in every layer */
     for (int i = 0; i < p->mesh.n_ranges; i++)

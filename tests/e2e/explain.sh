@@ -60,6 +60,14 @@ for name in ep2 ep4 both4; do
   must run skew-$name $name --data "$WORK/same.txt" --steps 2
   expect "$name: memory by the load with all tokens to two experts" near 0.03 $name skew-$name --against
 done
+# Experts that move while training, and a plan that begins with another map.
+must run moved-ep4 ep4 --steps 8 --placement lpt --placement-every 2 --placement-hysteresis 0
+expect "experts have moved" grep -q '"event": "move"' "$WORK/moved-ep4/placement.jsonl"
+expect "ep4: memory by the load, wherever the experts were" near 0.01 ep4 moved-ep4 --against
+plan first4 --ranks 4 --expert-parallel-degree 4 --trace "$WORK/skew-ep4/trace.csv"
+expect "a plan with a map of its own" test -f "$WORK/first4.plan/placement.json"
+must run first-4 first4 --data "$WORK/same.txt" --steps 1
+expect "first4: memory by the load under the plan's map" near 0.03 first4 first-4 --against
 plan other --ranks 2 --expert-parallel-degree 2 --virtual-shards 16
 refuses "a run of another plan" 1 'the trace has 3 layers of 8 experts from 8 sources.* 16 virtual' "$MOEC" explain "$WORK/other.plan" --against "$WORK/new-ep2"
 
