@@ -117,15 +117,17 @@ static void add_slot(Rows *r, int g) {
         double before = at;
         at += rows_of(r, c, p);
         double n = (at < hi ? at : hi) - (before > lo ? before : lo);
-        if (!(n > 0))
-            continue;
-        r->from[p] += n;
-        r->stay[p] *= n < r->tokens[p] ? 1 - n / r->tokens[p] : 0;
+        if (n > 0) {
+            r->from[p] += n;
+            r->stay[p] *= n < r->tokens[p] ? 1 - n / r->tokens[p] : 0;
+        }
+        if (at >= hi) /* a copy's run is mostly of few sources */
+            break;
     }
 }
 
-/* What all ranks send to rank q. */
-static void add_rank(Rows *r, const MoeCluster *cl, int q) {
+/* Looks at rank q. */
+static void look_at(Rows *r, int q) {
     const MoePlaceMap *m = r->m;
     for (int p = 0; p < m->ranks; p++) {
         r->from[p] = 0;
@@ -133,7 +135,14 @@ static void add_rank(Rows *r, const MoeCluster *cl, int q) {
     }
     for (int g = q * m->slots; g < (q + 1) * m->slots; g++)
         add_slot(r, g);
-    for (int p = 0; p < m->ranks; p++) {
+}
+
+/* What all ranks send to rank q. */
+static void add_rank(Rows *r, const MoeCluster *cl, int q) {
+    look_at(r, q);
+    for (int p = 0; p < r->m->ranks; p++) {
+        if (!(r->from[p] > 0))
+            continue;
         r->rows[q] += r->from[p];
         send(r->there, cl, p, q, r->tokens[p] * (1 - r->stay[p]));
         send(r->home, cl, q, p, r->from[p]);
@@ -158,20 +167,41 @@ double moe_place_copy_seconds(const MoePlaceCost *c, const MoePlaceMap *m) {
 
 /* ---- a step ---- */
 
+static void begin(Rows *r, int top_k, const MoePlaceMap *m, const int32_t *counts, int sources,
+                  const MoeSplitRun *runs) {
+    size_t n = (size_t)m->ranks;
+    MOE_ASSERT(m->ranks <= MOE_MAX_RANKS, "a map of %d ranks", m->ranks);
+    r->m = m;
+    r->counts = counts;
+    r->runs = runs;
+    r->sources = sources;
+    memset(r->there, 0, n * sizeof *r->there);
+    memset(r->home, 0, n * sizeof *r->home);
+    memset(r->rows, 0, n * sizeof *r->rows);
+    memset(r->tokens, 0, n * sizeof *r->tokens);
+    divide_sources(r, top_k > 0 ? top_k : 1);
+}
+
+void moe_place_flows(int top_k, const MoePlaceMap *m, const int32_t *counts, int sources, const MoeSplitRun *runs,
+                     double *rows, double *there, double *home) {
+    Rows r;
+    int n = m->ranks;
+    begin(&r, top_k, m, counts, sources, runs);
+    for (int q = 0; q < n; q++) {
+        look_at(&r, q);
+        rows[q] = 0;
+        for (int p = 0; p < n; p++) {
+            rows[q] += r.from[p];
+            there[p * n + q] = r.tokens[p] * (1 - r.stay[p]);
+            home[q * n + p] = r.from[p];
+        }
+    }
+}
+
 MoePlaceTraffic moe_place_traffic(const MoeCluster *cluster, int top_k, const MoePlaceMap *m,
                                   const int32_t *counts, int sources, const MoeSplitRun *runs) {
     Rows r;
-    size_t n = (size_t)m->ranks;
-    MOE_ASSERT(m->ranks <= MOE_MAX_RANKS, "a map of %d ranks", m->ranks);
-    r.m = m;
-    r.counts = counts;
-    r.runs = runs;
-    r.sources = sources;
-    memset(r.there, 0, n * sizeof *r.there);
-    memset(r.home, 0, n * sizeof *r.home);
-    memset(r.rows, 0, n * sizeof *r.rows);
-    memset(r.tokens, 0, n * sizeof *r.tokens);
-    divide_sources(&r, top_k > 0 ? top_k : 1);
+    begin(&r, top_k, m, counts, sources, runs);
     for (int q = 0; q < m->ranks; q++)
         add_rank(&r, cluster, q);
     MoePlaceTraffic t = {0};

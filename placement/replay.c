@@ -1,5 +1,5 @@
 /* See replay.h. A step: decide (maps change), divide and measure each layer (side by side), tell the placer what happened. */
-#include "placement/replay.h"
+#include "placement/replay_internal.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -13,149 +13,9 @@
 #define COST_WORK_MAX                                                                              \
     (1 << 24) /* (layers x ranks x ranks) of costs worked out in a step, on average */
 
-typedef struct {
-    const MoeLoad *load;
-    const MoeReplayOptions *o;
-    const MoeReplayObserver *see;
-    MoePlacer *placer;
-    MoePlaceMap *maps, *before;  /* [layers] */
-    MoePlaceDecision *decisions; /* [layers] */
-    MoeReplay *out;
-    int sources, cost_sources; /* of a group */
-    bool costed;               /* this step's seconds count */
-    int32_t *counts;           /* of the step: [layers][groups*sources][experts] */
-    int32_t *by_expert;        /* [threads][experts][sources] */
-    int32_t *cost_counts,
-        *cost_by_expert; /* [threads][groups*cost_sources][experts], [threads][experts][cost_sources] */
-    unsigned char *scratch; /* [threads] of moe_split */
-    size_t scratch_bytes;
-    MoeSplitRun *runs;                   /* [layers][groups][ranks*slots] */
-    double *seconds;                     /* [layers] */
-    double *layer_seconds, *layer_moves; /* [layers]: sums over the steps that count */
-    int step;
-    /* Of even splits: what the policy says of a layer's copies since its map changed. */
-    const MoePolicy *policy;
-    const MoePolicySetup *setup;
-    int32_t *replicas; /* [layers][ranks][experts] */
-    bool *replicated;  /* [layers] */
-} Run;
-
-/* ---- dividing and measuring ---- */
-
-/* [sources][experts] to [experts][sources] */
-static void transpose(const int32_t *in, int sources, int experts, int32_t *out) {
-    for (int s = 0; s < sources; s++)
-        for (int e = 0; e < experts; e++)
-            out[(int64_t)e * sources + s] = in[(int64_t)s * experts + e];
-}
-
-/* The copies of each expert share its rows evenly, by the slots that they stand for ([ranks][experts]; NULL: one each), in runs one
- * after another. */
-static void split_evenly(const MoeSplit *in, const int32_t *replicas, int32_t *scratch,
-                         MoeSplitRun *out) {
-    int n = in->ranks * in->slots;
-    int32_t *all = scratch,
-            *before = scratch + in->experts; /* shares of an expert; of its copies so far */
-    memset(scratch, 0, sizeof *scratch * 2 * (size_t)in->experts);
-    for (int pass = 0; pass < 2; pass++)
-        for (int g = 0; g < n; g++) {
-            int e = in->copies[g];
-            int32_t share = e < 0      ? 0
-                            : replicas ? replicas[(int64_t)(g / in->slots) * in->experts + e]
-                                       : 1;
-            if (!pass) {
-                out[g] = (MoeSplitRun){0, 0};
-                if (e >= 0)
-                    all[e] += share;
-            } else if (share) {
-                int64_t rows = 0;
-                for (int s = 0; s < in->shards; s++)
-                    rows += in->counts[(int64_t)e * in->shards + s];
-                out[g].begin = (int32_t)(rows * before[e] / all[e]);
-                before[e] += share;
-                out[g].end = (int32_t)(rows * before[e] / all[e]);
-            }
-        }
-}
-
-static MoeSplitRun *runs_of(const Run *r, int layer, int group) {
-    int64_t n = (int64_t)r->o->ranks * r->out->slots;
-    return r->runs + ((int64_t)layer * r->o->groups + group) * n;
-}
-
-static void divide(Run *r, int layer, int group, int32_t *by_expert, unsigned char *scratch) {
-    const MoePlaceMap *m = &r->maps[layer];
-    MoeSplit in = {.experts = m->experts,
-                   .ranks = m->ranks,
-                   .slots = m->slots,
-                   .copies = m->expert,
-                   .shards = r->sources,
-                   .counts = by_expert,
-                   .grain = r->o->grain};
-    if (r->o->even)
-        split_evenly(
-            &in, r->replicated[layer] ? r->replicas + (int64_t)layer * m->ranks * m->experts : NULL,
-            (int32_t *)(void *)scratch, runs_of(r, layer, group));
-    else
-        moe_split(&in, scratch, runs_of(r, layer, group));
-}
-
-/* The busiest rank's rows over the mean, over the ranks of all groups. */
-static double imbalance_of(const Run *r, int layer) {
-    int64_t busiest = 0, total = 0;
-    int n = r->o->ranks, slots = r->out->slots;
-    for (int k = 0; k < r->o->groups; k++) {
-        const MoeSplitRun *runs = runs_of(r, layer, k);
-        for (int p = 0; p < n; p++) {
-            int64_t rows = 0;
-            for (int g = p * slots; g < (p + 1) * slots; g++)
-                rows += runs[g].end - runs[g].begin;
-            busiest = rows > busiest ? rows : busiest;
-            total += rows;
-        }
-    }
-    return total ? (double)busiest * n * r->o->groups / (double)total : 1;
-}
-
-/* The slowest group's step. */
-static double seconds_of(const Run *r, int layer, int thread) {
-    const MoeLoad *l = r->load;
-    int groups = r->o->groups, n = r->cost_sources;
-    int64_t cells = (int64_t)n * l->experts;
-    int32_t *counts = r->cost_counts + thread * groups * cells,
-            *by_expert = r->cost_by_expert + thread * cells;
-    moe_load_divide(moe_load_at(l, r->step % l->steps, layer), l->sources, l->experts, groups * n,
-                    counts);
-    double slowest = 0;
-    for (int k = 0; k < groups; k++) {
-        transpose(counts + k * cells, n, l->experts, by_expert);
-        MoePlaceStep s =
-            moe_place_step(r->o->cost, &r->maps[layer], by_expert, n, runs_of(r, layer, k));
-        slowest = s.total > slowest ? s.total : slowest;
-    }
-    return slowest + r->o->cost->fixed_seconds;
-}
-
-static void measure_layer(void *ctx, int64_t layer, int thread) {
-    Run *r = ctx;
-    const MoeLoad *l = r->load;
-    int groups = r->o->groups, k = (int)layer;
-    int64_t cells = (int64_t)r->sources * l->experts;
-    int32_t *counts = r->counts + layer * groups * cells,
-            *by_expert = r->by_expert + thread * cells;
-    moe_load_divide(moe_load_at(l, r->step % l->steps, k), l->sources, l->experts,
-                    groups * r->sources, counts);
-    for (int g = 0; g < groups; g++) {
-        transpose(counts + g * cells, r->sources, l->experts, by_expert);
-        divide(r, k, g, by_expert, r->scratch + (size_t)thread * r->scratch_bytes);
-    }
-    r->out->imbalance[(int64_t)r->step * l->layers + k] = imbalance_of(r, k);
-    r->seconds[k] = r->costed ? seconds_of(r, k, thread) : 0;
-}
-
 /* ---- decisions ---- */
 
-static MoeStatus tell_maps(Run *r, bool decided) {
+static MoeStatus tell_maps(MoeReplayRun *r, bool decided) {
     const MoeReplayObserver *s = r->see;
     for (int k = 0; k < r->load->layers && s && s->map; k++)
         MOE_TRY(s->map(s->ctx, r->out->first_step + r->step, k, &r->maps[k],
@@ -163,7 +23,7 @@ static MoeStatus tell_maps(Run *r, bool decided) {
     return NULL;
 }
 
-static void watch(Run *r, MoeArena *a) {
+static void watch(MoeReplayRun *r, MoeArena *a) {
     MoeReplay *out = r->out;
     int k = r->o->watch;
     if (k < 0)
@@ -180,7 +40,7 @@ static void watch(Run *r, MoeArena *a) {
 }
 
 /* Counts what a decision did, whatever the placer says of it. */
-static void count_decision(Run *r, int k) {
+static void count_decision(MoeReplayRun *r, int k) {
     MoeReplayFigures *f = &r->out->layer[k];
     const MoePlaceDecision *d = &r->decisions[k];
     const MoePlaceMap *from = &r->before[k], *to = &r->maps[k];
@@ -200,7 +60,7 @@ static void count_decision(Run *r, int k) {
 }
 
 /* Rows of each expert at the step that is `ago` steps back. */
-static void total_rows(const Run *r, int layer, int ago, int32_t *out) {
+static void total_rows(const MoeReplayRun *r, int layer, int ago, int32_t *out) {
     const MoeLoad *l = r->load;
     const int32_t *c = moe_load_at(l, (r->step - ago) % l->steps, layer);
     memset(out, 0, sizeof *out * (size_t)l->experts);
@@ -210,7 +70,7 @@ static void total_rows(const Run *r, int layer, int ago, int32_t *out) {
 }
 
 /* Where copies share evenly by what the policy's algorithm says of them: asks it, if the map is what it proposed. */
-static void ask_replicas(Run *r, int layer) {
+static void ask_replicas(MoeReplayRun *r, int layer) {
     MoePlaceVerdict v = r->decisions[layer].verdict;
     if (!r->o->even || !r->policy->replicas || v == MOE_PLACE_TOO_DEAR || v == MOE_PLACE_REFUSED)
         return;
@@ -232,7 +92,7 @@ static void ask_replicas(Run *r, int layer) {
     moe_arena_destroy(a);
 }
 
-static MoeStatus decide(Run *r, MoeArena *a) {
+static MoeStatus decide(MoeReplayRun *r, MoeArena *a) {
     int64_t step = r->out->first_step + r->step;
     if (!r->step) {
         watch(r, a);
@@ -274,7 +134,7 @@ static void figures_of(double *v, int64_t n, MoeReplayFigures *f) {
     f->max = v[n - 1];
 }
 
-static void add_up(const Run *r, MoeArena *a) {
+static void add_up(const MoeReplayRun *r, MoeArena *a) {
     MoeReplay *out = r->out;
     int layers = out->layers, from = r->o->warmup, n = out->steps - from, costed = 0;
     double *v = MOE_NEW_N(a, double, (int64_t)n *layers);
@@ -305,21 +165,21 @@ static void add_up(const Run *r, MoeArena *a) {
 
 /* ---- a replay ---- */
 
-static MoeStatus run_steps(Run *r, MoeArena *a) {
+static MoeStatus run_steps(MoeReplayRun *r, MoeArena *a) {
     const MoeReplayObserver *s = r->see;
     for (r->step = 0; r->step < r->out->steps; r->step++) {
         int64_t step = r->out->first_step + r->step;
         MOE_TRY(decide(r, a));
         r->costed = r->step % r->out->seconds_every == 0;
         if (r->o->pool)
-            moe_pool_run(r->o->pool, r->load->layers, measure_layer, r);
+            moe_pool_run(r->o->pool, r->load->layers, moe_replay_measure, r);
         else
             for (int k = 0; k < r->load->layers; k++)
-                measure_layer(r, k, 0);
+                moe_replay_measure(r, k, 0);
         for (int k = 0; k < r->load->layers && r->step >= r->o->warmup; k++)
             r->layer_seconds[k] += r->seconds[k];
         for (int k = 0; k < r->load->layers && s && s->division; k++)
-            MOE_TRY(s->division(s->ctx, step, k, &r->maps[k], runs_of(r, k, 0)));
+            MOE_TRY(s->division(s->ctx, step, k, &r->maps[k], moe_replay_runs(r, k, 0)));
         moe_placer_observe(r->placer, step, r->counts, r->maps);
         if (s && s->progress)
             s->progress(s->progress_ctx, r->step + 1, r->out->steps);
@@ -327,13 +187,13 @@ static MoeStatus run_steps(Run *r, MoeArena *a) {
     return NULL;
 }
 
-/* Sources of a group that `most` allows: the trace's own where they divide over the ranks; else one a rank, or one for several
+/* Sources of a group: the trace's own where they divide over the ranks; else one a rank, or one for several
  * ranks. */
-static int sources_for(const MoeLoad *l, const MoeReplayOptions *o, int most) {
+static int sources_for(const MoeLoad *l, const MoeReplayOptions *o) {
     int own = l->sources % o->groups == 0 ? l->sources / o->groups : 0;
     if (own && own % o->ranks == 0 && own <= MOE_LOAD_SOURCES / o->groups)
         return own;
-    int n = o->ranks < most ? o->ranks : most;
+    int n = o->ranks < MAX_SOURCES ? o->ranks : MAX_SOURCES;
     while (o->ranks % n)
         n--;
     return n;
@@ -364,7 +224,7 @@ static void *grab(MoeArena *a, int64_t n, size_t size) {
     return moe_arena_alloc(a, (size_t)n * size);
 }
 
-static MoeStatus prepare(Run *r, MoeArena *a) {
+static MoeStatus prepare(MoeReplayRun *r, MoeArena *a) {
     const MoeLoad *l = r->load;
     const MoeReplayOptions *o = r->o;
     MoeReplay *out = r->out;
@@ -378,9 +238,6 @@ static MoeStatus prepare(Run *r, MoeArena *a) {
     r->decisions = grab(a, layers, sizeof *r->decisions);
     r->counts = grab(a, (int64_t)layers * o->groups * r->sources * l->experts, sizeof(int32_t));
     r->by_expert = grab(a, (int64_t)threads * r->sources * l->experts, sizeof(int32_t));
-    r->cost_counts =
-        grab(a, (int64_t)threads * o->groups * r->cost_sources * l->experts, sizeof(int32_t));
-    r->cost_by_expert = grab(a, (int64_t)threads * r->cost_sources * l->experts, sizeof(int32_t));
     r->scratch = grab(a, threads, r->scratch_bytes);
     r->runs = grab(a, (int64_t)layers * o->groups * slots, sizeof *r->runs);
     r->replicas = grab(a, o->even ? (int64_t)layers * o->ranks * l->experts : 0, sizeof(int32_t));
@@ -412,12 +269,8 @@ MoeStatus moe_replay(const MoeLoad *load, const MoePolicy *policy, const MoeRepl
     out->layer = grab(a, load->layers, sizeof *out->layer);
     out->watched = grab(a, o->watch < 0 ? 0 : steps, sizeof *out->watched);
     MoeArena *scratch = moe_arena_create();
-    Run r = {.load = load,
-             .o = o,
-             .see = see,
-             .out = out,
-             .sources = sources_for(load, o, MAX_SOURCES),
-             .cost_sources = sources_for(load, o, MOE_MAX_RANKS)};
+    MoeReplayRun r = {
+        .load = load, .o = o, .see = see, .out = out, .sources = sources_for(load, o)};
     MoePolicySetup setup = {.layers = load->layers,
                             .experts = load->experts,
                             .ranks = o->ranks,
