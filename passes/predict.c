@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "passes/predict_ranks.h"
 
 /* ---- steps ---- */
 
@@ -183,6 +184,8 @@ MoePrediction moe_predict_graph(const MoePassContext *cx, const MoeGraph *g, con
     MOE_ASSERT(n == gs.n_groups, "predict: @%s: %zu steps, not %zu", g->name, n, gs.n_groups);
     MoeSimProblem problem = moe_predict_problem(cx->target, &whole, steps, n, m, a);
     MoePrediction out = moe_predict(&problem, order, counted, micro);
+    if (cx->skew && strcmp(g->name, "train") == 0 && moe_mesh_size(&m->mesh) <= MOE_PREDICT_MOST_RANKS)
+        moe_predict_ranks(cx, &whole, steps, &problem, m, counted, &out);
     moe_arena_destroy(a);
     return out;
 }

@@ -46,6 +46,10 @@ typedef struct {
 MoePlaceTraffic moe_place_traffic(const MoeCluster *cluster, int top_k, const MoePlaceMap *m,
                                   const int32_t *counts, int sources, const MoeSplitRun *runs);
 
+/* The same for all ranks: rows [ranks] that each computes; there [ranks][ranks]: tokens from p to q; home: rows from p back to q. */
+void moe_place_flows(int top_k, const MoePlaceMap *m, const int32_t *counts, int sources, const MoeSplitRun *runs,
+                     double *rows, double *there, double *home);
+
 /* One layer in one step: the busiest rank's compute + what is exposed of the exchanges, by the (source, rank) rows over the
  * links, and of copies. counts [experts][sources]: source s is EP rank s * ranks / sources; with fewer sources than ranks it is
  * those ranks' together, in equal parts. runs: from moe_split; NULL: all rows

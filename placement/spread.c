@@ -21,8 +21,8 @@ static bool has_copies(const MoePlaceMap *m) {
     return n > m->experts;
 }
 
-/* Of a group in a micro-batch, which has the virtual shards from `first` on. */
-static MoePlaceTraffic traffic_of(const Layer *l, int first) {
+/* Counts of a group in a micro-batch, which has the virtual shards from `first` on; and their division. */
+static void take_counts(const Layer *l, int first) {
     const MoePlaceMap *map = l->map;
     int E = map->experts;
     for (int e = 0; e < E; e++)
@@ -32,7 +32,11 @@ static MoePlaceTraffic traffic_of(const Layer *l, int first) {
         MoeSplit split = {E, map->ranks, map->slots, map->expert, l->shards, l->counts, l->w->grain};
         moe_split(&split, l->scratch, l->runs);
     }
-    return moe_place_traffic(&l->w->cluster, l->w->top_k, map, l->counts, l->shards, l->runs);
+}
+
+static MoePlaceTraffic traffic_of(const Layer *l, int first) {
+    take_counts(l, first);
+    return moe_place_traffic(&l->w->cluster, l->w->top_k, l->map, l->counts, l->shards, l->runs);
 }
 
 static double most(double a, double b) {
@@ -63,21 +67,26 @@ static void add_step(const Layer *l, double rows, MoeSpread *out) {
     }
 }
 
-MoeSpread moe_spread(const MoeLoad *load, int layer, const MoePlaceMap *map, const MoeSpreadWhere *w, double rows,
-                     int most_steps) {
-    int E = map->experts, n = load->steps < most_steps ? load->steps : most_steps;
-    MoeArena *a = moe_arena_create();
+static Layer begin(const MoePlaceMap *map, const MoeSpreadWhere *w, MoeArena *a) {
     Layer l = {.map = map, .w = w, .shards = w->shards / w->micro_batches / w->groups};
-    MoeSpread out = {0};
-    l.divided = MOE_NEW_N(a, int32_t, w->shards * E);
-    l.counts = MOE_NEW_N(a, int32_t, l.shards * E);
+    l.divided = MOE_NEW_N(a, int32_t, w->shards * map->experts);
+    l.counts = MOE_NEW_N(a, int32_t, l.shards * map->experts);
     if (has_copies(map)) {
         l.runs = MOE_NEW_N(a, MoeSplitRun, map->ranks * map->slots);
-        l.scratch = moe_arena_alloc(a, (size_t)moe_split_scratch(E, map->ranks, map->slots, l.shards));
+        l.scratch = moe_arena_alloc(a, (size_t)moe_split_scratch(map->experts, map->ranks, map->slots, l.shards));
     }
+    return l;
+}
+
+MoeSpread moe_spread(const MoeLoad *load, int layer, const MoePlaceMap *map, const MoeSpreadWhere *w, double rows,
+                     int most_steps) {
+    int n = load->steps < most_steps ? load->steps : most_steps;
+    MoeArena *a = moe_arena_create();
+    Layer l = begin(map, w, a);
+    MoeSpread out = {0};
     for (int i = 0; i < n; i++) {
         const int32_t *at = moe_load_at(load, (int)((int64_t)i * load->steps / n), layer);
-        moe_load_divide(at, load->sources, E, w->shards, l.divided);
+        moe_load_divide(at, load->sources, map->experts, w->shards, l.divided);
         add_step(&l, rows, &out);
     }
     out.rows = n ? out.rows / n : 1;
@@ -87,4 +96,25 @@ MoeSpread moe_spread(const MoeLoad *load, int layer, const MoePlaceMap *map, con
     }
     moe_arena_destroy(a);
     return out;
+}
+
+void moe_spread_flows(const MoeLoad *load, int layer, int step, int micro_batch, int group, const MoePlaceMap *map,
+                      const MoeSpreadWhere *w, double rows, MoeFlows *out) {
+    MoeArena *a = moe_arena_create();
+    Layer l = begin(map, w, a);
+    int per = w->groups * l.shards, ranks = map->ranks;
+    double total = 0;
+    moe_load_divide(moe_load_at(load, step, layer), load->sources, map->experts, w->shards, l.divided);
+    for (int i = 0; i < per * map->experts; i++)
+        total += l.divided[(int64_t)micro_batch * per * map->experts + i];
+    take_counts(&l, (micro_batch * w->groups + group) * l.shards);
+    moe_place_flows(w->top_k, map, l.counts, l.shards, l.runs, out->rows, out->there, out->home);
+    double scale = total > 0 ? rows / total : 0;
+    for (int q = 0; q < ranks; q++)
+        out->rows[q] *= scale;
+    for (int i = 0; i < ranks * ranks; i++) {
+        out->there[i] *= scale;
+        out->home[i] *= scale;
+    }
+    moe_arena_destroy(a);
 }

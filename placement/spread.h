@@ -20,6 +20,13 @@ typedef struct {
     double home[MOE_N_LINKS];  /* (token, expert) rows that it carries home */
 } MoeSpread;
 
+/* All ranks of a group, in one step (counted from 0) and micro-batch, as moe_place_flows has them, scaled likewise: in [ep], [ep][ep]. */
+typedef struct {
+    double *rows, *there, *home;
+} MoeFlows;
+void moe_spread_flows(const MoeLoad *l, int layer, int step, int micro_batch, int group, const MoePlaceMap *map,
+                      const MoeSpreadWhere *w, double rows, MoeFlows *out);
+
 /* Of layer `layer` of the load (an index), whose counts are scaled to `rows` (token, expert) rows a micro-batch of all groups
  * together. most_steps: so many steps at most, evenly spaced. */
 MoeSpread moe_spread(const MoeLoad *l, int layer, const MoePlaceMap *map, const MoeSpreadWhere *w, double rows,

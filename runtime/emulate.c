@@ -1,6 +1,6 @@
 /* The communicator that keeps emulated clocks. With each exchange goes a second one over `inner`, in which every rank tells
  * all others its clock and what it sends to whom; before a wait ends, the rank lays all exchanges up to that one on its copy
- * of everybody's links (emulate_links.h), in the order in which they were started. See emulate.h and docs/CLUSTER.md. */
+ * of everybody's links (placement/links.h), in the order in which they were started. See emulate.h and docs/CLUSTER.md. */
 #include "runtime/emulate.h"
 
 #include <pthread.h>
@@ -9,7 +9,7 @@
 #include <time.h>
 
 #include "base/assert.h"
-#include "runtime/emulate_links.h"
+#include "placement/links.h"
 
 /* What a rank tells the others of an exchange: its clock, then bytes to each rank. */
 typedef union {

@@ -8,7 +8,7 @@
 
 #include "base/rng.h"
 #include "runtime/emulate.h"
-#include "runtime/emulate_links.h"
+#include "placement/links.h"
 #include "tests/support/comm_suite.h"
 #include "tests/support/status_checks.h"
 

@@ -1,7 +1,7 @@
 /* When transfers run on emulated links: the rule of docs/CLUSTER.md, as arithmetic. Each rank keeps one of these and feeds
  * it the same numbers, so all find the same times. */
-#ifndef MOE_RUNTIME_EMULATE_LINKS_H
-#define MOE_RUNTIME_EMULATE_LINKS_H
+#ifndef MOE_PLACEMENT_LINKS_H
+#define MOE_PLACEMENT_LINKS_H
 
 #include <stddef.h>
 #include <stdint.h>

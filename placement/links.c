@@ -2,7 +2,7 @@
  * ring of ranks, sender): ties go round the ring as all-to-alls do, so that equal blocks fill all links. Each is put into
  * the first gap of its sender's outgoing and its receiver's incoming link. Exchanges go in the order in which they are
  * started: a later one may use gaps, but never delays an earlier one. */
-#include "runtime/emulate_links.h"
+#include "placement/links.h"
 
 #include <stdlib.h>
 #include <string.h>
