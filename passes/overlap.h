@@ -1,5 +1,5 @@
 /* Inside the overlap pass: the steps of one graph as things to order ("items"), shared by overlap.c (which orders are tried),
- * overlap_items.c (items of a graph), overlap_schedule.c (the list scheduler) and overlap_graph.c (edits of the graph). */
+ * overlap_items.c (items of a graph), overlap_schedule.c (the list scheduler; overlap_memory.c its memory) and overlap_graph.c (edits of the graph). */
 #ifndef MOE_PASSES_OVERLAP_H
 #define MOE_PASSES_OVERLAP_H
 

@@ -12,24 +12,19 @@
  * Waits, feeders and gathers that were not started ahead run when what reads them does. */
 #include "base/assert.h"
 #include "passes/overlap.h"
+#include "passes/overlap_memory.h"
 
 typedef struct {
     const Overlap *x;
     const OverlapPolicy *policy;
     MoeArena *a;
     MoeSim *sim;
+    OverlapMemory *memory;
     bool *issued;  /* by item */
-    bool *ahead;   /* gathers that nobody has read yet */
-    int *readers;  /* by value: left */
-    bool *taken;   /* by value: another has its memory now */
-    bool *took;    /* by value: it has another's */
     int *order;
     size_t n_order;
     int *sums; /* the waits for sums under way, as far as they are of this phase */
     size_t n_sums;
-    int64_t live, peak, ahead_bytes;
-    int64_t apart; /* of live: gathers ahead, sums under way */
-    int64_t *flight; /* by item: of a sum under way, what its wait frees */
     MoePhase phase;
     size_t first[ITEM_WAIT + 1]; /* by kind: where to look for the first that is left */
 } Sched;
@@ -38,79 +33,7 @@ static const OverlapItem *item(const Sched *s, int i) {
     return &s->x->items[i];
 }
 
-static bool is_exchange(const OverlapItem *it) {
-    return it->kind == ITEM_COMM || it->kind == ITEM_LATE || it->kind == ITEM_GATHER;
-}
-
-/* An exchange that keeps memory until its wait, which may be far off. */
-static bool is_sum(const OverlapItem *it) {
-    return it->kind == ITEM_LATE || (is_exchange(it) && it->staging > 0);
-}
-
 /* ---- running an item ---- */
-
-static void note_peak(Sched *s) {
-    int64_t bytes = s->live - s->apart;
-    s->peak = bytes > s->peak ? bytes : s->peak;
-}
-
-/* What was gathered ahead counts like other memory from its first reader on. */
-static void stop_ahead(Sched *s, int gather) {
-    if (!s->ahead[gather])
-        return;
-    s->ahead[gather] = false;
-    s->ahead_bytes -= item(s, gather)->makes;
-    s->apart -= item(s, gather)->makes;
-}
-
-/* Bytes that item i need not find, as its results take over what dies here. */
-static int64_t take_over(Sched *s, const OverlapItem *it) {
-    int64_t bytes = 0;
-    for (size_t k = 0; k < it->n_aliases; k++) {
-        int from = it->aliases[k].from, to = it->aliases[k].to;
-        if (s->readers[from] != 1 || s->taken[from] || s->took[to])
-            continue;
-        s->taken[from] = s->took[to] = true;
-        bytes += s->x->values[to].bytes;
-    }
-    return bytes;
-}
-
-/* What a sum keeps until its wait: staging memory, and what it adds up, if nobody else wants it. */
-static void take_off(Sched *s, int sum) {
-    const OverlapItem *it = item(s, sum);
-    s->flight[sum] = it->staging;
-    for (size_t k = 0; k < it->n_reads; k++)
-        if (s->readers[it->reads[k]] == 2) /* itself and the wait */
-            s->flight[sum] += s->x->values[it->reads[k]].bytes;
-    s->apart += s->flight[sum];
-}
-
-static void land(Sched *s, int exchange) {
-    s->live -= item(s, exchange)->staging;
-    s->apart -= s->flight[exchange];
-    s->flight[exchange] = 0;
-}
-
-static void account(Sched *s, int i) {
-    const OverlapItem *it = item(s, i);
-    s->live += it->makes + it->staging - take_over(s, it);
-    if (it->kind == ITEM_GATHER) {
-        s->ahead[i] = true;
-        s->ahead_bytes += it->makes;
-        s->apart += it->makes;
-    }
-    if (is_sum(it))
-        take_off(s, i);
-    for (size_t k = 0; k < it->n_reads && it->kind != ITEM_WAIT; k++)
-        stop_ahead(s, s->x->values[it->reads[k]].item);
-    note_peak(s);
-    for (size_t k = 0; k < it->n_reads; k++)
-        if (--s->readers[it->reads[k]] == 0 && !s->taken[it->reads[k]])
-            s->live -= s->x->values[it->reads[k]].bytes;
-    for (size_t k = 0; k < it->n_needs && it->kind == ITEM_WAIT; k++)
-        land(s, it->needs[k]);
-}
 
 static void issue(Sched *s, int i) {
     const OverlapItem *it = item(s, i);
@@ -120,7 +43,7 @@ static void issue(Sched *s, int i) {
             issue(s, it->needs[k]);
     for (size_t k = 0; k < it->n_steps; k++)
         moe_sim_run(s->sim, it->steps[k]);
-    account(s, i);
+    moe_overlap_memory_run(s->memory, i);
     s->order[s->n_order++] = i;
 }
 
@@ -150,7 +73,7 @@ static double ready_at(const Sched *s, int i, bool *out_starts) {
         if (s->issued[need])
             continue;
         double ready = ready_at(s, need, out_starts);
-        *out_starts |= is_exchange(item(s, need));
+        *out_starts |= moe_overlap_is_exchange(item(s, need));
         t = ready > t ? ready : t;
     }
     return t;
@@ -190,10 +113,10 @@ static void end_sums(Sched *s, size_t keep) {
 /* A sum ends when another wants its place, if nobody reads it before. */
 static void start_exchange(Sched *s, int i) {
     const OverlapItem *it = item(s, i);
-    if (is_sum(it))
+    if (moe_overlap_is_sum(it))
         end_sums(s, s->policy->sums - 1);
     issue(s, i);
-    for (size_t k = 0; k < it->n_users && is_sum(it); k++)
+    for (size_t k = 0; k < it->n_users && moe_overlap_is_sum(it); k++)
         if (item(s, it->users[k])->kind == ITEM_WAIT && item(s, it->users[k])->phase == s->phase)
             s->sums[s->n_sums++] = it->users[k];
 }
@@ -236,7 +159,7 @@ static bool start_others(Sched *s, double by) {
         }
     int i = first_of(s, ITEM_GATHER);
     if (i < 0 || !link_is_free(s, i, by) ||
-        s->ahead_bytes + item(s, i)->makes > s->policy->gather_bytes)
+        s->memory->ahead_bytes + item(s, i)->makes > s->policy->gather_bytes)
         return false;
     issue(s, i);
     return true;
@@ -264,7 +187,7 @@ static int find_ahead(const Sched *s, int step) {
         if (step < 0)
             return -1;
         if (can_issue(s, step) && now(s, step) &&
-            s->live - s->apart + item(s, step)->makes <= s->policy->memory)
+            moe_overlap_memory_live(s->memory) + item(s, step)->makes <= s->policy->memory)
             return step;
     }
     return -1;
@@ -294,7 +217,7 @@ static int find_needed(const Sched *s, int i) {
         int need = it->needs[k];
         if (s->issued[need])
             continue;
-        if (is_exchange(item(s, need)))
+        if (moe_overlap_is_exchange(item(s, need)))
             return need;
         int deeper = find_needed(s, need);
         if (deeper >= 0)
@@ -314,7 +237,7 @@ static bool run_rest(Sched *s, int filler) {
     }
     if (any < 0)
         return false;
-    if (is_exchange(item(s, any)))
+    if (moe_overlap_is_exchange(item(s, any)))
         start_exchange(s, any);
     else
         issue(s, any);
@@ -332,7 +255,7 @@ static bool wait_first(Sched *s, int i) {
             continue;
         issue(s, wait);
         for (size_t n = 0; n < item(s, wait)->n_needs; n++)
-            stop_ahead(s, item(s, wait)->needs[n]);
+            moe_overlap_memory_stop_ahead(s->memory, item(s, wait)->needs[n]);
         any = true;
     }
     return any;
@@ -344,7 +267,7 @@ static bool run_next(Sched *s) {
     if (step < 0)
         return run_rest(s, filler);
     MOE_ASSERT(can_issue(s, step), "overlap: @%s: a step before what it needs", s->x->g->name);
-    bool full = s->live - s->apart + item(s, step)->makes > s->policy->memory;
+    bool full = moe_overlap_memory_live(s->memory) + item(s, step)->makes > s->policy->memory;
     if (full && end_or_start_sum(s))
         return true;
     if (filler >= 0 && (held > s->policy->reserve || full)) {
@@ -387,15 +310,9 @@ static Sched start(const Overlap *x, const OverlapPolicy *policy) {
     Sched s = {.x = x, .policy = policy, .a = moe_arena_create()};
     s.sim = moe_sim_create(&x->problem, s.a);
     s.issued = MOE_NEW_N(s.a, bool, x->n_items);
-    s.ahead = MOE_NEW_N(s.a, bool, x->n_items);
-    s.flight = MOE_NEW_N(s.a, int64_t, x->n_items);
-    s.readers = MOE_NEW_N(s.a, int, x->n_values);
-    s.taken = MOE_NEW_N(s.a, bool, x->n_values);
-    s.took = MOE_NEW_N(s.a, bool, x->n_values);
+    s.memory = moe_overlap_memory_create(x, s.a);
     s.sums = MOE_NEW_N(s.a, int, x->n_items);
     s.order = MOE_NEW_N(x->a, int, x->n_items);
-    for (size_t i = 0; i < x->n_values; i++)
-        s.readers[i] = x->values[i].readers;
     return s;
 }
 
@@ -409,7 +326,7 @@ static OverlapOrder finish(Sched *s) {
     for (size_t i = 0; i < x->n_items; i++)
         for (size_t k = 0; k < item(s, s->order[i])->n_steps; k++)
             steps[n++] = item(s, s->order[i])->steps[k];
-    OverlapOrder out = {.order = s->order, .peak = s->peak};
+    OverlapOrder out = {.order = s->order, .peak = s->memory->peak};
     out.seconds = moe_predict_seconds(&x->problem, steps, x->counted, x->micro_batches);
     moe_arena_destroy(s->a);
     return out;
@@ -430,7 +347,7 @@ OverlapOrder moe_overlap_as_given(const Overlap *x) {
         if (s.issued[i])
             continue;
         issue(&s, (int)i);
-        for (size_t k = 0; k < it->n_users && is_exchange(it); k++)
+        for (size_t k = 0; k < it->n_users && moe_overlap_is_exchange(it); k++)
             if (item(&s, it->users[k])->kind == ITEM_WAIT && !s.issued[it->users[k]])
                 issue(&s, it->users[k]);
     }
