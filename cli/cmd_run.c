@@ -143,11 +143,14 @@ static void print_report(const MoePlan *plan, const MoeTrainOptions *t, const Mo
         printf("\n");
     }
     if (r->place_changes) {
-        char bytes[32], spent[32];
+        char bytes[32], spent[32], staging[32];
         moe_format_bytes((double)r->place_bytes, bytes);
+        moe_format_bytes((double)r->place_staging_bytes, staging);
         moe_format_duration(r->place_seconds, spent);
-        printf("  placement %s: %lld moves took %lld experts (%s) to other ranks, in %s\n", t->place.policy,
-               (long long)r->place_changes, (long long)r->place_experts, bytes, spent);
+        printf("  placement %s: %lld moves took %lld experts (%s) to other ranks, in %s, with at most "
+               "%s a rank on the way\n",
+               t->place.policy, (long long)r->place_changes, (long long)r->place_experts, bytes,
+               spent, staging);
     }
     print_load(plan, r);
     printf("\n  run         %s\n  log         %s/log.jsonl\n", t->out_dir, t->out_dir);

@@ -65,6 +65,7 @@ typedef struct {
     bool emulated;
     double emulated_seconds; /* a step, on the links of --emulate: the mean of this process's */
     int64_t place_changes, place_experts, place_bytes; /* of online placement: moves, experts and bytes that went to another rank */
+    int64_t place_staging_bytes;   /* beside the slots, of the rank that took the most */
     double place_seconds;          /* that they took */
     int64_t memory_bytes;          /* of this rank */
     int64_t memory_bytes_max;      /* of the rank that has the most */

@@ -70,6 +70,8 @@ MoeStatus moe_train_place(MoeTrainer *s) {
         r->place_changes += change.moved;
         r->place_experts += change.experts;
         r->place_bytes += change.bytes;
+        if (change.staging_bytes > r->place_staging_bytes)
+            r->place_staging_bytes = change.staging_bytes;
         r->place_seconds += change.seconds;
         s->emulated_seconds += isnan(change.emulated_seconds) ? 0 : change.emulated_seconds;
         log_events(s, &events);

@@ -141,6 +141,16 @@ branch() { # a checkpoint of one map taken up by a new run with another
 expect "resumed in a new run with a map of its own" branch
 first() { rm -rf "$WORK/first" && run e8 first --placement-from "$WORK/back.json" && same reference first && ! [ -e "$WORK/first/placement.jsonl" ]; }
 expect "--placement-from for a new run" first
+placed() { # the plan's own first maps, by the load of an earlier run
+  plan placed --ranks 8 $E 4 $S 2 --trace "$WORK/reference" --first-placement lpt
+  [ -f "$WORK/placed.plan/placement.json" ] && rm -rf "$WORK/placed" && run placed placed && same reference placed || return 1
+  python3 - "$WORK/placed.plan/placement.json" "$(newest "$WORK/placed")/manifest.json" <<'PY'
+import json, sys
+first, kept = json.load(open(sys.argv[1]))["layers"], {m["layer"]: m for m in json.load(open(sys.argv[2]))["maps"]}
+assert first and all(kept[m["layer"]] == m for m in first), (first, kept)
+PY
+}
+expect "the plan's own placement is where a run starts" placed
 decisions() { python3 -c '
 import json, sys
 for line in open(sys.argv[1] + "/placement.jsonl"):
