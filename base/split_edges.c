@@ -41,13 +41,15 @@ static int32_t rows_of(const Rows *x, int first, int end) {
 /* The largest aligned subtree that begins at item i and holds no item at `hi` or after; a tree's items end at `end`, beyond which all is
  * absent. Returns where it ends. */
 static int subtree_end(int i, int hi, int end) {
-    int64_t size = i ? i & -i : (int64_t)1 << 31;
-    while (hi < end && i + size > hi)
-        size >>= 1;
-    return i + size < end ? (int)(i + size) : end;
+    unsigned size = i ? (unsigned)i & -(unsigned)i : 1u << 31;
+    if (hi < end) { /* no longer than the largest power of two that fits */
+        unsigned most = 1u << (31 - __builtin_clz((unsigned)(hi - i)));
+        size = size < most ? size : most;
+    }
+    return (int64_t)i + size < end ? (int)((unsigned)i + size) : end;
 }
 
-static void put_root(Roots *r, int32_t rows, MoeSplitRoot root) {
+static inline void put_root(Roots *r, int32_t rows, MoeSplitRoot root) {
     if (r->n < r->most) {
         root.begin = r->at;
         root.end = r->at + rows;
@@ -164,15 +166,17 @@ static int candidates(const Rows *x, int32_t row, int32_t reach, MoeSplitEdge *o
 }
 
 /* Of giving the rows between two edges to a rank that has `load` others: the rows above the level, and a price for each root;
- * NO_COST with too many of them. */
+ * NO_COST with too many of them, or if it would not be less than `most`. */
 static int64_t run_cost(const MoeSplitWork *w, const Rows *x, MoeSplitEdge a, MoeSplitEdge b,
-                        int64_t load) {
+                        int64_t load, int64_t most) {
+    int64_t above = load + (b.row - a.row) - w->flow.level,
+            cost = (above > 0 ? above : 0) * ROOT_PRICE;
+    if (cost >= most)
+        return NO_COST;
     Roots r = {.enough = MOE_COPY_ROOTS, .at = a.row};
     put_roots(x, a, b, &r);
-    if (r.n > MOE_COPY_ROOTS)
-        return NO_COST;
-    int64_t above = load + (b.row - a.row) - w->flow.level;
-    return (above > 0 ? above : 0) * ROOT_PRICE + r.n * w->flow.level;
+    cost += r.n * w->flow.level;
+    return r.n > MOE_COPY_ROOTS || cost >= most ? NO_COST : cost;
 }
 
 /* The best cuts among the candidates: cost[i][k] is that of the copies before cut i, which falls on its edge k. Writes the amounts
@@ -189,11 +193,11 @@ static bool best_cuts(MoeSplitWork *w, int e, const Rows *x) {
         for (int k = 0; k < w->n_edges[i]; k++) {
             int64_t least = NO_COST;
             int32_t arg = -1;
-            for (int j = 0; j < w->n_edges[i - 1]; j++) {
+            for (int j = w->n_edges[i - 1] - 1; j >= 0; j--) { /* the nearest are last */
                 if (cost[j] >= least || before[j].row > here[k].row)
                     continue;
-                int64_t run = run_cost(w, x, before[j], here[k], load);
-                if (run < NO_COST && cost[j] + run < least) {
+                int64_t run = run_cost(w, x, before[j], here[k], load, least - cost[j]);
+                if (run < NO_COST) {
                     least = cost[j] + run;
                     arg = j;
                 }
