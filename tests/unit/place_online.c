@@ -11,6 +11,7 @@
 #include "runtime/log.h"
 #include "runtime/place.h"
 #include "runtime/place_fault.h"
+#include "tests/support/mesh.h"
 #include "tests/support/slice_fill.h"
 #include "tests/support/status_checks.h"
 
@@ -21,7 +22,7 @@ static const SliceParam params[] = {
     {"model.layers.1.mlp.experts.*.w1.weight", 1, 3, {EXPERTS, 6, 3}},
     {"model.layers.1.self_attn.q_proj.weight", 0, 2, {102, 91}},
 };
-static const MoeMesh mesh = {1, 2, 4, 1, 4};
+static const MoeMesh mesh = MESH(1, 2, 4, 1, 4);
 static MoePlaceOptions options;
 
 static SliceRanks ranks(void) {
@@ -233,7 +234,7 @@ static void write_step(MoeLog *l, int64_t step) {
 
 START_TEST(test_log) {
     static const int layers[] = {1, 4};
-    int32_t out[4 * 12];
+    int32_t out[4 * 24];
     bool there[4];
     snprintf(run, sizeof run, "%s/run", moe_test_dir());
     OK(moe_dir_remove(run));
