@@ -16,7 +16,7 @@ MoeStatus moe_compile_load_options(const MoeOptions *o, MoeDriverOptions *d) {
     if (*d->trace && *d->load)
         return moe_error(MOE_E_MISUSE, "--trace and --load: give one of them; a trace is a load");
     const char *policy = moe_opt(o, OPT_FIRST_PLACEMENT);
-    d->pass.first_placement = *policy ? policy : *d->trace ? "lpt" : NULL;
+    d->pass.first_placement = *policy ? policy : *d->trace ? "best" : NULL;
     if (*policy && !*d->trace && !*d->load)
         return moe_error(MOE_E_MISUSE, "--first-placement %s: it goes by a load; give --trace or --load", policy);
     return NULL;

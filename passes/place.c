@@ -5,11 +5,18 @@
  *
  * The policy sees the load's steps as if they had just been run, each layer by itself, and is asked once; what it proposes is
  * taken, for nothing has to move yet. */
+#include <string.h>
+
 #include "ir/numbers.h"
 #include "passes/skew.h"
 #include "placement/placer.h"
 
 enum { WINDOW = 32 }; /* steps that the policy sees: the last ones */
+
+/* "best": of each layer the map among theirs that costs least by the load. */
+#define BEST "best"
+static const char *const tried[] = {"moec", "lpt", "smartmoe", "eplb"};
+enum { N_TRIED = sizeof tried / sizeof tried[0] };
 
 /* Costs that policies weigh: by the layer's sizes, as far as the logical graph says them. */
 static MoePlaceCost cost_of(const MoePassContext *cx, const MoeSkewRoute *r, const MoeMesh *d) {
@@ -68,21 +75,58 @@ static MoeStatus place_layer(const MoePassContext *cx, const MoePolicy *policy, 
                : NULL;
 }
 
+/* Seconds of the layer in a step, by the load. */
+static double seconds_of(const MoePassContext *cx, int index, const MoeMesh *d, const MoePlaceMap *map) {
+    const MoePassOptions *o = &cx->options;
+    const MoeSkewRoute *r = &cx->routes[index];
+    MoePlaceCost cost = cost_of(cx, r, d);
+    int micro = o->micro_batches > 1 ? o->micro_batches : 1;
+    MoeSpread s = moe_skew_spread(cx, index, map);
+    MoePlaceTraffic t = {.mean = (double)o->batch * (double)o->seq * r->top_k / moe_mesh_data_ranks(d)};
+    t.rows = t.mean * s.rows;
+    for (int k = 0; k < MOE_N_LINKS; k++) {
+        t.there[k] = s.there[k] * micro;
+        t.home[k] = s.home[k] * micro;
+    }
+    return moe_place_price(&cost, &t, moe_place_copy_seconds(&cost, map)).total;
+}
+
+/* *map: the usual one, then the policy's; of BEST the cheapest. */
+static MoeStatus place_by(const MoePassContext *cx, const char *name, int index, const MoeMesh *d, MoePlaceMap *map) {
+    const MoePolicy *policy;
+    bool best = strcmp(name, BEST) == 0;
+    MoePlaceMap usual = *map, own = moe_skew_usual_map(&cx->routes[index], d, cx->arena);
+    double least = best ? seconds_of(cx, index, d, map) : 0;
+    for (int i = 0; i < (best ? N_TRIED : 1); i++) {
+        MOE_TRY(moe_policy_find(best ? tried[i] : name, &policy));
+        moe_place_map_copy(&own, &usual);
+        MOE_TRY(place_layer(cx, policy, index, d, &own));
+        double seconds = best ? seconds_of(cx, index, d, &own) : 0;
+        if (best && !(seconds < least))
+            continue;
+        least = seconds;
+        *map = own;
+        own = moe_skew_usual_map(&cx->routes[index], d, cx->arena);
+    }
+    return NULL;
+}
+
 MoeStatus moe_pass_place(MoePassContext *cx) {
     MoeMesh mesh = moe_pass_mesh(&cx->options);
-    const MoePolicy *policy = NULL;
+    const MoePolicy *known = NULL;
+    const char *policy = cx->options.first_placement;
     moe_skew_note_routes(cx);
     if (!cx->options.load || !cx->n_routes)
         return NULL;
     MOE_TRY(moe_skew_check(cx));
-    if (cx->options.first_placement)
-        MOE_TRY(moe_policy_find(cx->options.first_placement, &policy));
+    if (policy && strcmp(policy, BEST) != 0)
+        MOE_TRY(moe_policy_find(policy, &known));
     MoePlaceMap *maps = MOE_NEW_N(cx->arena, MoePlaceMap, cx->n_routes);
     for (size_t i = 0; i < cx->n_routes; i++) {
         MoeMesh d = moe_mesh_division(&mesh, moe_mesh_of_layer(&mesh, cx->routes[i].layer));
         maps[i] = moe_skew_usual_map(&cx->routes[i], &d, cx->arena);
         if (policy && d.ep > 1)
-            MOE_TRY(place_layer(cx, policy, (int)i, &d, &maps[i]));
+            MOE_TRY(place_by(cx, policy, (int)i, &d, &maps[i]));
     }
     cx->maps = maps;
     cx->skew = moe_skew_make(cx, maps);

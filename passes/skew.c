@@ -43,9 +43,9 @@ MoeStatus moe_skew_check(const MoePassContext *cx) {
     return NULL;
 }
 
-static MoeSkewLayer layer_of(const MoePassContext *cx, int index, const MoeSkewRoute *route,
-                             const MoePlaceMap *map) {
+MoeSpread moe_skew_spread(const MoePassContext *cx, int index, const MoePlaceMap *map) {
     const MoePassOptions *o = &cx->options;
+    const MoeSkewRoute *route = &cx->routes[index];
     MoeMesh mesh = moe_pass_mesh(o), d = moe_mesh_division(&mesh, moe_mesh_of_layer(&mesh, route->layer));
     MoeCluster cluster = moe_pass_cluster(o);
     MoeSpreadWhere w = {.cluster = moe_cluster_of_group(&cluster, &d),
@@ -55,7 +55,7 @@ static MoeSkewLayer layer_of(const MoePassContext *cx, int index, const MoeSkewR
                         .shards = o->virtual_shards,
                         .grain = MOE_LEAF_ROWS};
     double rows = (double)o->batch * (double)o->seq * route->top_k / w.micro_batches;
-    return (MoeSkewLayer){route->layer, moe_spread(o->load, index, map, &w, rows, MOST_STEPS)};
+    return moe_spread(o->load, index, map, &w, rows, MOST_STEPS);
 }
 
 const MoeSkew *moe_skew_make(const MoePassContext *cx, const MoePlaceMap *maps) {
@@ -64,7 +64,7 @@ const MoeSkew *moe_skew_make(const MoePassContext *cx, const MoePlaceMap *maps) 
     MoeSkew *s = MOE_NEW_N(cx->arena, MoeSkew, 1);
     for (size_t i = 0; i < cx->n_routes; i++)
         if (moe_mesh_division(&mesh, moe_mesh_of_layer(&mesh, cx->routes[i].layer)).ep > 1)
-            layers[s->n_layers++] = layer_of(cx, (int)i, &cx->routes[i], &maps[i]);
+            layers[s->n_layers++] = (MoeSkewLayer){cx->routes[i].layer, moe_skew_spread(cx, (int)i, &maps[i])};
     s->layers = layers;
     return s;
 }

@@ -29,6 +29,8 @@ MoePlaceMap moe_skew_usual_map(const MoeSkewRoute *r, const MoeMesh *division, M
 
 /* MOE_E_INPUT if options.load has other layers or experts than the routes. */
 MoeStatus moe_skew_check(const MoePassContext *cx);
+/* Of routes[index] with a map. */
+MoeSpread moe_skew_spread(const MoePassContext *cx, int index, const MoePlaceMap *map);
 /* Of the checked load with maps [n_routes]: the mean over its steps, of at most two dozen evenly spaced. */
 const MoeSkew *moe_skew_make(const MoePassContext *cx, const MoePlaceMap *maps);
 /* Of the group's layer; NULL: balanced. */
