@@ -106,10 +106,12 @@ static bool is_elastic(const MoeValue *v) {
     return v->type.kind == MOE_TYPE_TENSOR && d->seg && moe_segs_expected_rows(d->seg, d->size) < d->size;
 }
 
-/* Whether what the op does goes by elastic rows; *rows: the first table that says so. */
+/* Whether what the op does goes by elastic rows; *rows: the first table that says so. What sums rows goes by those, however few its
+ * results are. */
 static bool goes_by_rows(const MoeOp *op, const MoeValue **rows) {
     const MoeValue *v = NULL;
-    for (int i = 0; i < op->n_results && !v; i++)
+    bool sums = moe_op_info(op->opcode)->kind == MOE_KIND_WGRAD;
+    for (int i = 0; i < op->n_results && !v && !sums; i++)
         v = is_elastic(op->results[i]) ? op->results[i] : NULL;
     for (int i = 0; i < op->n_operands && !v; i++)
         v = is_elastic(op->operands[i]) ? op->operands[i] : NULL;
