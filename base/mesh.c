@@ -46,7 +46,12 @@ MoeMesh moe_mesh_division(const MoeMesh *m, int k) {
         return d;
     MOE_ASSERT(k <= m->n_ranges, "division %d of %d", k, m->n_ranges);
     const MoeMeshRange *r = &m->ranges[k - 1];
-    return (MoeMesh){.dp = r->dp, .shard = r->shard, .ep = r->ep, .tp = m->tp, .dense_shard = 1};
+    return (MoeMesh){.dp = r->dp,
+                     .shard = r->shard,
+                     .ep = r->ep,
+                     .tp = m->tp,
+                     .dense_shard = 1,
+                     .extra_slots = m->extra_slots};
 }
 
 void moe_mesh_input_name(const char *what, int k, char *name) {
@@ -212,6 +217,9 @@ MoeStatus moe_mesh_check(const MoeMesh *m, int virtual_shards, int micro_batches
         if (degrees[i].n < 1 || degrees[i].n > MOE_MAX_RANKS)
             return moe_error(MOE_E_MISUSE, "%s %d: expected 1 to %d", degrees[i].what, degrees[i].n,
                              MOE_MAX_RANKS);
+    if (m->extra_slots < 0 || m->extra_slots > MOE_MAX_EXTRA_SLOTS)
+        return moe_error(MOE_E_MISUSE, "%d extra slots a rank: expected 0 to %d", m->extra_slots,
+                         MOE_MAX_EXTRA_SLOTS);
     int64_t d = (int64_t)m->dp * m->shard * m->ep;
     if (d > MOE_MAX_RANKS || d * m->tp > MOE_MAX_RANKS)
         return moe_error(MOE_E_MISUSE, "%lld ranks are more than %d", (long long)(d * m->tp),
@@ -259,7 +267,11 @@ MoeSumShares moe_sum_shares(int n, int parts, int64_t elements, int64_t unit, in
 }
 
 int moe_mesh_slots(const MoeMesh *m, int experts) {
-    return (experts + m->ep - 1) / m->ep;
+    return (experts + m->ep - 1) / m->ep + (moe_mesh_has_copies(m) ? m->extra_slots : 0);
+}
+
+bool moe_mesh_has_copies(const MoeMesh *m) {
+    return m->ep > 1 && m->extra_slots > 0;
 }
 
 int moe_mesh_shard_run(const MoeMesh *m, int virtual_shards, int micro_batches, int micro_batch,

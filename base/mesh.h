@@ -18,6 +18,7 @@
 #define MOE_SLICE_BLOCK 4096 /* slices are cut at these elements: the gradient norm's blocks */
 
 #define MOE_MAX_RANGES  15
+#define MOE_MAX_EXTRA_SLOTS 1024
 
 /* MoE layers first..last; dp*shard*ep is the mesh's. */
 typedef struct {
@@ -29,6 +30,7 @@ typedef struct {
     int dense_shard;       /* parts of a parameter that is no expert's; divides shard*ep */
     int n_ranges;
     MoeMeshRange ranges[MOE_MAX_RANGES];
+    int extra_slots; /* >= 0: of an EP rank, for copies of experts; none where ep is 1 */
 } MoeMesh;
 
 MoeMesh moe_mesh_one(void); /* one rank */
@@ -80,7 +82,7 @@ int moe_mesh_group_size(const MoeMesh *m, MoeMeshGroup g);
 int moe_mesh_group_ranks(const MoeMesh *m, int rank, MoeMeshGroup g, int *out);
 
 /* MOE_E_MISUSE naming the numbers: degrees >= 1; data ranks a power of two and at most virtual_shards / micro_batches;
- * dense_shard divides shard*ep; at most MOE_MAX_RANKS; ranges of layers in order, apart, of as many data ranks. */
+ * dense_shard divides shard*ep; at most MOE_MAX_RANKS and MOE_MAX_EXTRA_SLOTS; ranges of layers in order, apart, of as many data ranks. */
 MoeStatus moe_mesh_check(const MoeMesh *m, int virtual_shards, int micro_batches);
 
 /* Part `index` of `parts` of n elements, cut at multiples of `unit`: elements [first, first + count); count may be 0. Buffers
@@ -103,9 +105,11 @@ typedef struct {
 } MoeSumShares;
 MoeSumShares moe_sum_shares(int n, int parts, int64_t elements, int64_t unit, int64_t outer);
 
-/* Slots: each EP rank has `slots` places for experts: ceil(E/ep). Global slot g = i_ep*slots + slot. The map of a layer gives
- * for each expert its global slot; the initial one is expert e -> slot e. */
+/* Slots: each EP rank has `slots` places for experts: ceil(E/ep), and with ep > 1 the extra ones. Global slot g = i_ep*slots + slot.
+ * The map of a layer gives for each expert its global slot; at first expert e is on rank e / ceil(E/ep), in order. */
 int moe_mesh_slots(const MoeMesh *m, int experts);
+/* Whether experts may have copies: the mesh is a division. */
+bool moe_mesh_has_copies(const MoeMesh *m);
 
 /* Virtual shards of micro-batch m that data rank d owns: the aligned run [*first, *first + V/(M*D)). */
 int moe_mesh_shard_run(const MoeMesh *m, int virtual_shards, int micro_batches, int micro_batch,

@@ -248,6 +248,13 @@ static MoeStatus read_mesh(const json_t *mesh, const char *dir, MoeStrategy *out
                              (long long)n[i], MOE_MAX_RANKS);
     }
     MoeMesh m = {.dp = (int)n[0], .shard = (int)n[1], .ep = (int)n[2], .tp = (int)n[3], .dense_shard = (int)n[4]};
+    int64_t extra = 0;
+    if (mesh)
+        MOE_TRY(moe_json_i64(mesh, dir, "extra_slots", false, &extra));
+    if (extra < 0 || extra > MOE_MAX_EXTRA_SLOTS)
+        return moe_error(MOE_E_CORRUPT, "%s: the mesh has extra_slots = %lld; expected 0 to %d", dir,
+                         (long long)extra, MOE_MAX_EXTRA_SLOTS);
+    m.extra_slots = (int)extra;
     MOE_TRY(read_ranges(json_object_get(mesh, "layers"), dir, &m));
     MOE_TRY(moe_mesh_check(&m, MOE_MAX_SHARDS, 1));
     *out = moe_strategy_of_mesh(&m);

@@ -236,6 +236,8 @@ void moe_explain_ranks_md(const MoePlan *p, const MoePlanProgram *g, const MoeEx
            m->dp, m->shard, m->ep, m->tp, m->dense_shard);
     if (p->experts)
         printf(", %d expert slot%s a rank", p->slots, p->slots == 1 ? "" : "s");
+    if (m->extra_slots)
+        printf(", %d of them for copies", m->extra_slots);
     printf("\n");
     for (int i = 0; i < m->n_ranges; i++)
         printf("layers %d-%d: experts over dp %d x shard %d x ep %d\n", m->ranges[i].first,
@@ -294,6 +296,9 @@ void moe_explain_ranks_json(const MoePlan *p, const MoePlanProgram *g, const Moe
                         json_pack("{s:i, s:i, s:i, s:i, s:i}", "dp", p->mesh.dp, "shard",
                                   p->mesh.shard, "ep", p->mesh.ep, "tp", p->mesh.tp, "dense_shard",
                                   p->mesh.dense_shard));
+    if (p->mesh.extra_slots)
+        json_object_set_new(json_object_get(root, "mesh"), "extra_slots",
+                            json_integer(p->mesh.extra_slots));
     json_t *layers = json_object_get(json_object_get(p->json, "mesh"), "layers");
     if (layers)
         json_object_set(json_object_get(root, "mesh"), "layers", layers);

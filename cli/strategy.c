@@ -16,6 +16,7 @@ static const struct {
     {"hybrid_shard_degree", OPT_HYBRID_SHARD, offsetof(MoeStrategy, shard)},
     {"tensor_parallel_degree", OPT_TENSOR_PARALLEL, offsetof(MoeStrategy, tp)},
     {"dense_shard_degree", OPT_DENSE_SHARD, offsetof(MoeStrategy, dense_shard)},
+    {"extra_slots", OPT_EXTRA_SLOTS, offsetof(MoeStrategy, extra_slots)},
 };
 enum { N_DEGREES = sizeof degrees / sizeof degrees[0], MAX_LAYER = 65535 };
 #define LAYERS "layers"
@@ -208,7 +209,19 @@ MoeStatus moe_strategy_resolve(const MoeStrategy *s, int64_t experts, MoeMesh *o
                          (long long)ep);
     *out = (MoeMesh){.dp = (int)(ranks / used), .shard = (int)shard, .ep = (int)ep, .tp = (int)tp};
     out->dense_shard = s->dense_shard ? (int)s->dense_shard : out->shard;
-    return resolve_layers(s, experts, out);
+    out->extra_slots = (int)s->extra_slots;
+    MOE_TRY(resolve_layers(s, experts, out));
+    bool copies = moe_mesh_has_copies(out);
+    for (int k = 1; k <= out->n_ranges; k++) {
+        MoeMesh d = moe_mesh_division(out, k);
+        copies |= moe_mesh_has_copies(&d);
+    }
+    if (out->extra_slots && !copies)
+        return moe_error(MOE_E_MISUSE,
+                         "--extra-slots %d: slots for copies of experts need an expert parallel "
+                         "degree of 2 or more",
+                         out->extra_slots);
+    return NULL;
 }
 
 MoeStrategy moe_strategy_of_mesh(const MoeMesh *m) {
@@ -217,6 +230,7 @@ MoeStrategy moe_strategy_of_mesh(const MoeMesh *m) {
                      .shard = m->shard,
                      .tp = m->tp,
                      .dense_shard = m->dense_shard,
+                     .extra_slots = m->extra_slots,
                      .n_layers = m->n_ranges};
     for (int i = 0; i < m->n_ranges; i++)
         s.layers[i] = (MoeStrategyLayers){m->ranges[i].first, m->ranges[i].last, m->ranges[i].ep,
@@ -246,6 +260,9 @@ void moe_strategy_text(const MoeMesh *m, MoeStr *out) {
     degrees_text(m, out);
     if (m->dense_shard != m->shard)
         moe_str_printf(out, ", tensors that are no expert's over %d", m->dense_shard);
+    if (m->extra_slots)
+        moe_str_printf(out, ", %d extra slot%s a rank for copies of experts", m->extra_slots,
+                       m->extra_slots == 1 ? "" : "s");
     for (int i = 0; i < m->n_ranges; i++) {
         MoeMesh d = moe_mesh_division(m, i + 1);
         moe_str_printf(out, "; experts of layers %d-%d", m->ranges[i].first, m->ranges[i].last);

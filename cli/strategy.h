@@ -14,14 +14,14 @@ typedef struct {
 
 /* 0: not given. */
 typedef struct {
-    int64_t ranks, ep, shard, tp, dense_shard;
+    int64_t ranks, ep, shard, tp, dense_shard, extra_slots;
     int n_layers; /* entries, by file alone */
     MoeStrategyLayers layers[MOE_MAX_RANGES];
 } MoeStrategy;
 
 /* From the --strategy file, then the flags over it. MOE_E_MISUSE, MOE_E_INPUT: names the key and what was expected. */
 MoeStatus moe_strategy_from_options(const MoeOptions *o, MoeStrategy *out);
-/* Reads the keys "ranks", "expert_parallel_degree", "hybrid_shard_degree", "tensor_parallel_degree", "dense_shard_degree" and
+/* Reads the keys "ranks", "expert_parallel_degree", "hybrid_shard_degree", "tensor_parallel_degree", "dense_shard_degree", "extra_slots" and
  * "layers": [{"first", "last", "expert_parallel_degree", "hybrid_shard_degree"}, ...], in any order of layers. */
 MoeStatus moe_strategy_load(const char *path, MoeStrategy *out);
 /* The mesh. With ranks alone: ep is the largest power of two that divides them and is at most the experts, all else is

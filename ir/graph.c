@@ -283,6 +283,8 @@ int64_t moe_segs_expected_rows(const MoeValue *segs, int64_t capacity) {
         key = "expect";
     else if (segs->def->opcode == MOE_OP_EXPERT_PLAN)
         key = segs->result == 0 ? "expect_recv" : "expect_rows";
+    else if (segs->def->opcode == MOE_OP_ROOT_PLAN && segs->result == 1)
+        key = "expect";
     int64_t n = key ? moe_attr_i(segs->def, key) : capacity;
     return n < capacity ? n : capacity;
 }

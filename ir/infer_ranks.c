@@ -150,32 +150,40 @@ const char *moe_infer_a2a_dispatch(MoeGraph *g, MoeOp *op) {
     return set_result(op, 0, moe_type_2d(x->dtype, operand_type(op, 2)->dims[0], moe_type_cols(x)));
 }
 
-/* y [R,C @seg segs<slots,V>], place i32[E], src i32[Rh @home segs<E,V>] -> [Rh,C] */
+/* y [R,C @seg segs<slots,V>] (, place i32[E]), src i32[Rh @home segs<E,V>] -> [Rh,C] */
 const char *moe_infer_a2a_combine(MoeGraph *g, MoeOp *op) {
     CHECK(need_group(g, op, "group"));
     CHECK(moe_need_attr(g, op, "slots", 1, MOE_MAX_SEGS_ENTRIES));
     CHECK(moe_need_tensor(g, op, 0, "y", IS_FLOAT, 2));
     CHECK(moe_need_ragged(g, op, 0, "y", moe_attr_i(op, "slots")));
-    CHECK(moe_need_tensor(g, op, 1, "place", IS_I32, 1));
-    CHECK(moe_need_static(g, op, 1, "place"));
-    CHECK(moe_need_tensor(g, op, 2, "src", IS_I32, 1));
-    CHECK(moe_need_ragged(g, op, 2, "src", operand_type(op, 1)->dims[0].size));
-    const MoeType *y = operand_type(op, 0), *src = operand_type(op, 2);
+    int last = op->n_operands - 1;
+    if (last == 2) {
+        CHECK(moe_need_tensor(g, op, 1, "place", IS_I32, 1));
+        CHECK(moe_need_static(g, op, 1, "place"));
+    }
+    CHECK(moe_need_tensor(g, op, last, "src", IS_I32, 1));
+    CHECK(moe_need_ragged(g, op, last, "src", last == 2 ? operand_type(op, 1)->dims[0].size : 0));
+    const MoeType *y = operand_type(op, 0), *src = operand_type(op, last);
     const MoeType *seg = &y->dims[0].seg->type, *home = &src->dims[0].seg->type;
+    if (last == 1 && home->groups % moe_attr_i(op, "slots"))
+        return moe_infer_fail(g, "a2a_combine: src over %s, which are no ranks of %" PRId64 " slots",
+                              moe_type_text(g, home), moe_attr_i(op, "slots"));
     if (seg->shards != home->shards)
         return moe_infer_fail(g, "a2a_combine: y over %s and src over %s differ in virtual shards",
                               moe_type_text(g, seg), moe_type_text(g, home));
     return set_result(op, 0, moe_type_2d(y->dtype, src->dims[0], moe_type_cols(y)));
 }
 
-/* Operands 0 and 1 of a plan: ids i32[T,K] over segs<1,V>, place i32[E]; its slots and chunks. */
-static const char *check_plan(MoeGraph *g, const MoeOp *op) {
+/* Operands 0 and 1 of a plan: ids i32[T,K] over segs<1,V>, place i32[E] if it has one; its slots and chunks. */
+static const char *check_plan(MoeGraph *g, const MoeOp *op, bool has_place) {
     CHECK(moe_need_attr(g, op, "slots", 1, MOE_MAX_SEGS_ENTRIES));
     CHECK(moe_need_attr(g, op, "chunks", 1, MOE_MAX_SEGS_SHARDS));
     CHECK(moe_need_tensor(g, op, 0, "ids", IS_I32, 2));
     CHECK(moe_need_ragged(g, op, 0, "ids", 1));
-    CHECK(moe_need_tensor(g, op, 1, "place", IS_I32, 1));
-    CHECK(moe_need_static(g, op, 1, "place"));
+    if (has_place) {
+        CHECK(moe_need_tensor(g, op, 1, "place", IS_I32, 1));
+        CHECK(moe_need_static(g, op, 1, "place"));
+    }
     int64_t slots = moe_attr_i(op, "slots"), chunks = moe_attr_i(op, "chunks");
     if (slots % chunks)
         return moe_infer_fail(
@@ -184,13 +192,14 @@ static const char *check_plan(MoeGraph *g, const MoeOp *op) {
     return NULL;
 }
 
-/* ids, place -> send segs<ranks,chunks>, idx i32[S @send] */
+/* ids (, place) -> send segs<ranks,chunks>, idx i32[S @send] */
 const char *moe_infer_send_plan(MoeGraph *g, MoeOp *op) {
-    CHECK(check_plan(g, op));
+    CHECK(check_plan(g, op, op->n_operands == 2));
     CHECK(moe_need_attr(g, op, "ranks", 1, MOE_MAX_RANKS));
     const MoeType *ids = operand_type(op, 0);
     int64_t ranks = moe_attr_i(op, "ranks"), slots = moe_attr_i(op, "slots");
-    int64_t k = moe_type_cols(ids), experts = operand_type(op, 1)->dims[0].size;
+    int64_t k = moe_type_cols(ids),
+            experts = op->n_operands == 2 ? operand_type(op, 1)->dims[0].size : 0;
     if (ranks * slots < experts)
         return moe_infer_fail(g,
                               "send_plan: %" PRId64 " ranks of %" PRId64
@@ -204,11 +213,12 @@ const char *moe_infer_send_plan(MoeGraph *g, MoeOp *op) {
     return set_result(op, 1, idx);
 }
 
-/* ids, place, ep_rank i32[1] -> recv segs<chunks,V>, seg segs<slots,V>, src i32[R @seg], inv i32[U @recv,K] */
+/* ids (, place), ep_rank i32[1] -> recv segs<chunks,V>, seg segs<slots,V>, src i32[R @seg], inv i32[U @recv,K] */
 const char *moe_infer_expert_plan(MoeGraph *g, MoeOp *op) {
-    CHECK(check_plan(g, op));
-    CHECK(moe_need_tensor(g, op, 2, "ep_rank", IS_I32, 1));
-    CHECK(moe_need_dim(g, op, 2, 0, 1, "one number"));
+    int last = op->n_operands - 1;
+    CHECK(check_plan(g, op, last == 2));
+    CHECK(moe_need_tensor(g, op, last, "ep_rank", IS_I32, 1));
+    CHECK(moe_need_dim(g, op, last, 0, 1, "one number"));
     const MoeType *ids = operand_type(op, 0);
     int64_t shards = ids->dims[0].seg->type.shards;
     CHECK(moe_need_attr(g, op, "expect_recv", 0, ids->dims[0].size));

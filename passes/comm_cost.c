@@ -78,9 +78,26 @@ static bool is_sum(const MoeOp *op) {
     return op->opcode == MOE_OP_REDUCE_SCATTER || op->opcode == MOE_OP_ALL_REDUCE;
 }
 
+/* Of one of the slots that the op's first operand has. */
+static double slot_bytes(const MoeOp *op) {
+    const MoeType *t = &op->operands[0]->type;
+    return (double)moe_type_bytes(t) / (double)t->dims[0].size;
+}
+
+/* Of roots that a rank sends to primaries, or gets: each of its copies has one, and about as many more as root_plan expects. */
+static double root_bytes(const MoeOp *op, const MoeMesh *mesh) {
+    const MoeValue *rest = op->operands[1];
+    double more = (double)moe_segs_expected_rows(rest->type.dims[0].seg, rest->type.dims[0].size);
+    return slot_bytes(op) * (mesh->extra_slots + more / 2);
+}
+
 double moe_comm_sent_bytes(const MoeOp *op, const MoeMesh *mesh) {
     if (is_sum(op))
         return (double)shares_of(op, mesh).sent_bytes;
+    if (op->opcode == MOE_OP_COPY_EXPERTS) /* all slots for copies are taken, here and elsewhere */
+        return slot_bytes(op) * mesh->extra_slots;
+    if (op->opcode == MOE_OP_FOLD_COPIES)
+        return root_bytes(op, mesh);
     double n = moe_mesh_group_size(mesh, group_of(op, "group"));
     const MoeValue *x = op->operands[0], *y = op->results[0];
     if (op->opcode == MOE_OP_ALL_GATHER) /* this rank's part of the result, to each of the others */
@@ -205,7 +222,9 @@ MoeCost moe_step_cost(const MoeTarget *t, const MoeGroup *g, const MoeCommModel 
 
 int64_t moe_comm_staging(const MoeGroup *g, const MoeMesh *mesh) {
     int64_t n = 0;
-    for (size_t i = 0; i < g->n_ops; i++)
+    for (size_t i = 0; i < g->n_ops; i++) {
         n += is_sum(g->ops[i]) ? shares_of(g->ops[i], mesh).stage_bytes : 0;
+        n += g->ops[i]->opcode == MOE_OP_FOLD_COPIES ? (int64_t)root_bytes(g->ops[i], mesh) : 0;
+    }
     return n;
 }

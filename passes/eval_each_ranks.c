@@ -1,5 +1,6 @@
 /* --eval-each for programs of a rank: the data of the logical graph, cut for every rank; a run in lockstep; results put
  * together again. In: a sharded module, the snapshot of what it was before. Out: a snapshot to compare with that. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -61,6 +62,25 @@ static int64_t token_rows(const Run *r, int data, int64_t *first) {
 /* Expert e is in global slot e + 1: not where it is at first, so that programs cannot rely on that. */
 static int64_t slot_of(const MoeMesh *m, int64_t e, int64_t experts) {
     return (e + 1) % ((int64_t)m->ep * moe_mesh_slots(m, (int)experts));
+}
+
+/* Slots that are no primary's have copies of experts from g on that the rank does not hold; a few stay empty. */
+static int32_t *copies_of(const Run *r, const MoeMesh *m, int64_t experts) {
+    int64_t slots = moe_mesh_slots(m, (int)experts), n = m->ep * slots;
+    int32_t *held = MOE_NEW_N(r->a, int32_t, n);
+    for (int64_t g = 0; g < n; g++)
+        held[g] = -1;
+    for (int64_t e = 0; e < experts; e++)
+        held[slot_of(m, e, experts)] = (int32_t)e;
+    for (int64_t g = 0; g < n; g++)
+        for (int64_t i = 0; i < experts && held[g] < 0 && g % 7 != 5; i++) {
+            int32_t e = (int32_t)((g + i) % experts);
+            bool here = false;
+            for (int64_t k = g / slots * slots; k < (g / slots + 1) * slots; k++)
+                here |= held[k] == e;
+            held[g] = here ? -1 : e;
+        }
+    return held;
 }
 
 typedef struct {
@@ -159,6 +179,15 @@ static MoeStatus give_param(Run *r, const MoeOp *op, int rank) {
     return moe_eval_set_f(moe_eval_rank(r->ranks, rank), op->results[0], x, n);
 }
 
+/* As the layer's place says. */
+static int64_t experts_of_layer(const Run *r, int layer) {
+    char name[32];
+    snprintf(name, sizeof name, "place.%d", layer);
+    const MoeValue *place = moe_graph_find_input(r->g, name);
+    MOE_ASSERT(place, "eval-each: no map of layer %d", layer);
+    return place->type.dims[0].size;
+}
+
 /* Inputs that ranks add. */
 static MoeStatus give_own(Run *r, const MoeOp *op, int rank, bool *done) {
     const char *name = moe_attr_s(op, "name");
@@ -186,6 +215,11 @@ static MoeStatus give_own(Run *r, const MoeOp *op, int rank, bool *done) {
         for (int64_t e = 0; e < experts; e++)
             place[e] = (int32_t)slot_of(&d, e, experts);
         return moe_eval_set_i(ev, v, place, experts);
+    }
+    if (strncmp(name, "copies.", 7) == 0) {
+        MoeMesh d = moe_mesh_division(r->mesh, moe_mesh_of_layer(r->mesh, atoi(name + 7)));
+        return moe_eval_set_i(ev, v, copies_of(r, &d, experts_of_layer(r, atoi(name + 7))),
+                              v->type.dims[0].size);
     }
     *done = false;
     return NULL;

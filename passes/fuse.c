@@ -39,7 +39,8 @@ static bool is_row_op(const MoeOp *op) {
 }
 
 static bool is_contraction(const MoeOp *op) {
-    return op->opcode == MOE_OP_MATMUL || op->opcode == MOE_OP_WEIGHT_GRAD;
+    return op->opcode == MOE_OP_MATMUL || op->opcode == MOE_OP_WEIGHT_GRAD ||
+           op->opcode == MOE_OP_ROOT_GRAD;
 }
 
 /* ---- placing ---- */
@@ -145,12 +146,18 @@ static bool meet(const Fuse *f, const MoeValue *x, const MoeValue *y, int depth)
     return false;
 }
 
-/* What depends on nothing but declarations and may be placed at any time: a weight's bf16 copy, or its gathering from the ranks. */
+/* What depends on nothing but declarations and may be placed at any time: a weight's bf16 copy, or its gathering from the ranks, or the
+ * filling of its slots of copies. */
 static bool is_movable(const Fuse *f, const MoeOp *op) {
-    if (op->phase != f->phase || (op->opcode != MOE_OP_CONVERT && op->opcode != MOE_OP_ALL_GATHER))
+    if (op->phase != f->phase ||
+        (op->opcode != MOE_OP_CONVERT && op->opcode != MOE_OP_ALL_GATHER && op->opcode != MOE_OP_COPY_EXPERTS))
         return false;
     const MoeOp *d = op->operands[0]->def;
-    return kind_of(d) == MOE_KIND_DECL || (op->opcode == MOE_OP_ALL_GATHER && is_movable(f, d));
+    if (kind_of(d) == MOE_KIND_DECL)
+        return true;
+    if (d->opcode == MOE_OP_COPY_EXPERTS)
+        return f->placed[f->index_of[d->results[0]->id]] || is_movable(f, d);
+    return op->opcode == MOE_OP_ALL_GATHER && is_movable(f, d);
 }
 
 static void place_movable(Fuse *f, MoeOp *op) {
@@ -159,7 +166,7 @@ static void place_movable(Fuse *f, MoeOp *op) {
         return;
     f->placed[at] = true;
     place_movable(f, op->operands[0]->def);
-    if (op->opcode == MOE_OP_ALL_GATHER)
+    if (moe_op_is_comm(op))
         moe_fuse_place_collective(f, op);
     else
         place_row_op(f, op);
@@ -200,7 +207,7 @@ static MoeOp *find_pair(Fuse *f, const MoeOp *op) {
     return NULL;
 }
 
-/* matmul and weight_grad: with copies of the dispatches they read, and the matmul's pair. */
+/* matmul, weight_grad and root_grad: with copies of the dispatches they read, and the matmul's pair. */
 static void place_contraction(Fuse *f, MoeOp *op) {
     MoeOp *pair = find_pair(f, op);
     if (pair)

@@ -158,6 +158,20 @@ static void move_up(MoeOp **ops, size_t at, size_t to) {
     ops[to] = op;
 }
 
+/* The slots of copies of a layer's experts are filled in one exchange: where the first of them is needed, as nothing else is. */
+static void bucket_copies(Fuse *f, size_t first, size_t end) {
+    size_t tail = end; /* behind the open bucket */
+    for (size_t i = first; i < end; i++) {
+        MoeOp *op = f->ops[i];
+        if (op->opcode != MOE_OP_COPY_EXPERTS)
+            continue;
+        if (tail < end && layer_of(f->ops[tail - 1]) == layer_of(op))
+            move_up(f->ops, i, tail++);
+        else
+            tail = i + 1;
+    }
+}
+
 /* Gathers of what is there from the start: those of one layer next to the first, with the convert of a slice before them. */
 static void bucket_gathers(Fuse *f, size_t first, size_t end) {
     int64_t layer = 0, bytes = 0;
@@ -233,6 +247,7 @@ void moe_fuse_order_comm(Fuse *f) {
             in_rounds(f->ops + first, end - first, MOE_NEW_N(f->a, bool, f->g->n_values), f->a);
         } else if (any) {
             sink_small_sums(f, first, end);
+            bucket_copies(f, first, end);
             bucket_gathers(f, first, end);
             bucket_reductions(f, first, end);
         }
@@ -248,6 +263,8 @@ static int class_of(const MoeOp *op) {
         return 0;
     if (op->opcode == MOE_OP_REDUCE_SCATTER || op->opcode == MOE_OP_ALL_REDUCE)
         return 1;
+    if (op->opcode == MOE_OP_COPY_EXPERTS || op->opcode == MOE_OP_FOLD_COPIES)
+        return op->opcode == MOE_OP_COPY_EXPERTS ? 4 : 5;
     return op->opcode == MOE_OP_A2A_DISPATCH || op->opcode == MOE_OP_A2A_COMBINE ? 2 : 3;
 }
 

@@ -18,6 +18,11 @@ bool moe_op_is_comm(const MoeOp *op) {
     return moe_op_info(op->opcode)->kind == MOE_KIND_COMM || op->opcode == MOE_OP_WAIT;
 }
 
+bool moe_op_is_in_place(const MoeOp *op) {
+    return op->opcode == MOE_OP_WAIT || op->opcode == MOE_OP_COPY_EXPERTS ||
+           op->opcode == MOE_OP_FOLD_COPIES;
+}
+
 bool moe_op_has_step(const MoeOp *op) {
     return moe_op_has_kernel(op) || moe_op_is_comm(op) || moe_op_is_store(op);
 }
@@ -220,7 +225,8 @@ static void mark_gradient(const MoeOp **of, const MoeValue *v, const MoeOp *para
     for (;;) {
         of[v->id] = param;
         MoeOpcode c = v->def->opcode;
-        if (c != MOE_OP_ACCUMULATE && c != MOE_OP_WAIT && c != MOE_OP_REDUCE_SCATTER)
+        if (c != MOE_OP_ACCUMULATE && c != MOE_OP_WAIT && c != MOE_OP_REDUCE_SCATTER &&
+            c != MOE_OP_FOLD_COPIES)
             return;
         v = v->def->operands[0];
     }

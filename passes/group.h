@@ -34,6 +34,9 @@ bool moe_op_has_kernel(const MoeOp *op);
 bool moe_op_is_comm(const MoeOp *op);
 /* An offload or a load. */
 bool moe_op_is_store(const MoeOp *op);
+/* Whether the op's result is the memory of operand 0, written over where it changes: waits, and what fills or folds slots of experts
+ * between ranks. */
+bool moe_op_is_in_place(const MoeOp *op);
 /* Whether the op is (part of) a step: a kernel, an exchange, an offload or load, or a wait. */
 bool moe_op_has_step(const MoeOp *op);
 bool moe_group_has_kernel(const MoeGroup *g);

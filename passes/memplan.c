@@ -11,6 +11,7 @@
  * - An output of the program lives to its end.
  * - A result takes over the buffer of an operand that dies in its step where the target allows it (in place).
  * - wait: the result is the memory of its operand, which its collective writes; what that collective reads lives until then.
+ * - copy_experts and fold_copies work in the memory of their first operand: a parameter, or a gradient that nothing else reads.
  * - A group that goes chunk by chunk (passes/group.h) uses and makes what it does in each of its steps.
  * - offload: the result is outside the slab; its operand lives until the wait for it, a load's result from the load on.
  * - Rows between ranks, whose number routing decides at run time (elastic), lie in lanes at the slab's end (memplan_slab.c).
@@ -87,7 +88,7 @@ static void make_buffers(Plan *p) {
         const MoeGroup *grp = &p->gs.groups[s];
         MoePhase ph = grp->ops[0]->phase;
         MoeOpcode first = grp->ops[0]->opcode;
-        bool elsewhere = first == MOE_OP_WAIT || first == MOE_OP_OFFLOAD;
+        bool elsewhere = moe_op_is_in_place(grp->ops[0]) || first == MOE_OP_OFFLOAD;
         for (size_t i = 0; i < grp->n_ops && first == MOE_OP_OFFLOAD; i++)
             p->out->offloaded += moe_value_expected_bytes(grp->ops[i]->results[0]);
         for (size_t i = 0; i < grp->n_outputs && !elsewhere; i++) {
@@ -160,10 +161,12 @@ static void plan_batch_sum(Plan *p, const MoeOp *op) {
     p->buf_of[res->id] = b;
 }
 
-static void plan_wait(Plan *p, const MoeOp *op) {
-    const MoeValue *src = op->operands[0];
-    p->buf_of[op->results[0]->id] = p->buf_of[src->id];
-    MOE_ASSERT(moe_op_info(src->def->opcode)->kind == MOE_KIND_COMM || moe_op_is_store(src->def),
+static void plan_same_memory(Plan *p, const MoeOp *op) {
+    const MoeValue *src = op->operands[0], *res = op->results[0];
+    p->buf_of[res->id] = p->buf_of[src->id];
+    p->shared[res->id] = p->shared[src->id] ? p->shared[src->id] : is_decl(src) ? src : NULL;
+    MOE_ASSERT(op->opcode != MOE_OP_WAIT || moe_op_info(src->def->opcode)->kind == MOE_KIND_COMM ||
+                   moe_op_is_store(src->def),
                "@%s: wait for the result of %s, which is no collective", p->g->name,
                moe_op_info(src->def->opcode)->name);
 }
@@ -171,8 +174,8 @@ static void plan_wait(Plan *p, const MoeOp *op) {
 static void plan_sync(Plan *p) {
     for (size_t i = 0; i < p->g->n_ops; i++) {
         const MoeOp *op = p->g->ops[i];
-        if (op->opcode == MOE_OP_WAIT)
-            plan_wait(p, op);
+        if (moe_op_is_in_place(op))
+            plan_same_memory(p, op);
         if (op->opcode == MOE_OP_ACCUMULATE)
             plan_accumulate(p, op);
         if (op->opcode == MOE_OP_BATCH_SUM)

@@ -10,8 +10,9 @@ typedef enum {
     ITEM_FILLER, /* a kernel that no other of its phase needs, directly or through exchanges: weight gradients */
     ITEM_COMM,   /* an exchange that kernels of its phase need */
     ITEM_LATE,   /* an exchange that no kernel of its phase needs: sums of gradients, of losses */
-    ITEM_GATHER, /* an exchange that brings parameters together: needs nothing but declarations and feeders */
-    ITEM_FEEDER, /* a kernel that needs declarations alone, and that only gathers need: bf16 copies of slices */
+    ITEM_GATHER, /* an exchange that brings parameters together, or fills their slots of copies: needs nothing but declarations, feeders
+                  * and waits for such slots */
+    ITEM_FEEDER, /* a kernel that needs declarations alone (and waits for slots of copies), and that only gathers need: bf16 copies of slices */
     ITEM_WAIT
 } OverlapClass;
 

@@ -158,7 +158,7 @@ static bool is_exchange(const Build *b, const OverlapItem *it) {
 static bool only_gathers(const Build *b, const OverlapItem *it) {
     const MoeGroup *g = group_of_item(b, it);
     for (size_t i = 0; i < g->n_ops; i++)
-        if (g->ops[i]->opcode != MOE_OP_ALL_GATHER)
+        if (g->ops[i]->opcode != MOE_OP_ALL_GATHER && g->ops[i]->opcode != MOE_OP_COPY_EXPERTS)
             return false;
     return is_exchange(b, it);
 }
@@ -181,10 +181,19 @@ static void link_items(Build *b) {
     }
 }
 
-static bool all_are(const Overlap *x, const int *items, size_t n, OverlapClass kind) {
-    for (size_t i = 0; i < n; i++)
-        if (x->items[items[i]].kind != kind)
+/* The wait for a parameter's slots of copies. */
+static bool waits_for_copies(const Build *b, const OverlapItem *it) {
+    const MoeOp *op = group_of_item(b, it)->ops[0];
+    return op->opcode == MOE_OP_WAIT && op->operands[0]->def->opcode == MOE_OP_COPY_EXPERTS;
+}
+
+/* Whether the item needs nothing but declarations, feeders and parameters whose copies have come. */
+static bool needs_parameters(const Build *b, const OverlapItem *it, bool feeders) {
+    for (size_t i = 0; i < it->n_needs; i++) {
+        const OverlapItem *need = &b->x->items[it->needs[i]];
+        if (!waits_for_copies(b, need) && !(feeders && need->kind == ITEM_FEEDER))
             return false;
+    }
     return true;
 }
 
@@ -192,7 +201,7 @@ static bool is_feeder(const Build *b, const OverlapItem *it) {
     for (size_t i = 0; i < it->n_users; i++)
         if (!only_gathers(b, &b->x->items[it->users[i]]))
             return false;
-    return it->n_users > 0 && it->n_needs == 0 && !moe_group_is_comm(group_of_item(b, it));
+    return it->n_users > 0 && needs_parameters(b, it, false) && !moe_group_is_comm(group_of_item(b, it));
 }
 
 /* Users before needs; feeders are known already. needed: by item, whether a kernel of its phase needs it. */
@@ -216,7 +225,7 @@ static void classify(Build *b) {
                                                                                        : ITEM_FILLER;
         else if (!is_exchange(b, it))
             it->kind = ITEM_WAIT;
-        else if (only_gathers(b, it) && all_are(x, it->needs, it->n_needs, ITEM_FEEDER))
+        else if (only_gathers(b, it) && needs_parameters(b, it, true))
             it->kind = ITEM_GATHER;
         else
             it->kind = needed[i] ? ITEM_COMM : ITEM_LATE;
@@ -251,7 +260,7 @@ static void make_steps(Build *b, const MoeTarget *t, const MoeCommModel *m) {
 
 /* The value whose memory v is. */
 static const MoeValue *root_of(const MoeValue *v) {
-    while (moe_op_info(v->def->opcode)->kind == MOE_KIND_SYNC)
+    while (moe_op_info(v->def->opcode)->kind == MOE_KIND_SYNC || moe_op_is_in_place(v->def))
         v = v->def->operands[0];
     return v;
 }
@@ -298,7 +307,7 @@ static void make_values(Build *b, const MoeTarget *t, const MoeMesh *mesh) {
     mark_read(x, read);
     for (size_t i = 0; i < x->whole.n_groups; i++) {
         const MoeGroup *g = &x->whole.groups[i];
-        for (size_t k = 0; k < g->n_outputs && g->ops[0]->opcode != MOE_OP_WAIT; k++) {
+        for (size_t k = 0; k < g->n_outputs && !moe_op_is_in_place(g->ops[0]); k++) {
             OverlapValue v = {moe_value_expected_bytes(g->outputs[k]), b->item_of[i], 0};
             if (!read[g->outputs[k]->id])
                 continue; /* made, but wanted by nobody */

@@ -311,6 +311,8 @@ static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo
     set(root, "mesh",
         json_pack("{s:i, s:i, s:i, s:i, s:i}", "dp", mesh.dp, "shard", mesh.shard, "ep", mesh.ep,
                   "tp", mesh.tp, "dense_shard", mesh.dense_shard));
+    if (mesh.extra_slots)
+        set_i(json_object_get(root, "mesh"), "extra_slots", mesh.extra_slots);
     add_ranges(json_object_get(root, "mesh"), &mesh);
     set_i(root, "slots", moe_mesh_slots(&mesh, info->experts));
     set_s(root, "recompute", recompute_name(o->recompute));

@@ -1,5 +1,6 @@
 /* Exchanges between ranks in plan.json (docs/PLAN.md): what the runtime needs to carry out each COMM op, with sizes as numbers. */
 #include "base/assert.h"
+#include "ir/numbers.h"
 #include "passes/comm_cost.h"
 #include "passes/group.h"
 #include "passes/plan_json_internal.h"
@@ -61,7 +62,26 @@ static void a2a_combine(json_t *o, const MoeOp *op) {
     set_s(o, "group", moe_attr_s(op, "group"));
     set_i(o, "row_bytes", row_bytes(type_of(op, 0)));
     set_i(o, "slots", moe_attr_i(op, "slots"));
-    set_i(o, "experts", type_of(op, 1)->dims[0].size);
+    set_i(o, "experts", type_of(op, op->n_operands - 1)->dims[0].seg->type.groups);
+}
+
+/* place and copies are operands p and c. */
+static void set_map(json_t *o, const MoeOp *op, int p, int c) {
+    set_s(o, "group", moe_attr_s(op, "group"));
+    set_i(o, "row_bytes", row_bytes(type_of(op, 0)));
+    set_i(o, "slots", type_of(op, 0)->dims[0].size);
+    set_i(o, "experts", type_of(op, p)->dims[0].size);
+    MOE_ASSERT(type_of(op, c)->dims[0].size % type_of(op, 0)->dims[0].size == 0, "plan: slots of %s",
+               moe_op_info(op->opcode)->name);
+}
+
+static void copy_experts(json_t *o, const MoeOp *op) {
+    set_map(o, op, 1, 2);
+}
+
+static void fold_copies(json_t *o, const MoeOp *op) {
+    set_map(o, op, 5, 4);
+    set_i(o, "leaf", MOE_LEAF_ROWS);
 }
 
 static const MoeValue *seg(const MoeOp *op, int operand) {
@@ -69,7 +89,7 @@ static const MoeValue *seg(const MoeOp *op, int operand) {
 }
 
 /* What the runtime reads of an op, in the order of docs/PLAN.md: plans speak through their tables. */
-static int inputs_of(const MoeOp *op, const MoeValue *in[4]) {
+static int inputs_of(const MoeOp *op, const MoeValue *in[8]) {
     in[0] = op->operands[0];
     if (op->opcode == MOE_OP_A2A_DISPATCH) {
         in[1] = seg(op, 1);
@@ -78,14 +98,20 @@ static int inputs_of(const MoeOp *op, const MoeValue *in[4]) {
         return 4;
     }
     if (op->opcode == MOE_OP_A2A_COMBINE) {
-        in[1] = seg(op, 0);
-        in[2] = op->operands[1];
-        in[3] = seg(op, 2);
-        return 4;
+        int n = 1;
+        in[n++] = seg(op, 0);
+        if (op->n_operands == 3)
+            in[n++] = op->operands[1];
+        in[n++] = seg(op, op->n_operands - 1);
+        return n;
     }
-    if (op->n_operands == 2)
-        in[1] = op->operands[1];
-    return op->n_operands;
+    int n = 1;
+    for (int i = 1; i < op->n_operands; i++) {
+        in[n++] = op->operands[i];
+        if (op->opcode == MOE_OP_FOLD_COPIES && i == 1)
+            in[n++] = seg(op, 1);
+    }
+    return n;
 }
 
 static const struct {
@@ -93,7 +119,8 @@ static const struct {
     void (*write)(json_t *o, const MoeOp *op);
 } writers[] = {{MOE_OP_ALL_GATHER, all_gather},         {MOE_OP_ALL_GATHER_ROWS, all_gather_rows},
                {MOE_OP_REDUCE_SCATTER, reduce_scatter}, {MOE_OP_ALL_REDUCE, all_reduce},
-               {MOE_OP_A2A_DISPATCH, a2a_dispatch},     {MOE_OP_A2A_COMBINE, a2a_combine}};
+               {MOE_OP_A2A_DISPATCH, a2a_dispatch},     {MOE_OP_A2A_COMBINE, a2a_combine},
+               {MOE_OP_COPY_EXPERTS, copy_experts},     {MOE_OP_FOLD_COPIES, fold_copies}};
 
 /* ---- chunks ---- */
 
@@ -105,7 +132,9 @@ static json_t *json_slots(const MoeOp *plan, const MoeGroup *g) {
 /* Slots of a layer that is divided as the plan's mesh says. */
 static int slots_of_plan(const MoePlanWriter *w, const MoeOp *plan) {
     MoeMesh mesh = moe_pass_mesh(&w->plan->cx->options);
-    return moe_mesh_slots(&mesh, (int)plan->operands[1]->type.dims[0].size);
+    int64_t experts = plan->n_operands == 3 ? plan->operands[1]->type.dims[0].size
+                                            : moe_attr_i(plan->operands[0]->def, "experts");
+    return moe_mesh_slots(&mesh, (int)experts);
 }
 
 void moe_plan_json_slots(MoePlanWriter *w, const MoeGroup *g, json_t *o) {
@@ -131,7 +160,7 @@ static void set_part(json_t *o, const MoeGroup *g) {
 static json_t *json_collective(MoePlanWriter *w, const MoeGroup *g, const MoeOp *op,
                                const MoeMesh *mesh) {
     json_t *o = json_object(), *list = json_array();
-    const MoeValue *in[4];
+    const MoeValue *in[8];
     int n = inputs_of(op, in);
     for (int i = 0; i < n; i++)
         json_array_append_new(list, json_integer(moe_plan_value_entry(w, in[i])));

@@ -13,7 +13,7 @@ static MoeKind kind_of(const MoeOp *op) {
 /* The parameter that v is, or is a converted copy or gathered from the ranks of. */
 static const MoeOp *param_of(const MoeValue *v) {
     while (v->def->opcode == MOE_OP_CONVERT || v->def->opcode == MOE_OP_ALL_GATHER ||
-           v->def->opcode == MOE_OP_WAIT)
+           v->def->opcode == MOE_OP_WAIT || v->def->opcode == MOE_OP_COPY_EXPERTS)
         v = v->def->operands[0];
     return v->def->opcode == MOE_OP_PARAM ? v->def : NULL;
 }

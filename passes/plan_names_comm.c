@@ -9,7 +9,7 @@
 static const MoeOp *param_of(const MoeValue *x, const MoeOp *const *gradients) {
     while (!gradients[x->id] && x->def->n_operands &&
            (x->def->opcode == MOE_OP_CONVERT || x->def->opcode == MOE_OP_BLOCK_SQUARES ||
-            x->def->opcode == MOE_OP_ALL_GATHER))
+            x->def->opcode == MOE_OP_ALL_GATHER || x->def->opcode == MOE_OP_COPY_EXPERTS))
         x = x->def->operands[0];
     return gradients[x->id] ? gradients[x->id] : x->def->opcode == MOE_OP_PARAM ? x->def : NULL;
 }
@@ -109,6 +109,10 @@ const char *moe_plan_comm_name(const MoeGroup *g, const MoeOp *const *gradients,
         append_rows(g, "combine.home", &s);
     else if (op->opcode == MOE_OP_ALL_REDUCE)
         moe_str_append(&s, "all_reduce");
+    else if (op->opcode == MOE_OP_COPY_EXPERTS)
+        moe_str_append(&s, "copy");
+    else if (op->opcode == MOE_OP_FOLD_COPIES)
+        moe_str_append(&s, "fold");
     else if (op->opcode == MOE_OP_ALL_GATHER_ROWS)
         moe_str_append(&s, "route.gather");
     else

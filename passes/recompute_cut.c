@@ -135,21 +135,26 @@ static Fact *find_facts(const MoeGraph *g, MoeArena *a) {
         }
         for (int k = 0; k < op->n_results; k++)
             note_use(facts, op, seg_of(op->results[k]));
+        if (op->opcode == MOE_OP_COPY_EXPERTS && in_forward(op->results[0]))
+            facts[op->results[0]->id].free_ = true; /* in the parameter's memory */
     }
     return facts;
+}
+
+/* The parameter that is gathered, rounded or not, with slots of copies filled or not; NULL: something else is. */
+static const MoeOp *param_of(const MoeOp *gather) {
+    const MoeOp *d = gather->operands[0]->def;
+    if (d->opcode == MOE_OP_CONVERT)
+        d = d->operands[0]->def;
+    if (d->opcode == MOE_OP_COPY_EXPERTS)
+        d = d->operands[0]->def;
+    return d->opcode == MOE_OP_PARAM ? d : NULL;
 }
 
 bool moe_recompute_is_param(const MoeOp *gather) {
     if (gather->opcode != MOE_OP_ALL_GATHER)
         return false;
-    const MoeOp *d = gather->operands[0]->def;
-    return d->opcode == MOE_OP_PARAM ||
-           (d->opcode == MOE_OP_CONVERT && d->operands[0]->def->opcode == MOE_OP_PARAM);
-}
-
-static const MoeOp *param_of(const MoeOp *gather) {
-    const MoeOp *d = gather->operands[0]->def;
-    return d->opcode == MOE_OP_PARAM ? d : d->operands[0]->def;
+    return param_of(gather) != NULL;
 }
 
 MoeOp *moe_recompute_twin(MoeOp *const *ops, size_t n, const MoeOp *gather) {

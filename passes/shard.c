@@ -124,6 +124,12 @@ static MoeStatus rank_inputs(MoeShard *s) {
         r->place = moe_build_input(g, moe_arena_printf(s->a, "place.%d", r->layer),
                                    moe_type_1d(MOE_I32, moe_attr_i(r->logical, "experts")));
         MOE_TRY(moe_shard_note(s, r->place->def));
+        if (moe_shard_has_copies(&s->rules, r->division)) {
+            int64_t slots = moe_shard_slots(&s->rules, r->division, r->place->type.dims[0].size);
+            r->copies = moe_build_input(g, moe_arena_printf(s->a, "copies.%d", r->layer),
+                                        moe_type_1d(MOE_I32, r->ep * slots));
+            MOE_TRY(moe_shard_note(s, r->copies->def));
+        }
     }
     return NULL;
 }
@@ -171,6 +177,8 @@ MoeStatus moe_shard_operand(MoeShard *s, const MoeOp *op, int i, MoeValue **out)
     if ((st->partial >= 0 || st->tp == MOE_TP_PARTIAL) && !takes_terms(s, op))
         MOE_TRY(moe_shard_reduce(s, old));
     *out = m->now;
+    if (op->phase <= MOE_PHASE_BACKWARD)
+        MOE_TRY(moe_shard_copied(s, old, out));
     if (moe_shard_now(s, m->now)->slice >= 0 && !works_on_slices(s, op))
         MOE_TRY(moe_shard_gather(s, old, op->phase, out));
     if (op->opcode == MOE_OP_MATMUL && i == 1 && s->mesh->tp > 1 && moe_shard_is_table(s, old))

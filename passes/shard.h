@@ -18,7 +18,8 @@
     X(EXPERTS, "rows of the experts in this rank's slots")                                         \
     X(RECEIVED, "received rows")                                                                   \
     X(SENT, "rows to send")                                                                        \
-    X(GROUP, "rows of the EP group's tokens")
+    X(GROUP, "rows of the EP group's tokens")                                                      \
+    X(ROOTS, "roots of the rows in this rank's slots")
 typedef enum {
 #define X(id, text) MOE_ROWS_##id,
     MOE_ROW_SPACES(X)
@@ -41,6 +42,7 @@ enum {
 typedef struct {
     MoeRowSpace rows;
     MoeSlots slots;
+    bool copies; /* this rank's slots of copies hold what their experts' primaries do */
     int division; /* of the ranks (base/mesh.h), where rows or slots depend on it; else 0 */
     int partial;  /* the MoeMeshGroup over which it is a term of a sum; -1: none */
     int slice;    /* the MoeMeshGroup that shares it out, flat; -1: none */
@@ -94,6 +96,8 @@ int moe_shard_rows_group(const MoeShardRules *r, MoeRowSpace rows, int division)
 /* g as the division has it; degrees of the division. */
 int moe_shard_group_size(const MoeShardRules *r, MoeMeshGroup g, int division);
 int moe_shard_slots(const MoeShardRules *r, int division, int64_t experts);
+/* Whether the division's experts may have copies (docs/PLACEMENT.md). */
+bool moe_shard_has_copies(const MoeShardRules *r, int division);
 
 /* Whether g is the program of a rank already (its params say what they are parts of, or it has collectives). */
 bool moe_shard_is_sharded(const MoeGraph *g);

@@ -48,13 +48,19 @@ typedef struct {
     MoeValue *home_seg, *home_src, *home_inv; /* this rank's pairs */
     MoeValue *idx;                            /* i32[S], rows to send */
     MoeValue *seg, *src, *inv;                /* expert rows; inv over received rows */
+    /* With copies of experts (shard_copies.c); else NULL. */
+    MoeValue *copies;                         /* i32[ep*slots] */
+    MoeValue *choices, *all_choices;          /* of this rank and of its EP group, by global slot */
+    MoeValue *counts, *runs;                  /* of copy_plan */
+    MoeValue *roots, *more;                   /* of root_plan; NULL before a gradient needs it */
 } MoeShardRoute;
 
 typedef struct {
     MoeValue *now;                    /* in the new graph; NULL before it is built */
     MoeValue *gathered[MOE_N_PHASES]; /* of a slice: the whole, by phase */
     MoeValue *joined[MOE_N_PHASES];   /* of a table's part: all its rows */
-    const MoeShardRoute *route;       /* of route_plan's results, with ep > 1 */
+    MoeValue *copied;                 /* of an experts' parameter: with the slots of copies filled */
+    MoeShardRoute *route;             /* of route_plan's results, with ep > 1 */
 } MoeShardMapped;
 
 /* Token rows that travelled to the ranks of their experts, so that they do it once. */
@@ -93,6 +99,9 @@ MoeStatus moe_shard_gather(MoeShard *s, const MoeValue *old, MoePhase phase, Moe
 /* The reduction of a gradient just made, if it is a term of a sum. */
 MoeStatus moe_shard_reduce_gradient(MoeShard *s, const MoeValue *old);
 
+/* The plan of layer `layer`; NULL: the graph has none, or no other rank has experts of it. */
+MoeShardRoute *moe_shard_route_of_layer(const MoeShard *s, int layer);
+
 /* shard.c: the operand of a logical op, whole or as rows. */
 MoeStatus moe_shard_operand(MoeShard *s, const MoeOp *op, int i, MoeValue **out);
 /* The same op on operands of the new graph, its attributes made local. */
@@ -100,6 +109,13 @@ MoeStatus moe_shard_same_op(MoeShard *s, const MoeOp *op, MoeValue *const *opera
 
 /* Ops that become several; false in *done: the op is like any other. shard_experts.c: rows between ranks. */
 MoeStatus moe_shard_expert_op(MoeShard *s, const MoeOp *op, bool *done);
+/* shard_copies.c: experts with copies. The choices of a layer by global slot, from those of the EP group by expert: fills r. */
+MoeStatus moe_shard_copy_plan_of(MoeShard *s, MoeValue *ids, MoeValue *all, int64_t experts,
+                                 MoeShardRoute *r);
+/* What an op of forward or backward reads of an experts' parameter. */
+MoeStatus moe_shard_copied(MoeShard *s, const MoeValue *old, MoeValue **out);
+/* weight_grad of expert rows. */
+MoeStatus moe_shard_copies_grad(MoeShard *s, const MoeOp *op, MoeShardRoute *r);
 /* shard_norm.c: the gradient norm of what is shared out. */
 MoeStatus moe_shard_norm_op(MoeShard *s, const MoeOp *op, bool *done);
 /* shard_vocab.c: embedding and loss with tables divided over tp. */

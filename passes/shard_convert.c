@@ -48,9 +48,10 @@ MoeStatus moe_shard_gather(MoeShard *s, const MoeValue *old, MoePhase phase, Moe
         MoePhase before = s->g->phase;
         MoeType part = part_of(s, old, m->now);
         MoeMeshGroup group = (MoeMeshGroup)moe_shard_now(s, m->now)->slice;
+        MoeValue *slice = phase <= MOE_PHASE_BACKWARD && m->copied ? m->copied : m->now;
         s->g->phase = phase;
         MoeValue *v = moe_build(
-            s->g, MOE_OP_ALL_GATHER, &m->now, 1, moe_as("group", moe_mesh_group_name(group)),
+            s->g, MOE_OP_ALL_GATHER, &slice, 1, moe_as("group", moe_mesh_group_name(group)),
             moe_ai("unit", MOE_SLICE_BLOCK), moe_as("dims", dims_text(s, &part)), MOE_END);
         s->g->phase = before;
         MOE_TRY(note(s, v, &m->gathered[phase]));

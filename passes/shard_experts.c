@@ -2,7 +2,8 @@
  *
  *   %s, %src, %inv = route_plan %ids     home plan; everybody's choices; what to send; what arrives and for which slot
  *   %r = dispatch %x, %src, %inv         %u = a2a_dispatch %x, %idx, %inv_e; %r = dispatch %u, %src_e, %inv_e
- *   %y = gather_sum %z, %src, %inv       %h = a2a_combine %z, %place, %src_h; %y = gather_sum %h, %src_h, %inv_h */
+ *   %y = gather_sum %z, %src, %inv       %h = a2a_combine %z, %place, %src_h; %y = gather_sum %h, %src_h, %inv_h
+ * Where experts have copies (shard_copies.c), plans and rows at home go by global slots instead of experts and place. */
 #include <math.h>
 #include <string.h>
 
@@ -23,33 +24,59 @@ static const char *ep_group(const MoeShardRoute *r) {
     return moe_mesh_group_name(moe_mesh_group_in(MOE_GROUP_EP, r->division));
 }
 
+/* The plan of this rank's own pairs; `groups` experts, or global slots. */
+static MoeStatus home_plan(MoeShard *s, MoeValue *ids, int64_t groups, const MoeShardRoute *r,
+                           MoeOp **out) {
+    MoeAttr attrs[] = {moe_ai("experts", groups), moe_ai("mesh", r->division)};
+    *out = moe_op_build_v(s->g, MOE_OP_ROUTE_PLAN, &ids, 1, attrs, r->division ? 2 : 1, NULL, NULL);
+    return moe_shard_note(s, *out);
+}
+
+/* Everybody's choices; with copies of experts everything from here on goes by them. */
+static MoeStatus gather_choices(MoeShard *s, MoeValue *ids, int64_t experts, MoeShardRoute *r) {
+    MoeOp *all = moe_op_build(s->g, MOE_OP_ALL_GATHER_ROWS,
+                              (MoeValue *[]){ids, s->tok_ep[r->division]}, 2,
+                              moe_as("group", ep_group(r)), moe_ai("ranks", r->ep), MOE_END);
+    MOE_TRY(moe_shard_note(s, all));
+    r->choices = ids;
+    r->all_choices = all->results[0];
+    return r->copies ? moe_shard_copy_plan_of(s, ids, all->results[0], experts, r) : NULL;
+}
+
+static MoeStatus send_and_expert_plan(MoeShard *s, int64_t slots, int64_t k, MoeShardRoute *r,
+                                      MoeOp **out) {
+    int64_t tokens = r->choices->type.dims[0].size, expect = expected_rows(tokens, k, r->ep);
+    MoeValue *sent[] = {r->choices, r->place};
+    MoeOp *send = moe_op_build(s->g, MOE_OP_SEND_PLAN, sent, r->copies ? 1 : 2,
+                               moe_ai("slots", slots), moe_ai("ranks", r->ep), moe_ai("chunks", 1),
+                               moe_ai("expect", expect), MOE_END);
+    MOE_TRY(moe_shard_note(s, send));
+    r->idx = send->results[1];
+    MoeValue *chosen[3] = {r->all_choices};
+    int n = 1;
+    if (!r->copies)
+        chosen[n++] = r->place;
+    chosen[n++] = s->ep_rank[r->division];
+    *out = moe_op_build(s->g, MOE_OP_EXPERT_PLAN, chosen, n, moe_ai("slots", slots),
+                        moe_ai("chunks", 1), moe_ai("expect_recv", expect),
+                        moe_ai("expect_rows", tokens * k), MOE_END);
+    return moe_shard_note(s, *out);
+}
+
 static MoeStatus route_plan(MoeShard *s, const MoeOp *op, MoeShardRoute *r) {
-    MoeGraph *g = s->g;
     MoeValue *ids;
     MOE_TRY(moe_shard_operand(s, op, 0, &ids));
-    int64_t experts = moe_attr_i(op, "experts"), ep = r->ep;
-    int64_t slots = moe_shard_slots(&s->rules, r->division, experts), tokens = ids->type.dims[0].size,
-            k = moe_type_cols(&ids->type), expect = expected_rows(tokens, k, ep);
-    MoeAttr attrs[] = {moe_ai("experts", experts), moe_ai("mesh", r->division)};
-    MoeOp *home = moe_op_build_v(g, MOE_OP_ROUTE_PLAN, &ids, 1, attrs, r->division ? 2 : 1, NULL,
-                                 NULL);
-    MOE_TRY(moe_shard_note(s, home));
-    MoeOp *all = moe_op_build(g, MOE_OP_ALL_GATHER_ROWS, (MoeValue *[]){ids, s->tok_ep[r->division]},
-                              2, moe_as("group", ep_group(r)), moe_ai("ranks", ep), MOE_END);
-    MOE_TRY(moe_shard_note(s, all));
-    MoeOp *send =
-        moe_op_build(g, MOE_OP_SEND_PLAN, (MoeValue *[]){ids, r->place}, 2, moe_ai("slots", slots),
-                     moe_ai("ranks", ep), moe_ai("chunks", 1), moe_ai("expect", expect), MOE_END);
-    MOE_TRY(moe_shard_note(s, send));
-    MoeValue *chosen[] = {all->results[0], r->place, s->ep_rank[r->division]};
-    MoeOp *mine =
-        moe_op_build(g, MOE_OP_EXPERT_PLAN, chosen, 3, moe_ai("slots", slots), moe_ai("chunks", 1), moe_ai("expect_recv", expect),
-                     moe_ai("expect_rows", tokens * k), MOE_END);
-    MOE_TRY(moe_shard_note(s, mine));
+    int64_t experts = moe_attr_i(op, "experts"),
+            slots = moe_shard_slots(&s->rules, r->division, experts), k = moe_type_cols(&ids->type);
+    MoeOp *home, *mine;
+    MOE_TRY(home_plan(s, ids, experts, r, &home));
     r->home_seg = home->results[0];
+    MOE_TRY(gather_choices(s, ids, experts, r));
+    MOE_TRY(send_and_expert_plan(s, slots, k, r, &mine));
+    if (r->copies)
+        MOE_TRY(home_plan(s, r->choices, r->ep * slots, r, &home));
     r->home_src = home->results[1];
     r->home_inv = home->results[2];
-    r->idx = send->results[1];
     r->seg = mine->results[1];
     r->src = mine->results[2];
     r->inv = mine->results[3];
@@ -102,16 +129,27 @@ static MoeStatus dispatch(MoeShard *s, const MoeOp *op, const MoeShardRoute *r) 
 }
 
 static MoeStatus collect(MoeShard *s, const MoeOp *op, const MoeShardRoute *r) {
-    MoeValue *y;
+    MoeValue *y, *operands[3];
+    int n = 0;
     MOE_TRY(moe_shard_operand(s, op, 0, &y));
-    MoeValue *home =
-        moe_build(s->g, MOE_OP_A2A_COMBINE, (MoeValue *[]){y, r->place, r->home_src}, 3,
-                  moe_as("group", ep_group(r)), moe_ai("slots", r->seg->type.groups), MOE_END);
+    operands[n++] = y;
+    if (!r->copies)
+        operands[n++] = r->place;
+    operands[n++] = r->home_src;
+    MoeValue *home = moe_build(s->g, MOE_OP_A2A_COMBINE, operands, n, moe_as("group", ep_group(r)),
+                               moe_ai("slots", r->seg->type.groups), MOE_END);
     MOE_TRY(moe_shard_note(s, home->def));
     return moe_shard_same_op(s, op, (MoeValue *[]){home, r->home_src, r->home_inv});
 }
 
 /* ---- */
+
+MoeShardRoute *moe_shard_route_of_layer(const MoeShard *s, int layer) {
+    for (size_t i = 0; i < s->n_routes; i++)
+        if (s->routes[i].layer == layer)
+            return &s->routes[i];
+    return NULL;
+}
 
 static MoeShardRoute *find_route(const MoeShard *s, const MoeOp *plan) {
     for (size_t i = 0; i < s->n_routes; i++)
@@ -124,6 +162,11 @@ MoeStatus moe_shard_expert_op(MoeShard *s, const MoeOp *op, bool *done) {
     *done = true;
     if (op->opcode == MOE_OP_ROUTE_PLAN && find_route(s, op))
         return route_plan(s, op, find_route(s, op));
+    const MoeValue *rows =
+        op->opcode == MOE_OP_WEIGHT_GRAD ? op->operands[0]->type.dims[0].seg : NULL;
+    MoeShardRoute *of_rows = rows ? s->map[rows->id].route : NULL;
+    if (of_rows && of_rows->copies)
+        return moe_shard_copies_grad(s, op, of_rows);
     const MoeShardRoute *r = op->n_operands == 3 ? s->map[op->operands[1]->id].route : NULL;
     if (r && (op->opcode == MOE_OP_DISPATCH || op->opcode == MOE_OP_DISPATCH_WEIGHT))
         return dispatch(s, op, r);

@@ -7,13 +7,6 @@
 #include "base/assert.h"
 #include "passes/shard_build.h"
 
-static const MoeShardRoute *route_of_layer(const MoeShard *s, int layer) {
-    for (size_t i = 0; i < s->n_routes; i++)
-        if (s->routes[i].layer == layer)
-            return &s->routes[i];
-    return NULL;
-}
-
 /* Blocks of a whole: [B], or [L,B] for L slots. */
 static const char *blocks_text(MoeShard *s, const MoeShardParam *p) {
     int64_t n = 1;
@@ -39,7 +32,7 @@ static MoeStatus sum_squares(MoeShard *s, const MoeOp *op, const MoeShardParam *
         MOE_TRY(moe_shard_note(s, b->def));
     }
     if (st.slots == MOE_SLOTS_MINE) {
-        const MoeShardRoute *r = route_of_layer(s, p->layer);
+        const MoeShardRoute *r = moe_shard_route_of_layer(s, p->layer);
         if (!r)
             return moe_error(
                 MOE_E_INPUT,

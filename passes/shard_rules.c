@@ -49,12 +49,14 @@ static MoeRowSpace input_space(const MoeOp *op) {
     return op->results[0]->type.groups > 1 ? MOE_ROWS_PAIRS : MOE_ROWS_TOKENS;
 }
 
-/* tok_ep, ep_rank: as their names say; place.LAYER: the layer's. */
+/* tok_ep, ep_rank: as their names say; place.LAYER, copies.LAYER: the layer's. */
 static int input_division(const MoeShardRules *r, const char *name) {
     int k;
     if (moe_mesh_is_input(name, "tok_ep", &k) || moe_mesh_is_input(name, "ep_rank", &k))
         return k;
-    return strncmp(name, "place.", 6) == 0 ? moe_mesh_of_layer(r->mesh, atoi(name + 6)) : 0;
+    const char *dot = strchr(name, '.');
+    bool map = strncmp(name, "place.", 6) == 0 || strncmp(name, "copies.", 7) == 0;
+    return map ? moe_mesh_of_layer(r->mesh, atoi(dot + 1)) : 0;
 }
 
 const char *moe_shard_decl(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,

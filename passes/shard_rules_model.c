@@ -9,6 +9,9 @@
 /* Grouped: the rows of all experts meet all weights, those of this rank's slots the weights of these. */
 static const char *check_grouped(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                  const MoeShardState *weight) {
+    if (weight && in[0].rows == MOE_ROWS_EXPERTS && !weight->copies &&
+        moe_shard_has_copies(r, in[0].division))
+        return moe_shard_needs(r, op, in, 1, "the slots of copies filled (copy_experts)");
     if (in[0].rows == MOE_ROWS_EXPERTS)
         return weight && (weight->slots != MOE_SLOTS_MINE || weight->division != in[0].division)
                    ? moe_shard_needs(r, op, in, 1, "it for this rank's slots, as the rows are")
@@ -44,6 +47,8 @@ const char *moe_shard_weight_grad(MoeShardRules *r, const MoeOp *op, const MoeSh
     if (problem || !grouped)
         return problem;
     MoeMeshGroup sum = moe_mesh_group_in(MOE_GROUP_EXPERT_DATA, in[0].division);
+    if (in[0].rows == MOE_ROWS_EXPERTS && moe_shard_has_copies(r, in[0].division))
+        return moe_shard_needs(r, op, in, 0, "rows of experts without copies (root_grad)");
     if (in[0].rows == MOE_ROWS_EXPERTS) {
         out[0].slots = MOE_SLOTS_MINE;
         out[0].division = in[0].division;

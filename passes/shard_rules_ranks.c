@@ -132,24 +132,55 @@ const char *moe_shard_a2a_dispatch(MoeShardRules *r, const MoeOp *op, const MoeS
     return moe_shard_factors(r, op, "*c+,*,*K->*c+", in, out);
 }
 
-/* y (R, C), place (E), src (R at home) -> (R at home, C) */
+/* A plan, or rows that come home, by experts (with place, operand 1) or by global slots: as the layer's experts have copies or not. */
+static const char *need_place(MoeShardRules *r, const MoeOp *op, bool place, int division) {
+    if (place != moe_shard_has_copies(r, division))
+        return NULL;
+    return moe_shard_fail(r, place ? "%s goes by experts (place), but these have copies"
+                                   : "%s goes by global slots, but experts have no copies here",
+                          moe_op_info(op->opcode)->name);
+}
+
+/* y (R, C) (, place (E)), src (R at home) -> (R at home, C) */
 const char *moe_shard_a2a_combine(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                   MoeShardState *out) {
     const char *problem = need_group(r, op, moe_mesh_group_in(MOE_GROUP_EP, in[0].division));
+    bool place = op->n_operands == 3;
+    if (!problem)
+        problem = need_place(r, op, place, in[0].division);
     if (problem)
         return problem;
-    if (in[1].division != in[0].division)
+    if (place && in[1].division != in[0].division)
         return moe_shard_needs(r, op, in, 1, "the map of the rows' layer");
     if (in[0].rows != MOE_ROWS_EXPERTS)
         return moe_shard_needs(r, op, in, 0, "rows of the experts in this rank's slots");
-    if (in[2].rows != MOE_ROWS_PAIRS)
-        return moe_shard_needs(r, op, in, 2, "this rank's own pairs");
-    return moe_shard_factors(r, op, "*c+,E,*->*c+", in, out);
+    if (in[op->n_operands - 1].rows != MOE_ROWS_PAIRS)
+        return moe_shard_needs(r, op, in, op->n_operands - 1, "this rank's own pairs");
+    return moe_shard_factors(r, op, place ? "*c+,E,*->*c+" : "*c+,*->*c+", in, out);
 }
 
-/* Slots of a rank, of the experts that place (operand 1) maps. */
-static const char *need_slots(MoeShardRules *r, const MoeOp *op, int division) {
-    int experts = (int)op->operands[1]->type.dims[0].size,
+/* The copy_plan that made the choices by global slot; NULL: not such. */
+static const MoeOp *copy_plan_of(const MoeOp *op, int result) {
+    const MoeValue *ids = op->operands[0];
+    return ids->def->opcode == MOE_OP_COPY_PLAN && ids->result == result ? ids->def : NULL;
+}
+
+/* What a plan goes by (place, or choices that copy_plan made: its result), and the division. */
+static const char *need_map(MoeShardRules *r, const MoeOp *op, bool place, int result,
+                            const MoeShardState *in, int *division) {
+    const MoeOp *plan = copy_plan_of(op, result);
+    if (place && !moe_shard_is_whole(&in[1]))
+        return moe_shard_needs(r, op, in, 1, "it whole");
+    if (!place && !plan)
+        return moe_shard_needs(r, op, in, 0, "choices by global slot (copy_plan)");
+    *division = place ? in[1].division : moe_shard_state(r, plan->operands[2])->division;
+    return need_place(r, op, place, *division);
+}
+
+/* Slots of a rank, of the experts that place (operand 1) maps or copy_plan found copies of. */
+static const char *need_slots(MoeShardRules *r, const MoeOp *op, bool place, int division) {
+    int experts = place ? (int)op->operands[1]->type.dims[0].size
+                        : (int)moe_attr_i(op->operands[0]->def, "experts"),
         slots = moe_shard_slots(r, division, experts);
     if (moe_attr_i(op, "slots") == slots)
         return NULL;
@@ -160,32 +191,37 @@ static const char *need_slots(MoeShardRules *r, const MoeOp *op, int division) {
 
 const char *moe_shard_send_plan(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                 MoeShardState *out) {
+    bool place = op->n_operands == 2;
+    int division = 0;
     if (in[0].rows != MOE_ROWS_TOKENS || !moe_shard_is_whole(&in[0]))
         return moe_shard_needs(r, op, in, 0, "the choices of this rank's tokens");
-    if (!moe_shard_is_whole(&in[1]))
-        return moe_shard_needs(r, op, in, 1, "it whole");
+    const char *problem = need_map(r, op, place, 0, in, &division);
+    if (!problem)
+        problem = need_slots(r, op, place, division);
     out[0].rows = MOE_ROWS_SENT;
-    out[0].division = in[1].division;
-    const char *problem = need_slots(r, op, in[1].division);
+    out[0].division = division;
     return problem ? problem
-                   : need_ranks(r, op, "ranks", moe_mesh_group_in(MOE_GROUP_EP, in[1].division));
+                   : need_ranks(r, op, "ranks", moe_mesh_group_in(MOE_GROUP_EP, division));
 }
 
 const char *moe_shard_expert_plan(MoeShardRules *r, const MoeOp *op, const MoeShardState *in,
                                   MoeShardState *out) {
+    bool place = op->n_operands == 3;
+    int division = 0, last = op->n_operands - 1;
     if (in[0].rows != MOE_ROWS_GROUP)
         return moe_shard_needs(r, op, in, 0, "the choices of the EP group's tokens");
-    if (!moe_shard_is_whole(&in[1]))
-        return moe_shard_needs(r, op, in, 1, "it whole");
-    if (!in[2].own)
-        return moe_shard_needs(r, op, in, 2, "the input ep_rank");
-    for (int i = 0; i < 3; i += 2)
-        if (in[i].division != in[1].division)
+    const char *problem = need_map(r, op, place, 1, in, &division);
+    if (problem)
+        return problem;
+    if (!in[last].own)
+        return moe_shard_needs(r, op, in, last, "the input ep_rank");
+    for (int i = 0; i <= last; i += last)
+        if (in[i].division != division)
             return moe_shard_needs(r, op, in, i, "it in the division of the layer's experts");
     out[0].rows = MOE_ROWS_RECEIVED;
     out[1].rows = MOE_ROWS_EXPERTS;
-    out[0].division = out[1].division = in[1].division;
-    return need_slots(r, op, in[1].division);
+    out[0].division = out[1].division = division;
+    return need_slots(r, op, place, division);
 }
 
 /* ---- the gradient norm ---- */

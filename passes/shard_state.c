@@ -31,7 +31,7 @@ bool moe_shard_is_whole(const MoeShardState *s) {
 }
 
 bool moe_shard_state_equal(const MoeShardState *a, const MoeShardState *b) {
-    return a->rows == b->rows && a->slots == b->slots && a->division == b->division && a->partial == b->partial &&
+    return a->rows == b->rows && a->slots == b->slots && a->copies == b->copies && a->division == b->division && a->partial == b->partial &&
            a->slice == b->slice && a->unit == b->unit && a->tp == b->tp && a->own == b->own;
 }
 
@@ -47,7 +47,9 @@ const char *moe_shard_state_text(const MoeShardState *s, MoeArena *a) {
         parts[n++] = moe_arena_printf(a, "a term of a sum over group %s",
                                       moe_mesh_group_name((MoeMeshGroup)s->partial));
     if (s->slots != MOE_SLOTS_NONE)
-        parts[n++] = s->slots == MOE_SLOTS_MINE ? "for this rank's slots" : "for all slots";
+        parts[n++] = s->slots == MOE_SLOTS_ALL ? "for all slots"
+                     : s->copies               ? "for this rank's slots, those of copies too"
+                                               : "for this rank's slots";
     if (s->tp == MOE_TP_PARTIAL)
         parts[n++] = "a term of a sum over group tp";
     else if (s->tp != MOE_TP_WHOLE)
@@ -149,6 +151,11 @@ int moe_shard_slots(const MoeShardRules *r, int division, int64_t experts) {
     return moe_mesh_slots(&d, (int)experts);
 }
 
+bool moe_shard_has_copies(const MoeShardRules *r, int division) {
+    MoeMesh d = moe_mesh_division(r->mesh, division);
+    return moe_mesh_has_copies(&d);
+}
+
 int moe_shard_rows_group(const MoeShardRules *r, MoeRowSpace rows, int division) {
     int group = -1;
     switch (rows) {
@@ -162,6 +169,7 @@ int moe_shard_rows_group(const MoeShardRules *r, MoeRowSpace rows, int division)
     case MOE_ROWS_RECEIVED:
     case MOE_ROWS_SENT:
     case MOE_ROWS_GROUP:
+    case MOE_ROWS_ROOTS:
     case MOE_ROWS_NONE:
         break;
     }
@@ -211,6 +219,14 @@ static int slots_division(const MoeShardState *in, int n) {
         if (in[i].slots == MOE_SLOTS_MINE)
             return in[i].division;
     return 0;
+}
+
+/* Whether all that is of slots has those of copies filled. */
+static bool slots_with_copies(const MoeShardState *in, int n) {
+    for (int i = 0; i < n; i++)
+        if (in[i].slots == MOE_SLOTS_MINE && !in[i].copies)
+            return false;
+    return true;
 }
 
 /* The letter divided along one axis: slots over EP, or tp. dim_in(i): the divided dim of operand i, -1. */
@@ -280,6 +296,7 @@ const char *moe_shard_factors(MoeShardRules *r, const MoeOp *op, const char *rul
         if (slot && dim_of(&terms[k], slot) == 0) {
             s->slots = MOE_SLOTS_MINE;
             s->division = slots_division(in, n_in);
+            s->copies = slots_with_copies(in, n_in);
         }
         if (tp)
             s->tp = dim_of(&terms[k], tp) >= 0 ? dim_of(&terms[k], tp) : MOE_TP_PARTIAL;

@@ -92,12 +92,14 @@ MoeStatus moe_exec_comm_create(MoeExec *x) {
         return no_memory();
     MOE_TRY(make_groups(x));
     c->flight = calloc(p->n_programs + 1, sizeof *c->flight);
+    c->filled = calloc(p->n_programs + 1, sizeof *c->filled);
     c->slot_expert = calloc(most_slots(p) + 1, sizeof *c->slot_expert);
-    if (!c->flight || !c->slot_expert)
+    if (!c->flight || !c->filled || !c->slot_expert)
         return no_memory();
     for (size_t g = 0; g < p->n_programs; g++) {
         c->flight[g] = calloc(p->programs[g].n_steps + 1, sizeof **c->flight);
-        if (!c->flight[g])
+        c->filled[g] = calloc(p->programs[g].n_steps + 1, sizeof **c->filled);
+        if (!c->flight[g] || !c->filled[g])
             return no_memory();
         MOE_TRY(plan_flights(x, &p->programs[g], c->flight[g]));
     }
@@ -123,6 +125,9 @@ void moe_exec_comm_destroy(MoeExec *x) {
     }
     for (size_t g = 0; c->flight && g < x->plan->n_programs; g++)
         free(c->flight[g]);
+    for (size_t g = 0; c->filled && g < x->plan->n_programs; g++)
+        free(c->filled[g]);
+    free(c->filled);
     for (int g = 0; g < MOE_N_GROUPS; g++)
         free(c->groups[g].ranks);
     for (size_t i = 0; i < c->n_sums; i++)
@@ -186,16 +191,41 @@ static bool has_peers(const MoeExec *x, const MoePlanStep *s) {
     return false;
 }
 
+/* Staging memory of an op, now that its tables are there. */
+static int64_t op_stage(const MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o) {
+    if (moe_exec_is_sum(o))
+        return moe_exec_sum_stage(x, o);
+    return o->op == MOE_PLAN_FOLD_COPIES ? moe_exec_copies_stage(x, g, o) : 0;
+}
+
+static MoeStatus make_room(const MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+                           MoeExecFlight *f) {
+    int64_t n = 0;
+    for (size_t i = 0; i < s->n_comm; i++)
+        n += op_stage(x, g, &s->comm[i]);
+    if (n <= f->bytes)
+        return NULL;
+    void *stage = NULL;
+    moe_free_big(f->stage, (size_t)f->bytes);
+    f->stage = NULL;
+    f->bytes = 0;
+    MOE_TRY(moe_alloc_big((size_t)n, "gradients of experts' copies", &stage));
+    f->stage = stage;
+    f->bytes = n;
+    return NULL;
+}
+
 static MoeStatus begin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
                        MoeExecFlight *f) {
     MoeExecComm *c = x->between;
-    char *stage = f->stage;
     MOE_ASSERT(!f->request, "%s: the flight is taken", s->name);
+    MOE_TRY(make_room(x, g, s, f));
+    char *stage = f->stage;
     clear_lists(c);
     for (size_t i = 0; i < s->n_comm; i++) {
         MOE_TRY(
             moe_status_prefix(moe_exec_op_blocks(x, g, &s->comm[i], stage), "step %s", s->name));
-        stage += moe_exec_is_sum(&s->comm[i]) ? moe_exec_sum_stage(x, &s->comm[i]) : 0;
+        stage += op_stage(x, g, &s->comm[i]);
     }
     if (c->failed)
         return no_memory();
@@ -237,12 +267,29 @@ static MoeStatus finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *
     MoeStatus st = request ? moe_comm_wait(x->comm, request) : NULL;
     moe_emulate_mark(x->comm, false);
     MOE_TRY(st);
-    for (size_t i = 0; i < s->n_comm; i++)
-        if (moe_exec_is_sum(&s->comm[i])) {
+    for (size_t i = 0; i < s->n_comm; i++) {
+        if (moe_exec_is_sum(&s->comm[i]))
             moe_exec_sum_fold(x, g, &s->comm[i], stage);
-            stage += moe_exec_sum_stage(x, &s->comm[i]);
-        }
+        if (s->comm[i].op == MOE_PLAN_FOLD_COPIES)
+            MOE_TRY(moe_exec_copies_fold(x, g, &s->comm[i], stage));
+        stage += op_stage(x, g, &s->comm[i]);
+    }
     return rejoin(x, g, s);
+}
+
+void moe_exec_comm_begin_run(MoeExec *x) {
+    if (x->between)
+        x->between->run++;
+}
+
+/* Whether the slots of copies that step i fills are filled already: once a run is enough, as micro-batches change no parameter. */
+static bool is_filled(const MoeExec *x, const MoeExecProgram *g, size_t i) {
+    int64_t *filled = &x->between->filled[g - x->programs][i];
+    if (g->plan->steps[i].comm[0].op != MOE_PLAN_COPY_EXPERTS)
+        return false;
+    bool done = *filled == x->between->run;
+    *filled = x->between->run;
+    return done;
 }
 
 MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i) {
@@ -250,6 +297,8 @@ MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i) {
     MoeExecFlight *f = &x->between->flights[x->between->flight[g - x->programs][i]];
     if (s->wait >= 0)
         return finish(x, g, &g->plan->steps[s->wait], f);
+    if (is_filled(x, g, i))
+        return NULL;
     MOE_TRY(begin(x, g, s, f));
     return s->start ? NULL : finish(x, g, s, f);
 }

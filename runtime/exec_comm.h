@@ -3,7 +3,8 @@
  * A step's ops go in one exchange. Sums are exchange plus local tree: each rank receives its share of the others' terms
  * into staging memory and adds them up in the group's order (docs/NUMBERS.md 4). Where several ranks own the same slice
  * and it is less traffic, each of them adds up a part of it and a second exchange puts the parts together: the same bits.
- * Staging memory is taken once, for as many exchanges as are under way at a time. */
+ * Staging memory is taken once, for as many exchanges as are under way at a time; that of roots of experts' copies, whose number the
+ * rows of each step decide, grows when it must. */
 #ifndef MOE_RUNTIME_EXEC_COMM_H
 #define MOE_RUNTIME_EXEC_COMM_H
 
@@ -12,6 +13,8 @@
 /* Once the programs are bound. With one rank and no exchange in the plan there is nothing to make. */
 MoeStatus moe_exec_comm_create(MoeExec *x);
 void moe_exec_comm_destroy(MoeExec *x);
+/* A program begins, with parameters that may have changed. */
+void moe_exec_comm_begin_run(MoeExec *x);
 /* Step i of the program, an exchange or a wait. */
 MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i);
 int64_t moe_exec_comm_bytes(const MoeExec *x); /* of staging memory */
@@ -69,12 +72,22 @@ struct MoeExecComm {
     size_t n_copies, cap_copies;
     int *slot_expert; /* [most ep * slots]; -1 = empty */
     bool failed;      /* no memory for a list; looked at before the exchange */
+    int64_t run;      /* of a program, counted: parameters stay what they are during one */
+    int64_t **filled; /* [programs][steps]: the run in which an exchange last filled slots of copies */
 };
 
 /* exec_comm_blocks.c: puts op o's blocks and local copies into the lists. stage: of this op. */
 MoeStatus moe_exec_op_blocks(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
                              char *stage);
 void moe_block_push(MoeExecComm *c, MoeBlockList *l, int peer, void *base, int64_t bytes);
+
+/* exec_comm_copies.c: slots of copies and their roots. */
+MoeStatus moe_exec_copies_blocks(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
+                                 char *stage);
+int64_t moe_exec_copies_stage(const MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o);
+/* fold_copies: what came and this rank's own roots become the gradients. */
+MoeStatus moe_exec_copies_fold(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
+                               const char *stage);
 
 /* exec_comm_sum.c */
 bool moe_exec_is_sum(const MoePlanComm *o);

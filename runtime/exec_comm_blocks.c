@@ -177,16 +177,18 @@ static MoeStatus invert_place(MoeExec *x, const MoePlanComm *o, const int32_t *p
 static MoeStatus a2a_combine(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o) {
     MoeExecComm *c = x->between;
     const MoeExecGroup *all = &c->groups[o->group];
-    const int32_t *seg = table(g, o->in[1]), *home = table(g, o->in[3]);
+    const int32_t *seg = table(g, o->in[1]), *home = table(g, o->in[o->n_in - 1]);
     const int64_t V = x->plan->virtual_shards, rb = o->row_bytes;
     char *in = g->values[o->in[0]], *out = g->values[o->out];
     int64_t room = g->plan->values[o->out].bytes / rb;
-    MOE_TRY(invert_place(x, o, table(g, o->in[2])));
+    bool by_slot = o->n_in == 3; /* home order is by global slot */
+    if (!by_slot)
+        MOE_TRY(invert_place(x, o, table(g, o->in[2])));
     if (home[o->experts * V] > room)
         return too_many(x, o, "the result", home[o->experts * V], room);
     for (int i = 0; i < all->n; i++)
         for (int64_t s = o->lo; s < o->hi; s++) {
-            int e = c->slot_expert[i * o->slots + s];
+            int64_t slot = i * o->slots + s, e = by_slot ? slot : c->slot_expert[slot];
             int64_t at, n = rows_of(x, seg + s * V, data_rank(x, all->ranks[i]), &at),
                         to = e < 0 ? 0 : home[e * V],
                         back = e < 0 ? 0 : home[(e + 1) * V] - home[e * V];
@@ -218,6 +220,9 @@ MoeStatus moe_exec_op_blocks(MoeExec *x, const MoeExecProgram *g, const MoePlanC
         return a2a_dispatch(x, g, o);
     case MOE_PLAN_A2A_COMBINE:
         return a2a_combine(x, g, o);
+    case MOE_PLAN_COPY_EXPERTS:
+    case MOE_PLAN_FOLD_COPIES:
+        return moe_exec_copies_blocks(x, g, o, stage);
     case MOE_N_PLAN_COMM_OPS:
         break;
     }

@@ -198,6 +198,7 @@ static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b,
                            b->labels[i], (long long)(i / p->seq), (long long)(i % p->seq),
                            (long long)p->vocab_size);
     }
+    moe_exec_comm_begin_run(x);
     out->ids = b->ids;
     out->labels = b->labels;
     out->n_seqs = b->n_seqs;

@@ -72,7 +72,9 @@ typedef struct {
     X(REDUCE_SCATTER, reduce_scatter, 1, 1)                                                        \
     X(ALL_REDUCE, all_reduce, 1, 1)                                                                \
     X(A2A_DISPATCH, a2a_dispatch, 4, 4) /* x, send, idx, recv */                                   \
-    X(A2A_COMBINE, a2a_combine, 4, 4)   /* y, seg, place, home segs */
+    X(A2A_COMBINE, a2a_combine, 3, 4)   /* y, seg (, place), home segs */                         \
+    X(COPY_EXPERTS, copy_experts, 3, 3) /* w, place, copies; the result is w's memory */           \
+    X(FOLD_COPIES, fold_copies, 7, 7)   /* first, rest, more, counts, runs, copies, place; the result is first's memory */
 typedef enum {
 #define X(id, name, least, most) MOE_PLAN_##id,
     MOE_PLAN_COMM_OPS(X)
@@ -83,14 +85,15 @@ const char *moe_plan_comm_op_name(MoePlanCommOp op);
 
 typedef struct {
     MoePlanCommOp op;
-    int in[4], n_in, out; /* values */
+    int in[8], n_in, out; /* values */
     MoePlanDtype dtype;   /* of elements: all_gather, all_reduce; f32 else */
     MoeMeshGroup group;   /* reduce_scatter: that the sum is over */
     MoeMeshGroup scatter; /* reduce_scatter alone */
     int64_t unit, outer;  /* `outer` rows of `elements`, each sliced at multiples of `unit` */
     int64_t elements;
     int64_t row_bytes, rows; /* rows: of one rank, all_gather_rows without segs */
-    int64_t chunks, capacity, slots, experts;
+    int64_t chunks, capacity, slots, experts; /* a2a_combine without place: experts = all slots */
+    int64_t leaf; /* fold_copies: rows of a leaf of the weight gradients' trees */
     int64_t lo, hi; /* what of it goes in this step: chunks of a2a_dispatch, slots of a2a_combine */
     double bytes; /* that a rank sends with balanced routing */
 } MoePlanComm;

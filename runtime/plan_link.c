@@ -1,6 +1,7 @@
 /* Linking a plan's object code with ORC (LLVM C API): one LLJIT a plan, each kernel looked up as
- * NAME and NAME_tasks. Symbols that kernels import (memcpy, libm) come from this process; kernel
- * names themselves are looked up in the object alone. */
+ * NAME and NAME_tasks. Symbols that kernels import (memcpy, libm) come from this process, functions of
+ * this program by their addresses (plan_functions.h); kernel names themselves are looked up in the
+ * object alone. */
 #include "runtime/plan_read.h"
 
 #include <string.h>
@@ -12,6 +13,8 @@
 #include <llvm-c/Target.h>
 #include <llvm-c/TargetMachine.h>
 #include <llvm/Config/llvm-config.h>
+
+#include "runtime/plan_functions.h"
 
 /* LLVM's error as a status; consumes it. */
 static MoeStatus llvm_status(LLVMErrorRef e, const char *name, const char *what) {
@@ -65,6 +68,7 @@ MoeStatus moe_plan_link(MoePlan *p, const char *name, const void *object, size_t
                         name, "cannot reach this process's symbols"));
     LLVMOrcJITDylibAddGenerator(dylib, process);
 #endif
+    MOE_TRY(llvm_status(moe_plan_define_functions(jit), name, "cannot name this program's functions"));
     LLVMMemoryBufferRef buffer =
         LLVMCreateMemoryBufferWithMemoryRangeCopy(object, object_bytes, "kernels.o");
     MOE_TRY(llvm_status(LLVMOrcLLJITAddObjectFile(jit, dylib, buffer), name,

@@ -224,6 +224,8 @@ static void read_mesh(MoePlanReader *r, const json_t *root) {
         p->mesh.ep = (int)moe_plan_int(r, o, "ep", 1, MOE_MAX_RANKS);
         p->mesh.tp = (int)moe_plan_int(r, o, "tp", 1, MOE_MAX_RANKS);
         p->mesh.dense_shard = (int)moe_plan_int(r, o, "dense_shard", 1, MOE_MAX_RANKS);
+        if (!r->st && json_object_get(o, "extra_slots"))
+            p->mesh.extra_slots = (int)moe_plan_int(r, o, "extra_slots", 0, MOE_MAX_EXTRA_SLOTS);
         read_ranges(r, o);
         moe_plan_at(r, "mesh");
         MoeStatus bad =

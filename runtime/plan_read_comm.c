@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/arena.h"
+#include "base/split.h"
 
 #define MAX_COUNT ((int64_t)1 << 31)
 
@@ -135,7 +136,7 @@ void moe_plan_read_slots(MoePlanReader *r, const json_t *o, MoePlanProgram *g, s
     int64_t lo, hi;
     s->n_slots = r->plan->slots;
     if (json_object_get(o, "of"))
-        s->n_slots = (int)moe_plan_int(r, o, "of", 1, r->plan->experts);
+        s->n_slots = (int)moe_plan_int(r, o, "of", 1, r->plan->experts + r->plan->mesh.extra_slots);
     if (!read_range(r, o, "slots", s->n_slots, &lo, &hi))
         return;
     s->slot_lo = (int)lo;
@@ -169,8 +170,37 @@ static void read_a2a(MoePlanReader *r, const json_t *o, const MoePlanProgram *g,
     c->experts = moe_plan_int(r, o, "experts", 1, c->slots * ep);
     read_range(r, o, "range", c->slots, &c->lo, &c->hi);
     need(r, g, "in", c->in[1], c->slots * V + 1, 4);
-    need(r, g, "in", c->in[2], c->experts, 4);
-    need(r, g, "in", c->in[3], c->experts * V + 1, 4);
+    if (c->n_in == 4)
+        need(r, g, "in", c->in[2], c->experts, 4);
+    else if (!r->st && c->experts != c->slots * ep)
+        moe_plan_fail(r, "experts", "is %lld, but rows come home from %lld ranks of %lld slots",
+                      (long long)c->experts, (long long)ep, (long long)c->slots);
+    need(r, g, "in", c->in[c->n_in - 1], c->experts * V + 1, 4);
+}
+
+/* Slots of copies: what goes between them and the primaries. */
+static void read_copies(MoePlanReader *r, const json_t *o, const MoePlanProgram *g,
+                        MoePlanComm *c) {
+    const MoePlan *p = r->plan;
+    c->group = read_group(r, o, "group");
+    c->row_bytes = moe_plan_int(r, o, "row_bytes", 1, MOE_PLAN_MAX_DIM);
+    const int64_t ep = moe_mesh_group_size(&p->mesh, c->group);
+    if (!r->st && moe_mesh_group_kind(c->group) != MOE_GROUP_EP)
+        moe_plan_fail(r, "group", "is %s, expected ep", moe_mesh_group_name(c->group));
+    c->slots = moe_plan_int(r, o, "slots", 1, 65536);
+    c->experts = moe_plan_int(r, o, "experts", 1, c->slots * ep);
+    need(r, g, "in", c->in[0], c->slots, c->row_bytes);
+    need(r, g, "out", c->out, c->slots, c->row_bytes);
+    bool fold = c->op == MOE_PLAN_FOLD_COPIES;
+    need(r, g, "in", c->in[fold ? 6 : 1], c->experts, 4);
+    need(r, g, "in", c->in[fold ? 5 : 2], c->slots * ep, 4);
+    if (!fold)
+        return;
+    c->leaf = moe_plan_int(r, o, "leaf", 1, 65536);
+    need(r, g, "in", c->in[1], c->slots * (MOE_COPY_ROOTS - 1), c->row_bytes);
+    need(r, g, "in", c->in[2], c->slots + 1, 4);
+    need(r, g, "in", c->in[3], c->experts * p->virtual_shards, 4);
+    need(r, g, "in", c->in[4], c->slots * ep * 2, 4);
 }
 
 static bool in_slab(const MoePlanValue *v) {
@@ -184,6 +214,11 @@ static bool overlap(const MoePlanProgram *g, int a, int b) {
     return x->kind == MOE_VALUE_BUFFER && y->kind == MOE_VALUE_BUFFER && x->buffer == y->buffer;
 }
 
+/* The result is the first operand's memory. */
+static bool in_place(const MoePlanComm *c) {
+    return c->op == MOE_PLAN_COPY_EXPERTS || c->op == MOE_PLAN_FOLD_COPIES;
+}
+
 /* All ops of an exchange run at once: no result is where another op reads or writes. */
 static void check_apart(MoePlanReader *r, const MoePlanProgram *g, const MoePlanStep *s) {
     for (size_t i = 0; i < s->n_comm && !r->st; i++)
@@ -191,7 +226,7 @@ static void check_apart(MoePlanReader *r, const MoePlanProgram *g, const MoePlan
             const MoePlanComm *a = &s->comm[i], *b = &s->comm[k];
             if (i < k && overlap(g, a->out, b->out))
                 moe_plan_fail(r, "comm", "[%zu] and [%zu] have their results in one place", i, k);
-            for (int n = 0; n < b->n_in; n++)
+            for (int n = i == k && in_place(a); n < b->n_in; n++)
                 if (overlap(g, a->out, b->in[n]))
                     moe_plan_fail(r, "comm", "[%zu] has its result where [%zu] reads value %d", i,
                                   k, b->in[n]);
@@ -235,6 +270,10 @@ static void read_op(MoePlanReader *r, const json_t *o, const MoePlanProgram *g, 
     case MOE_PLAN_A2A_DISPATCH:
     case MOE_PLAN_A2A_COMBINE:
         read_a2a(r, o, g, c);
+        break;
+    case MOE_PLAN_COPY_EXPERTS:
+    case MOE_PLAN_FOLD_COPIES:
+        read_copies(r, o, g, c);
         break;
     case MOE_N_PLAN_COMM_OPS:
         break;

@@ -107,7 +107,7 @@ static bool target_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops,
     CpuKind kind = group_kind(ops, n_ops);
     if (kind == CPU_gemm || op->opcode == MOE_OP_MATMUL)
         return moe_cpu_gemm_joins(ops, n_ops, op);
-    if (kind == CPU_wgrad || op->opcode == MOE_OP_WEIGHT_GRAD)
+    if (kind == CPU_wgrad || op->opcode == MOE_OP_WEIGHT_GRAD || op->opcode == MOE_OP_ROOT_GRAD)
         return moe_cpu_wgrad_joins(ops, n_ops, op);
     if (ops[0]->opcode == MOE_OP_DISPATCH || op->opcode == MOE_OP_DISPATCH)
         return moe_cpu_gemm_joins(ops, n_ops, op) || moe_cpu_wgrad_joins(ops, n_ops, op);

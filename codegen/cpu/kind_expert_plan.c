@@ -1,7 +1,7 @@
 /* send_plan and expert_plan (docs/RANKS.md): integers only, one task each, linear in the choices.
  *
  * Both walk the tokens twice around a counting sort: count, then deal out rows. Experts are found
- * through `place`, expert -> global slot: global slot g is slot g % slots of rank g / slots, in chunk
+ * through `place`, expert -> global slot, or the choices are global slots themselves: global slot g is slot g % slots of rank g / slots, in chunk
  * (g % slots) / (slots / chunks).
  *
  *   send_plan    a token goes to each rank that any of its choices names, once: `first[rank]` in the
@@ -20,7 +20,7 @@ typedef struct {
     MoeEmit *e;
     const MoeOp *op;
     int64_t k, slots, chunks, shards;
-    int ids, place, tok; /* buffers; tok -1: static rows, one shard */
+    int ids, place, tok; /* buffers; place -1: ids are global slots; tok -1: static rows, one shard */
     bool deal;           /* the second walk */
     /* send_plan */
     int send, idx; /* buffers; -1: not wanted */
@@ -56,6 +56,8 @@ static void choices_begin(Plan *p, MoeLoop *l) {
 static MoeVal global_slot(Plan *p, MoeVal t, MoeVal j) {
     MoeEmit *e = p->e;
     MoeVal at = moe_iadd(e, moe_imul(e, t, moe_k64(e, p->k)), j);
+    if (p->place < 0)
+        return moe_load_index(e, moe_emit_buf(e, p->ids), at);
     return moe_load_index(e, moe_emit_buf(e, p->place),
                           moe_load_index(e, moe_emit_buf(e, p->ids), at));
 }
@@ -210,7 +212,7 @@ static void emit_expert_plan(Plan *p) {
 
 /* ---- lowering ---- */
 
-static Plan plan_of(const MoeOp *op, MoeBufs *bufs) {
+static Plan plan_of(const MoeOp *op, bool place, MoeBufs *bufs) {
     const MoeType *ids = &op->operands[0]->type;
     const MoeValue *tok = moe_rows_seg(ids);
     Plan p = {.op = op,
@@ -221,7 +223,7 @@ static Plan plan_of(const MoeOp *op, MoeBufs *bufs) {
     MOE_ASSERT(p.chunks >= 1 && p.slots % p.chunks == 0, "%s: %lld slots in %lld chunks",
                moe_op_info(op->opcode)->name, (long long)p.slots, (long long)p.chunks);
     p.ids = moe_bufs_add(bufs, op->operands[0]);
-    p.place = moe_bufs_add(bufs, op->operands[1]);
+    p.place = place ? moe_bufs_add(bufs, op->operands[1]) : -1;
     p.tok = moe_bufs_add_seg(bufs, ids);
     return p;
 }
@@ -234,6 +236,8 @@ static void launch(MoeCpuTarget *t, Plan *p, MoeBufs *bufs, void (*emit)(Plan *p
     moe_str_printf(&key, "%s slots=%lld chunks=%lld ranks=%lld out=%d,%d,%d,%d,%d,%d", what,
                    (long long)p->slots, (long long)p->chunks, (long long)p->ranks, p->send, p->idx,
                    p->recv, p->seg, p->src, p->inv);
+    if (p->place < 0)
+        moe_str_append(&key, " by slots");
     moe_live_key(&key, &p->op->operands[0]->type);
     if (moe_emit_begin(t, moe_str_c(&key), what, &e, &name)) {
         p->e = &e;
@@ -249,7 +253,7 @@ static void launch(MoeCpuTarget *t, Plan *p, MoeBufs *bufs, void (*emit)(Plan *p
 
 MoeStatus moe_cpu_send_plan_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out) {
     MoeBufs bufs = {.n = 0};
-    Plan p = plan_of(g->ops[0], &bufs);
+    Plan p = plan_of(g->ops[0], g->ops[0]->n_operands == 2, &bufs);
     p.ranks = moe_attr_i(p.op, "ranks");
     p.send = moe_bufs_add_output(&bufs, g, 0);
     p.idx = moe_bufs_add_output(&bufs, g, 1);
@@ -261,8 +265,8 @@ MoeStatus moe_cpu_send_plan_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered
 
 MoeStatus moe_cpu_expert_plan_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out) {
     MoeBufs bufs = {.n = 0};
-    Plan p = plan_of(g->ops[0], &bufs);
-    p.ep_rank = moe_bufs_add(&bufs, p.op->operands[2]);
+    Plan p = plan_of(g->ops[0], g->ops[0]->n_operands == 3, &bufs);
+    p.ep_rank = moe_bufs_add(&bufs, p.op->operands[p.op->n_operands - 1]);
     p.recv = moe_bufs_add_output(&bufs, g, 0);
     p.seg = moe_bufs_add_output(&bufs, g, 1);
     p.src = moe_bufs_add_output(&bufs, g, 2);

@@ -5,6 +5,7 @@
  * then deal out rows from a copy of seg in the scratch memory. */
 #include "base/assert.h"
 #include "codegen/cpu/count_sort.h"
+#include "codegen/cpu/kind_copy_plan.h"
 #include "codegen/cpu/kind_expert_plan.h"
 #include "codegen/cpu/live.h"
 
@@ -142,6 +143,10 @@ MoeStatus moe_cpu_route_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
         return moe_cpu_send_plan_lower(t, g, out);
     if (op->opcode == MOE_OP_EXPERT_PLAN)
         return moe_cpu_expert_plan_lower(t, g, out);
+    if (op->opcode == MOE_OP_COPY_PLAN)
+        return moe_cpu_copy_plan_lower(t, g, out);
+    if (op->opcode == MOE_OP_ROOT_PLAN)
+        return moe_cpu_root_plan_lower(t, g, out);
     const MoeType *in = &op->operands[0]->type;
     MoeBufs bufs = {.n = 0};
     moe_bufs_add(&bufs, op->operands[0]);

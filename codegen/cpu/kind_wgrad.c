@@ -1,4 +1,4 @@
-/* weight_grad groups: {[dispatch of dy,] [dispatch of x,] weight_grad}. A dispatch gathers rows as
+/* weight_grad groups: {[dispatch of dy,] [dispatch of x,] weight_grad or root_grad}. A dispatch gathers rows as
  * leaves are packed (wgrad.h). */
 #include <string.h>
 #include "base/assert.h"
@@ -24,7 +24,7 @@ static bool analyse(MoeOp *const *ops, size_t n_ops, const MoeOp *more, WgradGro
             return false;
         if (op->opcode == MOE_OP_DISPATCH && n < 2)
             dispatches[n++] = op;
-        else if (op->opcode == MOE_OP_WEIGHT_GRAD)
+        else if (op->opcode == MOE_OP_WEIGHT_GRAD || op->opcode == MOE_OP_ROOT_GRAD)
             w->grad = op;
         else
             return false;
@@ -73,7 +73,7 @@ MoeStatus moe_cpu_wgrad_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
     MOE_ASSERT(ok && group.grad, "wgrad: the group's ops do not fit together");
     const MoeOp *op = group.grad;
     const MoeType *dy = &op->operands[0]->type, *x = &op->operands[1]->type;
-    MoeBufRef refs[8];
+    MoeBufRef refs[10];
     int n = 0;
     MoeWgrad w = {.dtype = x->dtype,
                   .elem = moe_tile_elem(t, x->dtype),
@@ -90,8 +90,8 @@ MoeStatus moe_cpu_wgrad_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
         MOE_TRY(lower_dispatch(t, g, group.x, out));
     w.dy_stride = w.n * moe_dtype_bytes(dy->dtype);
     w.x_stride = w.k * moe_dtype_bytes(x->dtype);
-    bool grouped = moe_attr_i(op, "grouped") != 0;
-    const MoeValue *seg = moe_rows_seg(dy);
+    bool roots = op->opcode == MOE_OP_ROOT_GRAD, grouped = roots || moe_attr_i(op, "grouped") != 0;
+    const MoeValue *seg = roots ? op->operands[2] : moe_rows_seg(dy);
     /* One result over several groups: the tree over shards, then over groups, is one tree where V
      * is a power of two. */
     if (seg && !grouped && seg->type.groups > 1 && (seg->type.shards & (seg->type.shards - 1)))
@@ -99,6 +99,10 @@ MoeStatus moe_cpu_wgrad_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
                          "weight_grad over all groups needs a power of two of shards, not %lld",
                          (long long)seg->type.shards);
     w.rows = moe_row_space(dy, grouped, -1);
+    if (roots) {
+        w.rows.groups = seg->type.groups;
+        w.root_slots = op->operands[3]->type.groups;
+    }
     w.buf_dy = n;
     refs[n++] = moe_ref(group.dy ? group.dy->operands[0] : op->operands[0]);
     w.buf_x = n;
@@ -118,6 +122,12 @@ MoeStatus moe_cpu_wgrad_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
         w.gather_x = group.x->operands[2]->type.dims[1].size;
         w.buf_src_x = n;
         refs[n++] = moe_ref(group.x->operands[1]);
+    }
+    if (roots) {
+        w.buf_rest = n;
+        refs[n++] = moe_ref(op->results[1]);
+        w.buf_more = n;
+        refs[n++] = moe_ref(op->operands[3]);
     }
     moe_cpu_launch(out, moe_wgrad_emit(t, &w, out), refs, (size_t)n);
     return NULL;

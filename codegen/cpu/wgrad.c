@@ -9,6 +9,7 @@
 #include "codegen/cpu/wgrad.h"
 
 #include <stdio.h>
+#include <string.h>
 #include "base/assert.h"
 #include "codegen/cpu/kernel_table.h"
 #include "codegen/cpu/wgrad_internal.h"
@@ -40,7 +41,8 @@ static void plan(MoeWgradPlan *x, const MoeCpuTarget *t, const MoeWgrad *w) {
             min_units = ceil_div(max_units, 4);
     int64_t block_units = units < max_units ? units : max_units;
     x->block_panels = n_panels < BLOCK_PANELS ? n_panels : BLOCK_PANELS;
-    while (w->rows.groups * ceil_div(units, block_units) * ceil_div(n_panels, x->block_panels) <
+    int64_t groups = w->root_slots ? w->root_slots : w->rows.groups; /* a slot rarely has many roots */
+    while (groups * ceil_div(units, block_units) * ceil_div(n_panels, x->block_panels) <
            MIN_TASKS) {
         if (block_units > min_units)
             block_units = ceil_div(block_units, 2);
@@ -85,6 +87,8 @@ static MoeVal chunk_slot(MoeWgradPlan *x, MoeVal slots, MoeVal number) {
 /* Where the sum of this task's rows goes: the result, or a slot of the chunks' tree. */
 static MoeVal chunk_result(MoeWgradPlan *x) {
     MoeEmit *e = x->e;
+    if (x->w->root_slots)
+        return x->root_out;
     if (x->w->rows.mode != MOE_ROWS_RANGE)
         return moe_emit_buf(e, x->w->buf_out);
     MoeVal table = moe_emit_buf(e, x->w->rows.buf);
@@ -95,6 +99,8 @@ static MoeVal chunk_result(MoeWgradPlan *x) {
 /* Row of the result, or of the chunks' slots, that is row `row` of the block. */
 static MoeVal result_row(MoeWgradPlan *x, MoeVal row) {
     MoeEmit *e = x->e;
+    if (x->w->root_slots)
+        return moe_iadd(e, x->root_row, moe_iadd(e, x->n0, row));
     MoeVal group = moe_imul(e, x->group, moe_k64(e, x->w->n));
     return moe_iadd(e, group, moe_iadd(e, x->n0, row));
 }
@@ -313,6 +319,36 @@ static void run_rows(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide
     moe_if_end(e, &some);
 }
 
+/* Roots beyond the first of their slot, in the slots before s. */
+static MoeVal roots_before(MoeWgradPlan *x, MoeVal s) {
+    return moe_load_index(x->e, moe_emit_buf(x->e, x->w->buf_more), s);
+}
+
+/* Groups that are roots, or slots without rows. */
+static MoeVal live_groups(MoeWgradPlan *x) {
+    MoeVal slots = moe_k64(x->e, x->w->root_slots);
+    return moe_iadd(x->e, slots, roots_before(x, slots));
+}
+
+/* Slot s's groups begin at s + roots_before(s). */
+static void find_root(MoeWgradPlan *x) {
+    MoeEmit *e = x->e;
+    MoeVal one = moe_k64(e, 1), slot = moe_k64(e, 0);
+    MoeCarryLoop l;
+    moe_carry_begin(e, &l, one, moe_k64(e, x->w->root_slots), one, &slot, 1);
+    MoeVal begin = moe_iadd(e, l.l.index, roots_before(x, l.l.index));
+    MoeVal here = LLVMBuildICmp(e->b, LLVMIntSLE, begin, x->group, "");
+    slot = LLVMBuildSelect(e->b, here, l.l.index, slot, "");
+    moe_carry_end(e, &l, &slot);
+    MoeVal first = moe_iadd(e, slot, roots_before(x, slot));
+    MoeVal is_first = LLVMBuildICmp(e->b, LLVMIntEQ, first, x->group, "");
+    MoeVal in_rest = moe_isub(e, moe_isub(e, x->group, slot), one);
+    x->root_out = LLVMBuildSelect(e->b, is_first, moe_emit_buf(e, x->w->buf_out),
+                                  moe_emit_buf(e, x->w->buf_rest), "");
+    x->root_row = moe_imul(e, LLVMBuildSelect(e->b, is_first, slot, in_rest, ""),
+                           moe_k64(e, x->w->n));
+}
+
 static void kernel_body(MoeWgradPlan *x) {
     MoeEmit *e = x->e;
     const MoeWgrad *w = x->w;
@@ -326,6 +362,8 @@ static void kernel_body(MoeWgradPlan *x) {
     int64_t blocks = x->n_blocks * x->k_blocks;
     x->group = moe_idiv(e, e->task, moe_k64(e, blocks));
     MoeVal block = moe_irem(e, e->task, moe_k64(e, blocks));
+    if (w->root_slots)
+        find_root(x);
     x->n0 = moe_imul(e, moe_idiv(e, block, moe_k64(e, x->k_blocks)), moe_k64(e, x->block_n));
     x->n_live = moe_imin(e, moe_isub(e, moe_k64(e, w->n), x->n0), moe_k64(e, x->block_n));
     x->p0 = moe_imul(e, moe_irem(e, block, moe_k64(e, x->k_blocks)), moe_k64(e, x->block_panels));
@@ -359,6 +397,10 @@ static void make_key(const MoeWgrad *w, char *key, size_t cap) {
              (long long)w->n, (long long)w->k, (long long)w->dy_stride, (long long)w->x_stride,
              (long long)w->gather_dy, (long long)w->gather_x, w->dy_local, w->buf_dy, w->buf_src_dy,
              w->buf_x, w->buf_src_x, w->buf_out, w->buf_slots);
+    size_t n = strlen(key);
+    if (w->root_slots)
+        snprintf(key + n, cap - n, " roots=%lld:%d,%d", (long long)w->root_slots, w->buf_rest,
+                 w->buf_more);
 }
 
 const char *moe_wgrad_emit(MoeCpuTarget *t, const MoeWgrad *w, MoeLowered *out) {
@@ -378,6 +420,8 @@ const char *moe_wgrad_emit(MoeCpuTarget *t, const MoeWgrad *w, MoeLowered *out) 
         x->fn[1] = moe_tile_wgrad(t, w->elem, x->tile_rows, x->panels.tail);
     moe_emit_tasks_body(e);
     MoeVal n = moe_k64(e, w->rows.groups * x->n_blocks * x->k_blocks);
+    if (w->root_slots)
+        n = moe_imul(e, live_groups(x), moe_k64(e, x->n_blocks * x->k_blocks));
     if (w->rows.mode == MOE_ROWS_RANGE)
         n = moe_imul(e, n,
                      moe_load_index(e, moe_emit_buf(e, w->rows.buf), moe_k64(e, MOE_CHUNK_ACTIVE)));

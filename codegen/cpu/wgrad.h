@@ -27,6 +27,10 @@ typedef struct {
     bool dy_local;               /* RANGE: dy holds row lo at its start */
     int buf_dy, buf_src_dy, buf_x, buf_src_x, buf_out;
     int buf_slots; /* RANGE: [slot][n][k] f32 */
+    /* > 0: groups are roots of so many slots (base/split_rows.h). The first of each slot goes to buf_out, the others to buf_rest, in order;
+     * buf_more has the table that counts these. */
+    int64_t root_slots;
+    int buf_rest, buf_more;
 } MoeWgrad;
 
 const char *moe_wgrad_emit(MoeCpuTarget *t, const MoeWgrad *w, MoeLowered *out);

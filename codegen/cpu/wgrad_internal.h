@@ -22,6 +22,7 @@ typedef struct {
     MoeVal group_end;                               /* row behind the group's last */
     MoeVal fetched;                                 /* slot: the next row to ask for */
     bool direct; /* blocks are whole tiles: the last leaf's go straight to the result */
+    MoeVal root_out, root_row; /* of roots: where the task's group goes, first row there */
     MoeVal chunk_folds, n_chunk_folds; /* RANGE and direct: slots of earlier chunks to add, ptr[] */
 } MoeWgradPlan;
 

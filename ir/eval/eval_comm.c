@@ -200,20 +200,32 @@ static MoeStatus a2a_dispatch(const Group *g) {
     return NULL;
 }
 
+/* a2a_combine without place: the home order is by global slot. */
+static bool has_place(const Group *g) {
+    return g->c->op->n_operands == 3;
+}
+
+static int64_t n_placed(const Group *g) {
+    return has_place(g) ? member(g, g->self, 1)->n : g->n * moe_attr_i(g->c->op, "slots");
+}
+
+static int64_t placed_at(const Group *g, int64_t x) {
+    return has_place(g) ? member(g, g->self, 1)->i[x] : x;
+}
+
 /* Rows of expert x and shard v: in home order on member p. */
 static int64_t home_rows(const Group *g, int p, int64_t x, int64_t v, int64_t shards) {
-    const int32_t *home = table(g, p, 2)->i + x * shards + v;
+    const int32_t *home = table(g, p, g->c->op->n_operands - 1)->i + x * shards + v;
     return home[1] - home[0];
 }
 
 /* Every row of own slots goes home exactly once: member by member a shard is either another's or complete. */
 static MoeStatus check_homes(const Group *g, int64_t shards) {
-    const MoeTensor *place = member(g, g->self, 1);
     const MoeOp *op = g->c->op;
     const int32_t *seg = table(g, g->self, 0)->i;
     int64_t slots = moe_attr_i(op, "slots"), home = 0;
-    for (int64_t x = 0; x < place->n; x++) {
-        int64_t slot = place->i[x] - g->self * slots;
+    for (int64_t x = 0; x < n_placed(g); x++) {
+        int64_t slot = placed_at(g, x) - g->self * slots;
         if (slot < 0 || slot >= slots)
             continue;
         for (int64_t v = 0; v < shards; v++) {
@@ -236,12 +248,15 @@ static MoeStatus check_homes(const Group *g, int64_t shards) {
 
 static MoeStatus a2a_combine(const Group *g) {
     MoeTensor *out = result(g);
-    const MoeTensor *place = member(g, g->self, 1);
     int64_t slots = moe_attr_i(g->c->op, "slots"), cols = row_size(out), row = 0;
     int64_t shards = g->c->op->operands[0]->type.dims[0].seg->type.shards;
+    int64_t homes = g->c->op->operands[g->c->op->n_operands - 1]->type.dims[0].seg->type.groups;
+    if (homes != n_placed(g))
+        return moe_error(MOE_E_INPUT, "%lld slots on the ranks of group %s, rows at home for %lld",
+                         (long long)n_placed(g), g->name, (long long)homes);
     MOE_TRY(check_homes(g, shards));
-    for (int64_t x = 0; x < place->n; x++) {
-        int64_t at = place->i[x], slot = at % slots;
+    for (int64_t x = 0; x < n_placed(g); x++) {
+        int64_t at = placed_at(g, x), slot = at % slots;
         MOE_TRY(moe_eval_check_index("slot", at, x, g->n * slots));
         int p = (int)(at / slots);
         const int32_t *seg = table(g, p, 0)->i;
@@ -260,6 +275,62 @@ static MoeStatus a2a_combine(const Group *g) {
     return NULL;
 }
 
+/* ---- copies of experts ---- */
+
+/* copies (operand c) and place (operand p): each expert's primary is a slot that holds it, and all of the group say the same. */
+static MoeStatus check_map(const Group *g, int c, int p) {
+    const MoeTensor *copies = member(g, g->self, c), *place = member(g, g->self, p);
+    int64_t slots = member(g, g->self, 0)->dims[0];
+    MOE_TRY(check_size(g, "copies", copies->n / slots));
+    for (int i = 0; i < 2; i++) {
+        const MoeTensor *mine = i ? place : copies, *first = member(g, 0, i ? p : c);
+        if (memcmp(mine->i, first->i, (size_t)mine->n * sizeof(int32_t)) != 0)
+            return moe_error(MOE_E_INPUT, "the map of experts is not that of rank %d", g->ranks[0]);
+    }
+    for (int64_t x = 0; x < place->n; x++) {
+        MOE_TRY(moe_eval_check_index("slot", place->i[x], x, copies->n));
+        if (copies->i[place->i[x]] != x)
+            return moe_error(MOE_E_INPUT, "the primary of expert %lld is slot %d, which holds %d",
+                             (long long)x, place->i[x], copies->i[place->i[x]]);
+    }
+    return NULL;
+}
+
+/* A slot of a copy gets its expert's primary slot; empty ones keep what they have. */
+static MoeStatus copy_experts(const Group *g) {
+    MoeTensor *out = result(g);
+    const MoeTensor *place = member(g, g->self, 1), *copies = member(g, g->self, 2);
+    int64_t slots = out->dims[0], n = row_size(out);
+    MOE_TRY(check_map(g, 2, 1));
+    for (int64_t s = 0; s < slots; s++) {
+        int64_t at = g->self * slots + s, from = copies->i[at] < 0 ? at : place->i[copies->i[at]];
+        copy(member(g, (int)(from / slots), 0), from % slots * n, out, s * n, n);
+    }
+    return NULL;
+}
+
+/* The primary's slot: the roots of all copies; other slots: zero. */
+static MoeStatus fold_copies(const Group *g) {
+    MoeTensor *out = result(g);
+    const MoeTensor *copies = member(g, g->self, 4), *place = member(g, g->self, 5);
+    int64_t slots = out->dims[0], n = row_size(out);
+    MOE_TRY(check_map(g, 4, 5));
+    for (int64_t at = 0; at < copies->n; at++) {
+        int64_t x = copies->i[at], to = x < 0 ? -1 : place->i[x] - g->self * slots;
+        int p = (int)(at / slots);
+        int64_t s = at % slots;
+        const MoeTensor *first = member(g, p, 0), *rest = member(g, p, 1);
+        const int32_t *more = table(g, p, 1)->i;
+        for (int64_t k = 0; to >= 0 && to < slots && k < n; k++) {
+            double sum = first->f[s * n + k];
+            for (int64_t r = more[s]; r < more[s + 1]; r++)
+                sum += rest->f[r * n + k];
+            out->f[to * n + k] += sum;
+        }
+    }
+    return NULL;
+}
+
 static const struct {
     MoeOpcode op;
     const char *group; /* the attribute that names it */
@@ -271,6 +342,8 @@ static const struct {
     {MOE_OP_ALL_REDUCE, "group", all_reduce},
     {MOE_OP_A2A_DISPATCH, "group", a2a_dispatch},
     {MOE_OP_A2A_COMBINE, "group", a2a_combine},
+    {MOE_OP_COPY_EXPERTS, "group", copy_experts},
+    {MOE_OP_FOLD_COPIES, "group", fold_copies},
 };
 
 MoeStatus moe_eval_between(const MoeComms *c, int rank) {
@@ -303,3 +376,5 @@ ALONE(reduce_scatter)
 ALONE(all_reduce)
 ALONE(a2a_dispatch)
 ALONE(a2a_combine)
+ALONE(copy_experts)
+ALONE(fold_copies)

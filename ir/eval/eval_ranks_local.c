@@ -1,12 +1,13 @@
 /* What each rank computes by itself for the ops between ranks: the plans of who gets which rows, and the gradient norm of
- * slices (docs/RANKS.md). ids: [T,K] tokens with K experts each; place: for each expert its global slot. */
+ * slices (docs/RANKS.md). ids: [T,K] tokens with K experts each; place: for each expert its global slot, NULL where ids are global
+ * slots. */
 #include "base/mesh.h"
 #include "ir/eval/eval_internal.h"
 
 /* Every expert of operand 1 has a place of its own in 0..n_slots-1. */
 static MoeStatus check_place(MoeEvalOp *e, const MoeTensor *place, int64_t n_slots) {
     int32_t *owner = MOE_NEW_N(e->arena, int32_t, n_slots);
-    for (int64_t x = 0; x < place->n; x++) {
+    for (int64_t x = 0; place && x < place->n; x++) {
         int32_t at = place->i[x];
         MOE_TRY(moe_eval_check_index("slot", at, x, n_slots));
         if (owner[at])
@@ -20,7 +21,7 @@ static MoeStatus check_place(MoeEvalOp *e, const MoeTensor *place, int64_t n_slo
 /* Slot on `rank` of choice p of ids, -1 if its expert is elsewhere. */
 static int64_t slot_on(const MoeTensor *ids, const MoeTensor *place, int64_t p, int64_t rank,
                        int64_t slots) {
-    int64_t slot = place->i[ids->i[p]] - rank * slots;
+    int64_t slot = (place ? place->i[ids->i[p]] : ids->i[p]) - rank * slots;
     return slot >= 0 && slot < slots ? slot : -1;
 }
 
@@ -36,19 +37,20 @@ static int64_t chunk_on(const MoeTensor *ids, const MoeTensor *place, int64_t t,
     return lowest < 0 ? -1 : lowest / (slots / chunks);
 }
 
-static MoeStatus check_ids(const MoeTensor *ids, const MoeTensor *place) {
+static MoeStatus check_ids(const MoeTensor *ids, const MoeTensor *place, int64_t n_slots) {
     for (int64_t p = 0; p < ids->n; p++)
-        MOE_TRY(moe_eval_check_index("expert id", ids->i[p], p, place->n));
+        MOE_TRY(moe_eval_check_index(place ? "expert id" : "slot", ids->i[p], p,
+                                     place ? place->n : n_slots));
     return NULL;
 }
 
 MoeStatus moe_eval_send_plan(MoeEvalOp *e) {
-    const MoeTensor *ids = e->in[0], *place = e->in[1];
+    const MoeTensor *ids = e->in[0], *place = e->op->n_operands == 2 ? e->in[1] : NULL;
     MoeTensor *send = &e->out[0], *idx = &e->out[1];
     int64_t slots = moe_attr_i(e->op, "slots"), chunks = moe_attr_i(e->op, "chunks");
     int64_t ranks = moe_attr_i(e->op, "ranks");
     int32_t n = 0;
-    MOE_TRY(check_ids(ids, place));
+    MOE_TRY(check_ids(ids, place, ranks * slots));
     MOE_TRY(check_place(e, place, ranks * slots));
     for (int64_t p = 0; p < ranks; p++)
         for (int64_t c = 0; c < chunks; c++) {
@@ -61,9 +63,9 @@ MoeStatus moe_eval_send_plan(MoeEvalOp *e) {
 }
 
 /* Received rows by (chunk, shard, token): recv; u_of[t] = received row of token t, -1 if it has none. */
-static void plan_received(MoeEvalOp *e, const int32_t *tok, int64_t shards, int64_t rank,
-                          int32_t *u_of) {
-    const MoeTensor *ids = e->in[0], *place = e->in[1];
+static void plan_received(MoeEvalOp *e, const MoeTensor *place, const int32_t *tok, int64_t shards,
+                          int64_t rank, int32_t *u_of) {
+    const MoeTensor *ids = e->in[0];
     int64_t slots = moe_attr_i(e->op, "slots"), chunks = moe_attr_i(e->op, "chunks");
     int32_t u = 0;
     for (int64_t t = 0; t < ids->dims[0]; t++)
@@ -78,17 +80,17 @@ static void plan_received(MoeEvalOp *e, const int32_t *tok, int64_t shards, int6
 }
 
 MoeStatus moe_eval_expert_plan(MoeEvalOp *e) {
-    const MoeTensor *ids = e->in[0], *place = e->in[1];
+    const MoeTensor *ids = e->in[0], *place = e->op->n_operands == 3 ? e->in[1] : NULL;
     MoeTensor *seg = &e->out[1], *src = &e->out[2], *inv = &e->out[3];
     int64_t slots = moe_attr_i(e->op, "slots"), k = ids->dims[1], groups, shards;
-    int64_t rank = e->in[2]->i[0];
+    int64_t rank = e->in[e->op->n_operands - 1]->i[0];
     const int32_t *tok;
     MOE_TRY(moe_eval_row_segs(e, 0, &tok, &groups, &shards));
-    MOE_TRY(check_ids(ids, place));
+    MOE_TRY(check_ids(ids, place, slots * MOE_MAX_RANKS));
     MOE_TRY(moe_eval_check_index("ep_rank", rank, 0, MOE_MAX_RANKS));
     MOE_TRY(check_place(e, place, slots * MOE_MAX_RANKS));
     int32_t *u_of = MOE_NEW_N(e->arena, int32_t, ids->dims[0] + 1), row = 0;
-    plan_received(e, tok, shards, rank, u_of);
+    plan_received(e, place, tok, shards, rank, u_of);
     for (int64_t i = 0; i < inv->n; i++)
         inv->i[i] = -1;
     for (int64_t s = 0; s < slots; s++)

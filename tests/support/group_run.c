@@ -15,6 +15,7 @@
 #include "base/pool.h"
 #include "base/str.h"
 #include "codegen/codegen.h"
+#include "runtime/plan_functions.h"
 #include "codegen/cpu/cpu.h"
 
 /* Bytes of memory that nobody wrote: NaNs as floats; integers get others, for all ones are -1. */
@@ -234,6 +235,8 @@ static MoeStatus compile(MoeGroupRun *r, LLVMOrcLLJITRef *out) {
     if (text)
         fputs(text, stderr);
     MoeStatus st = from_llvm(LLVMOrcCreateLLJIT(out, NULL), "creating the JIT");
+    if (!st)
+        st = from_llvm(moe_plan_define_functions(*out), "naming this program's functions");
     if (!st) {
         LLVMMemoryBufferRef m = LLVMCreateMemoryBufferWithMemoryRangeCopy(object, n, "kernels");
         st = from_llvm(LLVMOrcLLJITAddObjectFile(*out, LLVMOrcLLJITGetMainJITDylib(*out), m),

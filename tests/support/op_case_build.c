@@ -127,6 +127,48 @@ static MoeOp *build_rank_plan(Build *b) {
                         moe_ai("expect_recv", c->rows), moe_ai("expect_rows", c->rows), MOE_END);
 }
 
+/* The op's results are wanted, all of them, as in a program. */
+static void keep_all(Build *b, const MoeOp *op, const char *what) {
+    for (int i = 0; i < op->n_results; i++)
+        moe_build_output(b->g, moe_arena_printf(b->g->arena, "%s.%d", what, i), op->results[i]);
+}
+
+/* copy_plan; with its results root_plan; with these root_grad, over rows of all slots as if they were one rank's. */
+static MoeOp *build_copies(Build *b) {
+    const MoeOpCase *c = b->c;
+    MoeValue *ids = rows_by(b, MOE_I32, c->topk);
+    MoeValue *copies = moe_build_input(b->g, "copies", moe_type_1d(MOE_I32, c->ranks * c->slots));
+    MoeOp *plan = moe_op_build(b->g, MOE_OP_COPY_PLAN, (MoeValue *[]){ids, ids, copies}, 3,
+                               moe_ai("experts", c->experts), moe_ai("ranks", c->ranks),
+                               moe_ai("slots", c->slots), MOE_END);
+    if (c->op == MOE_OP_COPY_PLAN)
+        return plan;
+    keep_all(b, plan, "copy");
+    MoeValue *ep_rank = moe_build_input(b->g, "ep_rank", moe_type_1d(MOE_I32, 1)), *seg;
+    MoeOp *rows = NULL;
+    if (c->op == MOE_OP_ROOT_PLAN) {
+        MoeValue *in[] = {plan->results[1], ep_rank};
+        seg = moe_op_build(b->g, MOE_OP_EXPERT_PLAN, in, 2, moe_ai("slots", c->slots),
+                           moe_ai("chunks", 1), moe_ai("expect_recv", c->rows),
+                           moe_ai("expect_rows", c->rows), MOE_END)
+                  ->results[1];
+    } else {
+        rows = moe_op_build(b->g, MOE_OP_ROUTE_PLAN, plan->results, 1,
+                            moe_ai("experts", c->ranks * c->slots), MOE_END);
+        seg = rows->results[0];
+    }
+    MoeValue *in[] = {seg, plan->results[2], plan->results[3], copies, ep_rank};
+    MoeOp *roots = moe_op_build(b->g, MOE_OP_ROOT_PLAN, in, 5, moe_ai("expect", 2), MOE_END);
+    if (c->op == MOE_OP_ROOT_PLAN)
+        return roots;
+    MoeValue *grad[4] = {rows_by(b, c->dtype, c->n), rows_by(b, c->dtype, c->k), roots->results[0],
+                         roots->results[1]};
+    for (int i = 0; i < 2; i++)
+        grad[i] = moe_build(b->g, MOE_OP_DISPATCH,
+                            (MoeValue *[]){grad[i], rows->results[1], rows->results[2]}, 3, MOE_END);
+    return moe_op_build(b->g, MOE_OP_ROOT_GRAD, grad, 4, MOE_END);
+}
+
 static MoeOp *build_block_tree(Build *b) {
     const MoeOpCase *c = b->c;
     if (!c->experts)
@@ -292,6 +334,8 @@ static MoeOp *build_op(Build *b) {
         return build_rank_plan(b);
     if (op == MOE_OP_BLOCK_TREE)
         return build_block_tree(b);
+    if (op == MOE_OP_COPY_PLAN || op == MOE_OP_ROOT_PLAN || op == MOE_OP_ROOT_GRAD)
+        return build_copies(b);
     if (op == MOE_OP_EMBEDDING || op == MOE_OP_EMBEDDING_GRAD)
         return build_embedding(b);
     if (op == MOE_OP_ROPE || op == MOE_OP_ATTENTION || op == MOE_OP_ATTENTION_GRAD)

@@ -210,6 +210,11 @@ static void list_cases(MoeCaseList *l, MoeOpcode op) {
     case MOE_OP_EXPERT_PLAN:
         moe_cases_rank_plan(l, op);
         break;
+    case MOE_OP_COPY_PLAN:
+    case MOE_OP_ROOT_PLAN:
+    case MOE_OP_ROOT_GRAD:
+        moe_cases_copies(l, op);
+        break;
     case MOE_OP_BLOCK_SQUARES:
         moe_cases_block_squares(l);
         break;
@@ -222,6 +227,8 @@ static void list_cases(MoeCaseList *l, MoeOpcode op) {
     case MOE_OP_ALL_REDUCE:
     case MOE_OP_A2A_DISPATCH:
     case MOE_OP_A2A_COMBINE:
+    case MOE_OP_COPY_EXPERTS:
+    case MOE_OP_FOLD_COPIES:
     case MOE_N_OPS:
         break;
     }

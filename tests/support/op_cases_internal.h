@@ -51,6 +51,7 @@ void moe_cases_move(MoeCaseList *l, MoeOpcode op, bool bf16);
 void moe_cases_count(MoeCaseList *l, MoeOpcode op);
 void moe_cases_matmul(MoeCaseList *l);
 void moe_cases_weight_grad(MoeCaseList *l);
+void moe_cases_copies(MoeCaseList *l, MoeOpcode op);
 void moe_cases_embedding(MoeCaseList *l, MoeOpcode op);
 void moe_cases_rope(MoeCaseList *l);
 void moe_cases_attention(MoeCaseList *l, MoeOpcode op);

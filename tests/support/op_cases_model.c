@@ -157,6 +157,33 @@ void moe_cases_weight_grad(MoeCaseList *l) {
         }
 }
 
+/* Slots for copies: none, one or three a rank. */
+void moe_cases_copies(MoeCaseList *l, MoeOpcode op) {
+    for (size_t i = 0; i < MOE_N_LEAF_SHAPES; i++)
+        for (int way = 0; way < (op == MOE_OP_COPY_PLAN ? 3 : 6); way++) {
+            const size_t j = (i * 5 + 2) % LEN(gemms);
+            MoeOpCase c = {.op = op,
+                           .dtype = MOE_F32,
+                           .rows = moe_leaf_shapes[i].rows,
+                           .topk = 1 + (int64_t)i % 2,
+                           .experts = i % 2 ? 5 : 8,
+                           .shards = moe_leaf_shapes[i].shards,
+                           .layout = moe_leaf_shapes[i].layout,
+                           .routing = (MoeRouting)(way % 3),
+                           .ranks = 2 + (int64_t)i % 3};
+            c.slots = (c.experts + c.ranks - 1) / c.ranks + (way % 3 == 2 ? 3 : way % 3);
+            if (op == MOE_OP_ROOT_PLAN)
+                c.ep_rank = way < 3 ? 0 : c.ranks - 1;
+            if (op == MOE_OP_ROOT_GRAD) {
+                c.dtype = way < 3 ? MOE_F32 : MOE_BF16;
+                c.k = gemms[j].k;
+                c.n = gemms[j].n;
+                c.tolerance[0] = c.tolerance[1] = moe_tol_sum(2 * moe_leaf_shapes[i].rows);
+            }
+            moe_case_add(l, c);
+        }
+}
+
 void moe_cases_embedding(MoeCaseList *l, MoeOpcode op) {
     for (size_t i = 0; i < MOE_N_LEAF_SHAPES; i++) {
         static const int64_t vocab[] = {160, 1000, 5}, cols[] = {16, 7, 33, 48, 1, 130};

@@ -23,6 +23,7 @@ typedef enum {
     ROLE_WIDE,
     ROLE_PLAN,
     ROLE_PLACE,
+    ROLE_COPIES,
     ROLE_RANK,
     ROLE_SUMS,
     ROLE_LSE,
@@ -32,7 +33,7 @@ typedef enum {
 typedef struct {
     RoleKind kind;
     int64_t range; /* ids: below this; 0: unknown */
-    double fixed;  /* ROLE_FIXED */
+    double fixed;  /* ROLE_FIXED; ROLE_COPIES: slots of a rank */
 } Role;
 
 /* Tables of segments: made by themselves, or together with the src and inv of a plan. */
@@ -86,14 +87,32 @@ static void read_place_roles(Fill *f, const MoeOp *op) {
             set_role(f, in[1], ROLE_PLACE, in[0]->type.dims[0].size);
         return;
     }
-    int64_t experts = in[1]->type.dims[0].size, slots = moe_attr_i(op, "slots");
     bool send = op->opcode == MOE_OP_SEND_PLAN;
+    if (op->n_operands < (send ? 2 : 3)) { /* choices by global slot: another plan made them */
+        if (!send)
+            set_role(f, in[1], ROLE_RANK, 0);
+        return;
+    }
+    int64_t experts = in[1]->type.dims[0].size, slots = moe_attr_i(op, "slots");
     int64_t ranks = send ? moe_attr_i(op, "ranks") : (experts + slots - 1) / slots;
     int64_t all = f->o->slots ? f->o->slots : ranks * slots;
     set_role(f, in[0], ROLE_DISTINCT, experts);
     set_role(f, in[1], ROLE_PLACE, all);
     if (!send)
         set_role(f, in[2], ROLE_RANK, 0);
+}
+
+/* copy_plan, root_plan: choices of experts, some of them with copies. */
+static void read_copy_roles(Fill *f, const MoeOp *op) {
+    MoeValue *const *in = op->operands;
+    if (op->opcode == MOE_OP_ROOT_PLAN) {
+        set_role(f, in[4], ROLE_RANK, 0);
+        return;
+    }
+    set_role(f, in[0], ROLE_DISTINCT, moe_attr_i(op, "experts"));
+    set_role(f, in[1], ROLE_DISTINCT, moe_attr_i(op, "experts"));
+    set_role(f, in[2], ROLE_COPIES, moe_attr_i(op, "experts"));
+    f->roles[in[2]->id].fixed = (double)moe_attr_i(op, "slots");
 }
 
 /* Rows of a vocabulary; with an operand `part`, of all its parts. */
@@ -137,6 +156,8 @@ static void read_roles(Fill *f, const MoeOp *op) {
         set_role(f, in[0], ROLE_DISTINCT, moe_attr_i(op, "experts"));
     else if (c == MOE_OP_SEND_PLAN || c == MOE_OP_EXPERT_PLAN || c == MOE_OP_BLOCK_TREE)
         read_place_roles(f, op);
+    else if (c == MOE_OP_COPY_PLAN || c == MOE_OP_ROOT_PLAN)
+        read_copy_roles(f, op);
     else if (c == MOE_OP_COUNT_VALID)
         set_role(f, in[0], ROLE_LABELS, 0);
     else if (c == MOE_OP_CROSS_ENTROPY_JOIN) {
@@ -314,6 +335,28 @@ static MoeStatus fill_plan(Fill *f, const MoeOp *op) {
 
 /* ---- tensors ---- */
 
+/* Every expert in a random slot, then as many slots of other ranks as chance has it; no rank holds one twice. */
+static void fill_copies(const Fill *f, MoeTensor *t, Role r, uint64_t stream) {
+    int64_t slots = (int64_t)r.fixed;
+    for (int64_t g = 0; g < t->n; g++)
+        t->i[g] = -1;
+    for (int64_t e = 0; e < r.range; e++) {
+        int64_t g = (int64_t)moe_rng_below(f->o->seed, stream, (uint64_t)e, (uint64_t)t->n);
+        while (t->i[g] >= 0)
+            g = (g + 1) % t->n;
+        t->i[g] = (int32_t)e;
+    }
+    for (int64_t g = 0; g < t->n; g++) {
+        int32_t e = (int32_t)moe_rng_below(f->o->seed, stream + 1, (uint64_t)g, (uint64_t)r.range + 1);
+        if (e % 3 == 1)
+            e = 0; /* one expert in most of the free slots */
+        bool here = t->i[g] >= 0 || e == r.range;
+        for (int64_t k = g / slots * slots; k < (g / slots + 1) * slots; k++)
+            here |= t->i[k] == e;
+        t->i[g] = here ? t->i[g] : e;
+    }
+}
+
 /* Experts in slots of their own: the first of the slots' numbers in a random order. */
 static void fill_place(const Fill *f, MoeTensor *t, int64_t slots, uint64_t stream) {
     MOE_ASSERT(t->n <= slots, "random inputs: %lld experts in %lld slots", (long long)t->n,
@@ -340,6 +383,10 @@ static void fill_ints(const Fill *f, const MoeValue *v, MoeTensor *t) {
     }
     if (r.kind == ROLE_PLACE) {
         fill_place(f, t, r.range, s);
+        return;
+    }
+    if (r.kind == ROLE_COPIES) {
+        fill_copies(f, t, r, s);
         return;
     }
     uint64_t range = r.range ? (uint64_t)r.range : 1000;

@@ -92,6 +92,8 @@ static Command parse_command(const char *text, const char *file) {
             ranks.ep = atoi(value);
         else if (strncmp(w, "--hybrid-shard-degree", n) == 0)
             ranks.shard = atoi(value);
+        else if (strncmp(w, "--extra-slots", n) == 0)
+            ranks.extra_slots = atoi(value);
         else if (strncmp(w, "--tensor-parallel-degree", n) == 0)
             ranks.tp = atoi(value);
         else if (strncmp(w, "--dense-shard-degree", n) == 0)
