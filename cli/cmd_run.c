@@ -53,6 +53,7 @@ static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *o
     t->eval_batches = moe_opt_i(o, OPT_EVAL_BATCHES);
     t->checkpoint_every = moe_opt_i(o, OPT_CHECKPOINT_EVERY);
     t->max_seconds = moe_opt_f(o, OPT_MAX_SECONDS);
+    t->profile_step = moe_opt_i(o, OPT_PROFILE_STEP);
     t->stop_after_step = moe_opt_i(o, OPT_STOP_AFTER_STEP);
     t->out_dir = out_dir;
     t->offload_to = *moe_opt(o, OPT_OFFLOAD_TO) ? moe_opt(o, OPT_OFFLOAD_TO) : NULL;

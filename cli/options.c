@@ -132,23 +132,24 @@ static void env_name(const MoeOptionRow *r, char out[64]) {
 /* source: the settings file, or NULL for the command line, where dashes are "--" or "-". */
 static MoeStatus unknown_option(const char *command, const char *source, const char *dashes,
                                 const char *name) {
-    const char *names[N_OPTIONS], *elsewhere = NULL;
+    const char *names[N_OPTIONS];
     size_t n = 0;
+    MoeStr hint = {0}, elsewhere = {0}; /* commands with such an option: " run", " place", ... */
     for (int i = 0; i < N_OPTIONS; i++)
         if (moe_option_applies(&rows[i], command))
             names[n++] = rows[i].name;
         else if (strcmp(rows[i].name, name) == 0)
-            elsewhere = rows[i].commands;
-    MoeStr hint = {0};
+            moe_str_append_n(&elsewhere, rows[i].commands, strlen(rows[i].commands) - 1);
     const char *near = moe_nearest_name(name, names, n);
-    if (elsewhere)
-        moe_str_printf(&hint, " (it belongs to:%.*s)", (int)strlen(elsewhere) - 1, elsewhere);
+    if (elsewhere.len)
+        moe_str_printf(&hint, " (it belongs to:%s)", moe_str_c(&elsewhere));
     else if (near)
         moe_str_printf(&hint, " (did you mean \"%s%s\"?)", source ? "" : "--", near);
     MoeStatus st = moe_error(
         MOE_E_MISUSE, "%s%sunknown option \"%s%s\"%s; 'moec help %s' lists the options",
         source ? source : "", source ? ": " : "", dashes, name, moe_str_c(&hint), command);
     moe_str_free(&hint);
+    moe_str_free(&elsewhere);
     return st;
 }
 

@@ -385,6 +385,11 @@ void moe_exec_profile(MoeExec *x, bool on) {
     x->profile = on;
 }
 
+void moe_exec_watch(MoeExec *x, void (*fn)(void *ctx, const MoeExecSpan *span), void *ctx) {
+    x->watch = fn;
+    x->watch_ctx = ctx;
+}
+
 const double *moe_exec_profile_seconds(const MoeExec *x, const char *program) {
     MoeExecProgram *g = moe_exec_program(x, program);
     return x->profile && g ? g->seconds : NULL;

@@ -102,5 +102,15 @@ bool moe_exec_growth(MoeExec *x, MoeExecGrowth *out);
 /* Measured seconds per step of the last run program (indexed like program->steps), for explain; NULL unless profiling. */
 void moe_exec_profile(MoeExec *x, bool on);
 const double *moe_exec_profile_seconds(const MoeExec *x, const char *program);
+/* A step of a program as it ran: when it began and ended, on the monotonic clock of the machine, or on the rank's emulated
+ * clock where links are emulated; the micro-batch; whether that was in the counting pass. */
+typedef struct {
+    size_t step; /* index into program->steps */
+    int micro;
+    bool counting;
+    double begin, end;
+} MoeExecSpan;
+/* Calls fn after each step of the runs to come, on the rank's thread; NULL: no longer. */
+void moe_exec_watch(MoeExec *x, void (*fn)(void *ctx, const MoeExecSpan *span), void *ctx);
 
 #endif

@@ -73,6 +73,8 @@ struct MoeExec {
     MoePlaceMap *maps;        /* [n_moe_layers] */
     bool keep_maps;
     bool profile;
+    void (*watch)(void *ctx, const MoeExecSpan *span); /* NULL: nobody */
+    void *watch_ctx;
 };
 
 MoeExecProgram *moe_exec_program(const MoeExec *x, const char *name);

@@ -88,6 +88,12 @@ static MoeStatus run_step(MoeExec *x, MoeExecProgram *g, size_t i) {
     return store ? moe_exec_store_step(x, g, i) : moe_exec_comm_step(x, g, i);
 }
 
+static double watched_clock(const MoeExec *x) {
+    if (!x->watch)
+        return 0;
+    return moe_comm_emulated(x->comm) ? moe_emulate_stats(x->comm).clock : moe_now();
+}
+
 /* Steps of phases lo..hi; counting: only those of the counting pass. */
 static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePlanPhase hi,
                            bool counting) {
@@ -97,7 +103,7 @@ static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePl
         const MoePlanStep *s = &g->plan->steps[i];
         if (s->phase < lo || s->phase > hi || (counting && !s->count))
             continue;
-        double start = x->profile ? moe_now() : 0;
+        double start = x->profile ? moe_now() : 0, began = watched_clock(x);
         if (ranks) {
             tell_phase(x, g, s, before);
             moe_comm_poll(x->comm);
@@ -109,6 +115,12 @@ static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePl
             moe_exec_elastic_step(x, g, i);
         if (x->profile)
             g->seconds[i] += moe_now() - start;
+        if (x->watch)
+            x->watch(x->watch_ctx, &(MoeExecSpan){.step = i,
+                                                  .micro = x->micro,
+                                                  .counting = counting,
+                                                  .begin = began,
+                                                  .end = watched_clock(x)});
     }
     count_compute(x, false);
     return NULL;

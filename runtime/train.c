@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/pool.h"
 #include "runtime/emulate.h"
+#include "runtime/profile.h"
 #include "runtime/run_config.h"
 #include "runtime/trainer.h"
 #include "runtime/train_signal.h"
@@ -111,6 +112,24 @@ static MoeStatus read_clocks(MoeTrainer *s, MoeLogRecord *r) {
     return st;
 }
 
+/* The step, of which the timeline is kept if it is the one that was asked for. A profile that cannot be written is no reason to stop. */
+static MoeStatus profiled_step(MoeTrainer *s, const MoeBatch *b, const MoeHyper *h, MoeStepResult *out) {
+    MoeProfile *profile = NULL;
+    bool wanted = s->o->out_dir && s->o->profile_step == s->state.step + 1;
+    if (wanted)
+        MOE_TRY(moe_profile_begin(s->x, &profile));
+    MoeStatus st = moe_exec_train_step(s->x, b, h, out);
+    if (!wanted || st) {
+        moe_profile_abandon(profile);
+        return st;
+    }
+    st = moe_profile_end(profile, s->o->out_dir, s->state.step + 1);
+    if (st)
+        moe_warn("%s; training goes on", moe_status_message(st));
+    moe_status_free(st);
+    return NULL;
+}
+
 static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
     const MoeTrainOptions *o = s->o;
     MoeTrainState *state = &s->state;
@@ -128,7 +147,7 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
     moe_exec_set_step(s->x, state->step + 1);
     MoeLogRecord clocks = {0};
     MOE_TRY(read_clocks(s, &clocks)); /* what came between steps is no step's */
-    MOE_TRY(moe_exec_train_step(s->x, &b, &h, &result));
+    MOE_TRY(profiled_step(s, &b, &h, &result));
     double seconds = moe_now() - start_time, peak = peak_flops(s);
     MOE_TRY(read_clocks(s, &clocks));
     *r = (MoeLogRecord){.step = state->step + 1,

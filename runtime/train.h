@@ -32,6 +32,7 @@ typedef struct {
     const char *init_from;   /* Hugging Face directory, weights only; NULL: seeded initialisation */
     int threads;             /* of each rank; 0: all usable cores */
     const char *offload_to;  /* where rows go that the plan offloads: a directory; NULL: out_dir; "memory": stay in the process */
+    int64_t profile_step;    /* whose timeline goes into RUN/profile-rank-R.jsonl; 0 = none */
     int64_t stop_after_step; /* end with a checkpoint after this step; 0 = no such step */
     double max_seconds;      /* wall time of this process; 0 = none. Stops cleanly (evaluation and
                                checkpoint) when reached. The     schedule stays one by steps, so that

@@ -53,6 +53,7 @@ MoeStatus moe_train_options_check(const MoeTrainOptions *o) {
         {o->keep >= 1, "--keep must be at least 1"},
         {within(o->max_seconds, 0, 1e12), "--max-seconds must be a number >= 0"},
         {o->threads >= 0, "--threads must be at least 0"},
+        {o->profile_step >= 0, "--profile-step must be at least 0"},
         {o->stop_after_step >= 0, "--stop-after-step must be at least 0"},
         {o->resume != MOE_RESUME_DIR || o->resume_dir, "--resume needs auto, never or a directory"},
     };
