@@ -24,6 +24,7 @@ enum {
     ROUNDS = 3,        /* of that */
 };
 #define TOLERANCE     0.02  /* a map this near to level is left alone */
+#define WORSE         1.2   /* times what the busiest rank had too much: a rest ends early */
 #define PRICE_ARRIVAL 0.01  /* imbalance that an expert new on a rank must save */
 #define PRICE_MOVE    0.055 /* and more if its weights and states move there */
 
@@ -37,6 +38,8 @@ static MoeStatus create(const MoePolicySetup *s, void **out) {
                       moe_arena_alloc(a, (size_t)moe_flow_scratch(s->experts, s->ranks, s->slots)));
     m->n_copies = MOE_NEW_N(a, int32_t, s->experts);
     m->ahead = MOE_NEW_N(a, int32_t, s->experts);
+    m->rest_until = MOE_NEW_N(a, int64_t, s->layers);
+    m->rest_at = MOE_NEW_N(a, double, s->layers);
     m->tight = MOE_NEW_N(a, int8_t, s->ranks);
     m->load = MOE_NEW_N(a, int64_t, s->ranks);
     m->amount = MOE_NEW_N(a, int64_t, (size_t)s->ranks * (size_t)s->slots);
@@ -256,7 +259,9 @@ static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out)
     moe_place_map_copy(&m->map, ask->now);
     take_samples(m, ask);
     double first = average(m);
-    if (first <= 1 + TOLERANCE)
+    int64_t *until = &m->rest_until[ask->layer];
+    double *at = &m->rest_at[ask->layer];
+    if (first <= 1 + TOLERANCE || (ask->step < *until && first - 1 <= WORSE * (*at - 1)))
         return NULL;
     double gain = sequence(m, true);
     if (gain > 0) {
@@ -270,6 +275,9 @@ static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out)
     if (gain > 0) {
         moe_place_map_copy(out, &m->best);
         moe_place_map_settle(out, ask->now);
+    } else if (flow_size(m) > SAMPLE_SIZE) {
+        *until = ask->step + m->s->every;
+        *at = first;
     }
     return NULL;
 }

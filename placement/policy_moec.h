@@ -30,6 +30,9 @@ typedef struct {
     int work;                  /* left of this decision */
     double price_arrival, price_move;
     int32_t *ahead; /* [experts] the load that the trend leads to */
+    /* Of large layers, where a search takes time: one that found nothing is not repeated before a step, or a worse imbalance. */
+    int64_t *rest_until; /* [layers] */
+    double *rest_at;     /* [layers] */
     /* Of the search. */
     int8_t *tight;   /* [ranks] */
     int64_t *load;   /* [ranks] as far as it can be told without a new flow */
