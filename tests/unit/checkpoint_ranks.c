@@ -16,6 +16,7 @@
 #include "runtime/checkpoint.h"
 #include "runtime/init.h"
 #include "runtime/weights.h"
+#include "tests/support/mesh.h"
 #include "tests/support/slice_fill.h"
 #include "tests/support/slice_plan.h"
 #include "tests/support/status_checks.h"
@@ -42,9 +43,9 @@ static const struct {
     MoeMesh mesh;
     uint64_t map;
 } layouts[] = {
-    {{1, 1, 1, 1, 1}, 0}, {{2, 1, 1, 1, 1}, 0}, {{1, 2, 1, 1, 2}, 0}, {{1, 1, 2, 1, 1}, 3},
-    {{1, 1, 4, 1, 4}, 0}, {{1, 2, 2, 1, 4}, 5}, {{2, 2, 1, 1, 2}, 0}, {{1, 1, 8, 1, 2}, 7},
-    {{1, 1, 1, 2, 1}, 0}, {{1, 2, 1, 3, 2}, 0}, {{2, 1, 2, 2, 2}, 9}, {{1, 4, 2, 1, 8}, 0},
+    {MESH(1, 1, 1, 1, 1), 0}, {MESH(2, 1, 1, 1, 1), 0}, {MESH(1, 2, 1, 1, 2), 0}, {MESH(1, 1, 2, 1, 1), 3},
+    {MESH(1, 1, 4, 1, 4), 0}, {MESH(1, 2, 2, 1, 4), 5}, {MESH(2, 2, 1, 1, 2), 0}, {MESH(1, 1, 8, 1, 2), 7},
+    {MESH(1, 1, 1, 2, 1), 0}, {MESH(1, 2, 1, 3, 2), 0}, {MESH(2, 1, 2, 2, 2), 9}, {MESH(1, 4, 2, 1, 8), 0},
 };
 #define N_LAYOUTS ((int)(sizeof layouts / sizeof *layouts))
 
@@ -302,7 +303,7 @@ END_TEST
 START_TEST(test_many_blocks) {
     static const SliceParam big[] = {{"big.weight", -1, 2, {1000, 3201}},
                                      {"small.weight", -1, 1, {5}}};
-    MoeMesh two = {1, 2, 1, 1, 2}, four = {1, 4, 1, 1, 4};
+    MoeMesh two = MESH(1, 2, 1, 1, 2), four = MESH(1, 4, 1, 1, 4);
     SliceRanks a = slice_ranks(slice_plan(&two, 1, 0, big, 2)),
                b = slice_ranks(slice_plan(&four, 1, 0, big, 2));
     OK(save(&a, 1));

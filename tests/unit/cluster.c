@@ -5,6 +5,7 @@
 #include <string.h>
 #include "base/str.h"
 #include "placement/cluster.h"
+#include "tests/support/mesh.h"
 #include "tests/support/status_checks.h"
 
 static MoeStatus parse(const char *text, MoeCluster *out) {
@@ -81,7 +82,7 @@ START_TEST(test_groups) { /* the cluster of an EP group's ranks, which are tp ap
     const struct {
         MoeMesh mesh;
         int nodes, per;
-    } cases[] = {{{1, 1, 8, 1, 1}, 2, 4}, {{2, 1, 4, 1, 1}, 1, 4}, {{1, 1, 4, 2, 1}, 2, 2}, {{1, 1, 2, 4, 1}, 2, 1}, {{1, 4, 2, 1, 1}, 1, 2}};
+    } cases[] = {{MESH(1, 1, 8, 1, 1), 2, 4}, {MESH(2, 1, 4, 1, 1), 1, 4}, {MESH(1, 1, 4, 2, 1), 2, 2}, {MESH(1, 1, 2, 4, 1), 2, 1}, {MESH(1, 4, 2, 1, 1), 1, 2}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         MoeCluster g = moe_cluster_of_group(&c, &cases[i].mesh);
         ck_assert_msg(g.nodes == cases[i].nodes && g.ranks_per_node == cases[i].per, "case %zu: %d x %d", i, g.nodes, g.ranks_per_node);

@@ -3,8 +3,9 @@
 #include <string.h>
 #include "ir/text.h"
 #include "passes/comm_cost.h"
+#include "tests/support/mesh.h"
 
-static const MoeMesh mesh = {2, 2, 2, 1, 2}; /* dp 2, shard 2, ep 2: data 8, expert_data 4 */
+static const MoeMesh mesh = MESH(2, 2, 2, 1, 2); /* dp 2, shard 2, ep 2: data 8, expert_data 4 */
 
 static const char text[] =
     "moe 1\ngraph @train {\n"

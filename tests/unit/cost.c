@@ -159,7 +159,7 @@ START_TEST(test_moves) {
 END_TEST
 
 START_TEST(test_by_sizes) {
-    MoeCluster c = {.nodes = 1, .ranks_per_node = 4, .links = {{1e-6, 1e9}, {0, INFINITY}}, .flops = 1e12};
+    MoeCluster c = {.nodes = 1, .ranks_per_node = 4, .links = {[0] = {1e-6, 1e9}, [1] = {0, INFINITY}}, .flops = 1e12};
     MoePlaceModel m = {.hidden = 512, .intermediate = 1024, .top_k = 2, .element_bytes = 2, .states = 2};
     MoePlaceCost k = moe_place_cost_of(&c, &m);
     NEAR(k.row_seconds, 18.0 * 512 * 1024 / 1e12);

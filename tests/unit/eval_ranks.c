@@ -6,6 +6,7 @@
 #include "base/rng.h"
 #include "ir/eval/eval_ranks.h"
 #include "ir/text.h"
+#include "tests/support/mesh.h"
 #include "tests/support/status_checks.h"
 
 /* ---- a graph from text on a mesh ---- */
@@ -77,9 +78,9 @@ static void expect_i(Rig *t, int rank, const char *name, int64_t n, const int32_
 
 /* ---- slices ---- */
 
-static const MoeMesh shard4 = {1, 4, 1, 1, 4};
-static const MoeMesh ep2 = {1, 1, 2, 1, 2};
-static const MoeMesh dp2_shard2_ep2 = {2, 2, 2, 1, 4};
+static const MoeMesh shard4 = MESH(1, 4, 1, 1, 4);
+static const MoeMesh ep2 = MESH(1, 1, 2, 1, 2);
+static const MoeMesh dp2_shard2_ep2 = MESH(2, 2, 2, 1, 4);
 
 /* 10 elements in 4 parts: 2, 3, 2, 3 of them. What lies behind a slice's own elements is not read. */
 START_TEST(all_gather_takes_own_elements) {
@@ -170,7 +171,7 @@ START_TEST(reduce_scatter_in_group_order) {
 END_TEST
 
 START_TEST(all_reduce_counts) {
-    MoeMesh mesh = {1, 2, 1, 2, 1}; /* tp: two ranks of the same data */
+    MoeMesh mesh = MESH(1, 2, 1, 2, 1); /* tp: two ranks of the same data */
     Rig t = open_rig(mesh, "%n = input {name = \"n\"} : i32[2]\n"
                            "%0 = all_reduce %n {group = \"data\"} : i32[2]\n"
                            "%1 = all_reduce %n {group = \"tp\"} : i32[2]\n"
@@ -360,7 +361,7 @@ END_TEST
 
 /* On `parts` ranks: block sums of slices, gathered, give sum_squares of the whole. */
 static void check_norm(int parts, int64_t n, bool rows) {
-    MoeMesh mesh = {1, parts, 1, 1, parts};
+    MoeMesh mesh = MESH(1, parts, 1, 1, parts);
     int64_t l = rows ? 3 : 1, cap = moe_slice(n, MOE_SLICE_BLOCK, parts, 0).cap;
     int64_t blocks = (n + MOE_SLICE_BLOCK - 1) / MOE_SLICE_BLOCK, total = l * n;
     MoeModule *m = moe_module_create();

@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "ir/eval/eval_ranks.h"
 #include "ir/verify.h"
+#include "tests/support/mesh.h"
 #include "tests/support/random_graph.h"
 #include "tests/support/status_checks.h"
 
@@ -393,10 +394,10 @@ static void check_layer(const Spec *s) {
     moe_module_destroy(m);
 }
 
-static const MoeMesh meshes[] = {{1, 1, 1, 1, 1}, {1, 1, 2, 1, 1}, {1, 1, 2, 1, 2}, {2, 1, 1, 1, 1},
-                                 {1, 2, 1, 1, 2}, {2, 1, 2, 1, 2}, {1, 2, 2, 1, 4}, {1, 4, 1, 1, 4},
-                                 {1, 1, 4, 1, 2}, {2, 2, 2, 1, 2}, {1, 1, 8, 1, 8}, {1, 2, 2, 2, 1},
-                                 {1, 4, 2, 1, 8}};
+static const MoeMesh meshes[] = {MESH(1, 1, 1, 1, 1), MESH(1, 1, 2, 1, 1), MESH(1, 1, 2, 1, 2), MESH(2, 1, 1, 1, 1),
+                                 MESH(1, 2, 1, 1, 2), MESH(2, 1, 2, 1, 2), MESH(1, 2, 2, 1, 4), MESH(1, 4, 1, 1, 4),
+                                 MESH(1, 1, 4, 1, 2), MESH(2, 2, 2, 1, 2), MESH(1, 1, 8, 1, 8), MESH(1, 2, 2, 2, 1),
+                                 MESH(1, 4, 2, 1, 8)};
 enum { N_MESHES = sizeof meshes / sizeof *meshes, N_SEEDS = 60 };
 
 static Spec random_spec(const MoeMesh *mesh, uint64_t seed) {
@@ -458,7 +459,7 @@ START_TEST(ranks_that_disagree) {
     FAILS(moe_eval_ranks_run(r), MOE_E_INPUT, "rank 1: ", "a2a_dispatch", "which expects");
     moe_eval_ranks_destroy(r);
     /* the graph was made for two ranks */
-    MoeMesh four = {1, 1, 4, 1, 1};
+    MoeMesh four = MESH(1, 1, 4, 1, 1);
     r = moe_eval_ranks_create(b.g, &four);
     for (int p = 0; p < 4; p++)
         give_rank(&b, moe_eval_rank(r, p), p % 2, &d);

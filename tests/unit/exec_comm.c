@@ -8,14 +8,15 @@
 #include "base/rng.h"
 #include "runtime/exec_comm.h"
 #include "runtime/ranks.h"
+#include "tests/support/mesh.h"
 #include "tests/support/status_checks.h"
 
 enum { V = 16, SEQ = 3, BATCH = 37, MAX_RANKS = 16 };
 
-static const MoeMesh meshes[] = {{1, 1, 1, 1, 1}, {2, 1, 1, 1, 1}, {1, 2, 1, 1, 2},
-                                 {1, 1, 2, 1, 1}, {1, 1, 4, 1, 2}, {2, 2, 2, 1, 4},
-                                 {2, 2, 2, 1, 2}, {1, 2, 4, 1, 1}, {8, 1, 1, 1, 1},
-                                 {1, 1, 2, 2, 2}, {2, 1, 2, 2, 1}, {4, 2, 2, 1, 2}};
+static const MoeMesh meshes[] = {MESH(1, 1, 1, 1, 1), MESH(2, 1, 1, 1, 1), MESH(1, 2, 1, 1, 2),
+                                 MESH(1, 1, 2, 1, 1), MESH(1, 1, 4, 1, 2), MESH(2, 2, 2, 1, 4),
+                                 MESH(2, 2, 2, 1, 2), MESH(1, 2, 4, 1, 1), MESH(8, 1, 1, 1, 1),
+                                 MESH(1, 1, 2, 2, 2), MESH(2, 1, 2, 2, 1), MESH(4, 2, 2, 1, 2)};
 #define N_MESHES (sizeof meshes / sizeof *meshes)
 
 /* ---- a plan with one program "t" ---- */

@@ -12,6 +12,7 @@
 #include "passes/memplan.h"
 #include "passes/pipeline.h"
 #include "tests/support/files.h"
+#include "tests/support/mesh.h"
 #include "tests/support/pass_model.h"
 #include "tests/support/status_checks.h"
 
@@ -406,7 +407,7 @@ START_TEST(test_values_that_leave_come_back) {
                                  .recompute = i / 3 % 2 ? MOE_RECOMPUTE_CHEAP : MOE_RECOMPUTE_NONE,
                                  .loading_horizon = i / 6};
         if (i / 3 % 2) {
-            o.mesh = (MoeMesh){1, 1, 2, 1, 1};
+            o.mesh = (MoeMesh)MESH(1, 1, 2, 1, 1);
             o.overlap = true;
             o.overlap_chunks = 1;
             o.micro_batches = o.micro_batches > 2 ? 2 : o.micro_batches;
@@ -428,8 +429,8 @@ START_TEST(test_values_that_leave_come_back) {
 }
 END_TEST
 
-static const MoeMesh meshes[] = {{1, 1, 2, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 4},
-                                 {2, 1, 2, 1, 1}, {1, 1, 4, 1, 1}, {1, 4, 1, 1, 1}};
+static const MoeMesh meshes[] = {MESH(1, 1, 2, 1, 1), MESH(1, 2, 1, 1, 2), MESH(1, 2, 2, 1, 4),
+                                 MESH(2, 1, 2, 1, 1), MESH(1, 1, 4, 1, 1), MESH(1, 4, 1, 1, 1)};
 
 /* The program of a rank, collectives at once or started early. */
 START_TEST(test_values_of_a_rank_stay) {

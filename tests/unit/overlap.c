@@ -6,6 +6,7 @@
 #include "ir/text.h"
 #include "passes/group.h"
 #include "passes/memplan.h"
+#include "tests/support/mesh.h"
 #include "tests/support/pass_model.h"
 #include "tests/support/status_checks.h"
 
@@ -23,15 +24,15 @@ static const struct {
     int micro_batches;
     MoeRecompute recompute;
 } cases[] = {
-    {{1, 1, 2, 1, 1}, &pair, false, false, 1, MOE_RECOMPUTE_NONE},
-    {{1, 1, 2, 1, 2}, &pair, false, true, 2, MOE_RECOMPUTE_LAYER},
-    {{1, 2, 1, 1, 2}, &pair, false, false, 1, MOE_RECOMPUTE_CHEAP},
-    {{2, 1, 1, 1, 1}, &pair, true, false, 2, MOE_RECOMPUTE_NONE},
-    {{1, 2, 2, 1, 2}, &slow, false, false, 1, MOE_RECOMPUTE_CHEAP},
-    {{2, 1, 2, 1, 1}, &slow, false, true, 1, MOE_RECOMPUTE_LAYER},
-    {{1, 1, 4, 1, 4}, &slow, false, false, 1, MOE_RECOMPUTE_NONE},
-    {{1, 4, 1, 1, 4}, &slow, true, false, 1, MOE_RECOMPUTE_LAYER},
-    {{1, 1, 2, 2, 1}, &slow, false, false, 1, MOE_RECOMPUTE_NONE},
+    {MESH(1, 1, 2, 1, 1), &pair, false, false, 1, MOE_RECOMPUTE_NONE},
+    {MESH(1, 1, 2, 1, 2), &pair, false, true, 2, MOE_RECOMPUTE_LAYER},
+    {MESH(1, 2, 1, 1, 2), &pair, false, false, 1, MOE_RECOMPUTE_CHEAP},
+    {MESH(2, 1, 1, 1, 1), &pair, true, false, 2, MOE_RECOMPUTE_NONE},
+    {MESH(1, 2, 2, 1, 2), &slow, false, false, 1, MOE_RECOMPUTE_CHEAP},
+    {MESH(2, 1, 2, 1, 1), &slow, false, true, 1, MOE_RECOMPUTE_LAYER},
+    {MESH(1, 1, 4, 1, 4), &slow, false, false, 1, MOE_RECOMPUTE_NONE},
+    {MESH(1, 4, 1, 1, 4), &slow, true, false, 1, MOE_RECOMPUTE_LAYER},
+    {MESH(1, 1, 2, 2, 1), &slow, false, false, 1, MOE_RECOMPUTE_NONE},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 

@@ -11,6 +11,7 @@
 #include "runtime/place_fault.h"
 #include "runtime/place_file.h"
 #include "runtime/place_move.h"
+#include "tests/support/mesh.h"
 #include "tests/support/slice_fill.h"
 #include "tests/support/status_checks.h"
 
@@ -26,8 +27,8 @@ static const SliceParam params[] = {
 
 /* dp shard ep tp dense_shard; with 4 and 8 EP ranks slots are free, so experts move in chains as well as in cycles. */
 static const MoeMesh meshes[] = {
-    {1, 1, 2, 1, 1}, {1, 1, 4, 1, 4}, {1, 2, 2, 1, 4}, {1, 1, 8, 1, 2},
-    {2, 1, 2, 2, 2}, {1, 2, 4, 1, 8}, {2, 2, 2, 1, 4},
+    MESH(1, 1, 2, 1, 1), MESH(1, 1, 4, 1, 4), MESH(1, 2, 2, 1, 4), MESH(1, 1, 8, 1, 2),
+    MESH(2, 1, 2, 2, 2), MESH(1, 2, 4, 1, 8), MESH(2, 2, 2, 1, 4),
 };
 enum { MESHES = sizeof meshes / sizeof *meshes };
 

@@ -11,6 +11,7 @@
 #include "passes/plan_write.h"
 #include "runtime/plan.h"
 #include "tests/support/files.h"
+#include "tests/support/mesh.h"
 #include "tests/support/pass_model.h"
 
 static void ok(MoeStatus st) {
@@ -120,7 +121,7 @@ END_TEST
 /* ---- the program of a rank ---- */
 
 static const MoeMesh meshes[] = {
-    {1, 1, 2, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 4}, {2, 1, 2, 1, 1}};
+    MESH(1, 1, 2, 1, 1), MESH(1, 2, 1, 1, 2), MESH(1, 2, 2, 1, 4), MESH(2, 1, 2, 1, 1)};
 
 static MoePlan *load(MoePassModel *m) {
     MoePlan *p;

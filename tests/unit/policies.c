@@ -101,8 +101,17 @@ static Outcome replay(const MoeLoad *load, const char *name, int ranks, int extr
     const MoePolicy *policy;
     ok(moe_policy_find(name, &policy));
     MoePlaceCost cost = cost_of(ranks);
-    MoePolicySetup setup = {
-        load->layers, load->experts, ranks, slots, 1, load->sources, 1, 10, 10, 1, &cost, NULL};
+    MoePolicySetup setup = {.layers = load->layers,
+                            .experts = load->experts,
+                            .ranks = ranks,
+                            .slots = slots,
+                            .groups = 1,
+                            .sources = load->sources,
+                            .grain = 1,
+                            .every = 10,
+                            .window = 10,
+                            .seed = 1,
+                            .cost = &cost};
     MoePlacer *placer;
     ok(moe_placer_create(policy, &setup, gate, &placer));
     MoePlaceMap *maps = MOE_NEW_N(arena, MoePlaceMap, load->layers);

@@ -10,6 +10,7 @@
 #include "passes/pipeline.h"
 #include "passes/shard.h"
 #include "tests/support/fake_target.h"
+#include "tests/support/mesh.h"
 
 static void ok(MoeStatus st) {
     ck_assert_msg(!st, "%s", moe_status_message(st));
@@ -83,14 +84,14 @@ static MoeModule *run(const Model *o, MoeMesh mesh, const char *passes, char **e
 
 /* dp, shard, ep, tp, dense_shard; then ranges of layers: first, last, dp, shard, ep */
 static const MoeMesh meshes[] = {
-    {1, 1, 2, 1, 1}, {1, 1, 4, 1, 1}, {1, 2, 1, 1, 2}, {1, 2, 2, 1, 2}, {2, 1, 1, 1, 1},
-    {1, 1, 2, 1, 2}, {1, 2, 4, 1, 8}, {2, 2, 2, 1, 4}, {1, 1, 8, 1, 4}, {1, 4, 1, 1, 2},
-    {1, 1, 1, 2, 1}, {1, 1, 2, 2, 1}, {2, 1, 1, 2, 1}, {1, 2, 2, 2, 4}, {1, 2, 1, 2, 2},
-    {1, 1, 8, 1, 1, 1, {{1, 1, 1, 4, 2}}},
-    {1, 4, 1, 1, 4, 1, {{0, 0, 1, 2, 2}}},
-    {2, 1, 2, 1, 2, 1, {{1, 1, 2, 2, 1}}},
-    {4, 1, 1, 1, 1, 2, {{0, 0, 1, 1, 4}, {1, 1, 2, 1, 2}}},
-    {1, 2, 2, 2, 4, 1, {{0, 0, 1, 1, 4}}},
+    MESH(1, 1, 2, 1, 1), MESH(1, 1, 4, 1, 1), MESH(1, 2, 1, 1, 2), MESH(1, 2, 2, 1, 2), MESH(2, 1, 1, 1, 1),
+    MESH(1, 1, 2, 1, 2), MESH(1, 2, 4, 1, 8), MESH(2, 2, 2, 1, 4), MESH(1, 1, 8, 1, 4), MESH(1, 4, 1, 1, 2),
+    MESH(1, 1, 1, 2, 1), MESH(1, 1, 2, 2, 1), MESH(2, 1, 1, 2, 1), MESH(1, 2, 2, 2, 4), MESH(1, 2, 1, 2, 2),
+    MESH_RANGES(1, 1, 8, 1, 1, 1, {1, 1, 1, 4, 2}),
+    MESH_RANGES(1, 4, 1, 1, 4, 1, {0, 0, 1, 2, 2}),
+    MESH_RANGES(2, 1, 2, 1, 2, 1, {1, 1, 2, 2, 1}),
+    MESH_RANGES(4, 1, 1, 1, 1, 2, {0, 0, 1, 1, 4}, {1, 1, 2, 1, 2}),
+    MESH_RANGES(1, 2, 2, 2, 4, 1, {0, 0, 1, 1, 4}),
 };
 enum { N_MESHES = sizeof meshes / sizeof meshes[0] };
 
@@ -140,8 +141,8 @@ END_TEST
 /* Two sequences on eight data ranks: most have none. */
 START_TEST(test_empty_ranks) {
     Model o = {.batch = 2, .experts = 8};
-    check_agrees(&o, (MoeMesh){1, 1, 8, 1, 8}, 23 * 4 + 9);
-    check_agrees(&o, (MoeMesh){2, 2, 2, 1, 2}, 23 * 4 + 9);
+    check_agrees(&o, (MoeMesh)MESH(1, 1, 8, 1, 8), 23 * 4 + 9);
+    check_agrees(&o, (MoeMesh)MESH(2, 2, 2, 1, 2), 23 * 4 + 9);
 }
 END_TEST
 
@@ -164,7 +165,7 @@ END_TEST
 START_TEST(test_eval_each_notices) {
     Model o = {.experts = 4};
     MoePassOptions p;
-    MoeMesh mesh = {1, 2, 2, 1, 2};
+    MoeMesh mesh = MESH(1, 2, 2, 1, 2);
     MoeModule *m = build(&o, &p);
     MoeSnapshot *before, *same, *other;
     int n_skipped, n;
@@ -254,8 +255,8 @@ static int mutate_groups(const MoeModule *m, const MoeMesh *mesh, MoeOp *op) {
 }
 
 static const MoeMesh mutated[] = {
-    {1, 2, 2, 1, 2}, {1, 2, 1, 1, 2}, {2, 1, 2, 1, 2}, {1, 2, 2, 2, 4}, {1, 1, 2, 2, 1},
-    {1, 2, 2, 1, 2, 1, {{1, 1, 1, 1, 4}}}};
+    MESH(1, 2, 2, 1, 2), MESH(1, 2, 1, 1, 2), MESH(2, 1, 2, 1, 2), MESH(1, 2, 2, 2, 4), MESH(1, 1, 2, 2, 1),
+    MESH_RANGES(1, 2, 2, 1, 2, 1, {1, 1, 1, 1, 4})};
 
 START_TEST(test_verifier) {
     MoeMesh mesh = mutated[_i];
@@ -293,7 +294,7 @@ END_TEST
 
 /* A parameter that says something else of itself. */
 START_TEST(test_verifier_params) {
-    MoeMesh mesh = {1, 2, 2, 1, 2};
+    MoeMesh mesh = MESH(1, 2, 2, 1, 2);
     Model o = {.experts = 4};
     MoeModule *m = run(&o, mesh, "grad,decompose,shard", NULL);
     int n = 0;
@@ -325,7 +326,7 @@ START_TEST(test_rows_travel_rounded) {
     MoeModule *m = build(&o, &p);
     MoeFakeTarget target;
     moe_fake_target_init(&target);
-    p.mesh = (MoeMesh){1, 1, 2, 1, 1};
+    p.mesh = (MoeMesh)MESH(1, 1, 2, 1, 1);
     MoePassContext cx = {.module = m, .options = p, .target = &target.base, .arena = m->arena};
     MoePipelineOptions pipe = {.passes = "grad,decompose,shard,fuse", .verify_each = true};
     ok(moe_pipeline_run(&cx, &pipe));
@@ -347,7 +348,7 @@ END_TEST
 /* Whole parameters live in one phase: what the backward phase reads it gathers itself, once; bf16 uses gather bf16. */
 START_TEST(test_gathers) {
     Model o = {.bf16 = true, .experts = 4};
-    MoeModule *m = run(&o, (MoeMesh){1, 2, 2, 1, 4}, "grad,decompose,shard", NULL);
+    MoeModule *m = run(&o, (MoeMesh)MESH(1, 2, 2, 1, 4), "grad,decompose,shard", NULL);
     MoeGraph *g = moe_module_find(m, "train");
     int n = 0, n_bf16 = 0;
     for (size_t i = 0; i < g->n_ops; i++) {
@@ -378,7 +379,7 @@ END_TEST
 /* Capacities are those of one data rank: 4 sequences of 6 tokens on 4 ranks. */
 START_TEST(test_capacities) {
     Model o = {.experts = 4};
-    MoeModule *m = run(&o, (MoeMesh){1, 1, 4, 1, 1}, "grad,decompose,shard", NULL);
+    MoeModule *m = run(&o, (MoeMesh)MESH(1, 1, 4, 1, 1), "grad,decompose,shard", NULL);
     MoeGraph *g = moe_module_find(m, "train");
     ck_assert_int_eq(moe_graph_find_input(g, "ids")->type.dims[0].size, 6);
     ck_assert_int_eq(moe_graph_find_input(g, "place.1")->type.dims[0].size, 4);
@@ -404,10 +405,10 @@ START_TEST(test_ranges_refused) {
         MoeMesh mesh;
         const char *part;
     } cases[] = {
-        {{1, 1, 4, 1, 1, 1, {{0, 2, 1, 2, 2}}}, "layers 0 to 2 of the strategy: the range ends "},
-        {{1, 1, 4, 1, 1, 1, {{5, 6, 1, 2, 2}}}, "layers 5 to 6 of the strategy: no layer with "},
-        {{1, 1, 4, 1, 1, 1, {{0, 1, 1, 2, 1}}}, "layers 0 to 1: 1 x 2 x 1"},
-        {{1, 1, 4, 1, 1, 2, {{0, 1, 1, 2, 2}, {1, 1, 4, 1, 1}}}, "layers 0 to 1 and layers 1 to 1"},
+        {MESH_RANGES(1, 1, 4, 1, 1, 1, {0, 2, 1, 2, 2}), "layers 0 to 2 of the strategy: the range ends "},
+        {MESH_RANGES(1, 1, 4, 1, 1, 1, {5, 6, 1, 2, 2}), "layers 5 to 6 of the strategy: no layer with "},
+        {MESH_RANGES(1, 1, 4, 1, 1, 1, {0, 1, 1, 2, 1}), "layers 0 to 1: 1 x 2 x 1"},
+        {MESH_RANGES(1, 1, 4, 1, 1, 2, {0, 1, 1, 2, 2}, {1, 1, 4, 1, 1}), "layers 0 to 1 and layers 1 to 1"},
     };
     MoePassOptions p;
     Model o = {.experts = 4};

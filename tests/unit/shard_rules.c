@@ -4,6 +4,7 @@
 #include <string.h>
 #include "ir/text.h"
 #include "passes/shard.h"
+#include "tests/support/mesh.h"
 
 typedef struct {
     const char *what;
@@ -56,18 +57,12 @@ typedef struct {
 #define GATHER                                                                                     \
     "  %g = all_gather %w {group = \"dense_shard\", unit = 4096, dims = \"4,4\"} : f32[4, 4]\n"
 
-#define DP                                                                                         \
-    { 2, 1, 1, 1, 1 }
-#define SHARD                                                                                      \
-    { 1, 2, 1, 1, 2 }
-#define EP                                                                                         \
-    { 1, 1, 2, 1, 1 }
-#define EP_DP                                                                                      \
-    { 2, 1, 2, 1, 1 }
-#define EP_SH                                                                                      \
-    { 1, 2, 2, 1, 2 }
-#define TP                                                                                         \
-    { 1, 1, 1, 2, 1 }
+#define DP    MESH(2, 1, 1, 1, 1)
+#define SHARD MESH(1, 2, 1, 1, 2)
+#define EP    MESH(1, 1, 2, 1, 1)
+#define EP_DP MESH(2, 1, 2, 1, 1)
+#define EP_SH MESH(1, 2, 2, 1, 2)
+#define TP    MESH(1, 1, 1, 2, 1)
 
 static const Case cases[] = {
     {"rows in, rows out", DP, ROWS WHOLE MATMUL("y", "x", "w"), "rows of this rank's tokens"},

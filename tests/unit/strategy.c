@@ -4,6 +4,7 @@
 #include <string.h>
 #include "cli/strategy.h"
 #include "tests/support/files.h"
+#include "tests/support/mesh.h"
 
 static void ok(MoeStatus st) {
     ck_assert_msg(!st, "%s", moe_status_message(st));
@@ -23,26 +24,26 @@ static const struct {
     MoeMesh mesh;
     const char *text;
 } resolved[] = {
-    {{0}, 8, {1, 1, 1, 1, 1}, "1 rank"},
-    {{.ranks = 4}, 8, {1, 1, 4, 1, 1}, "4 ranks: expert parallel 4"},
-    {{.ranks = 16}, 8, {1, 2, 8, 1, 2}, "16 ranks: shard 2 x expert parallel 8"},
-    {{.ranks = 8}, 5, {1, 2, 4, 1, 2}, "8 ranks: shard 2 x expert parallel 4"},
-    {{.ranks = 12}, 8, {1, 3, 4, 1, 3}, "12 ranks: shard 3 x expert parallel 4"},
-    {{.ranks = 4}, 0, {1, 4, 1, 1, 4}, "4 ranks: shard 4"},
-    {{.ranks = 8, .ep = 2}, 8, {4, 1, 2, 1, 1}, "8 ranks: data parallel 4 x expert parallel 2"},
+    {{0}, 8, MESH(1, 1, 1, 1, 1), "1 rank"},
+    {{.ranks = 4}, 8, MESH(1, 1, 4, 1, 1), "4 ranks: expert parallel 4"},
+    {{.ranks = 16}, 8, MESH(1, 2, 8, 1, 2), "16 ranks: shard 2 x expert parallel 8"},
+    {{.ranks = 8}, 5, MESH(1, 2, 4, 1, 2), "8 ranks: shard 2 x expert parallel 4"},
+    {{.ranks = 12}, 8, MESH(1, 3, 4, 1, 3), "12 ranks: shard 3 x expert parallel 4"},
+    {{.ranks = 4}, 0, MESH(1, 4, 1, 1, 4), "4 ranks: shard 4"},
+    {{.ranks = 8, .ep = 2}, 8, MESH(4, 1, 2, 1, 1), "8 ranks: data parallel 4 x expert parallel 2"},
     {{.ranks = 8, .ep = 2, .shard = 2},
      8,
-     {2, 2, 2, 1, 2},
+     MESH(2, 2, 2, 1, 2),
      "8 ranks: data parallel 2 x shard 2 x expert parallel 2"},
     {{.ranks = 8, .ep = 4, .tp = 2, .dense_shard = 4},
      8,
-     {1, 1, 4, 2, 4},
+     MESH(1, 1, 4, 2, 4),
      "8 ranks: expert parallel 4 x tensor parallel 2, tensors that are no expert's over 4"},
-    {{.ranks = 2, .tp = 2}, 0, {1, 1, 1, 2, 1}, "2 ranks: tensor parallel 2"},
-    {{.ranks = 4, .shard = 2}, 0, {2, 2, 1, 1, 2}, "4 ranks: data parallel 2 x shard 2"},
+    {{.ranks = 2, .tp = 2}, 0, MESH(1, 1, 1, 2, 1), "2 ranks: tensor parallel 2"},
+    {{.ranks = 4, .shard = 2}, 0, MESH(2, 2, 1, 1, 2), "4 ranks: data parallel 2 x shard 2"},
     {{.ranks = 8, .ep = 8, .n_layers = 2, .layers = {{0, 1, 2, 4}, {3, 3, 4, 0}}},
      8,
-     {1, 1, 8, 1, 1, 2, {{0, 1, 1, 4, 2}, {3, 3, 2, 1, 4}}},
+     MESH_RANGES(1, 1, 8, 1, 1, 2, {0, 1, 1, 4, 2}, {3, 3, 2, 1, 4}),
      "8 ranks: expert parallel 8; experts of layers 0-1: shard 4 x expert parallel 2; experts of "
      "layers 3-3: data parallel 2 x expert parallel 4"},
 };
