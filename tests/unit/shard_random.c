@@ -191,6 +191,7 @@ static MoeMesh random_mesh(Gen *r) {
     int most = m.shard * m.ep;
     while (m.dense_shard < most && draw(r, 2))
         m.dense_shard *= 2;
+    m.extra_slots = draw(r, 3); /* eval-each fills most of them with copies */
     return m;
 }
 
@@ -222,8 +223,8 @@ static void run_case(uint64_t seed, int *n_accepted) {
     fclose(f);
     if (st) {
         bool refused = moe_status_code(st) == MOE_E_INPUT || moe_status_code(st) == MOE_E_MISUSE;
-        ck_assert_msg(refused && mesh.ep * mesh.tp > 1, "seed %d, dp %d shard %d ep %d tp %d: %s",
-                      (int)seed, mesh.dp, mesh.shard, mesh.ep, mesh.tp, moe_status_message(st));
+        ck_assert_msg(refused && mesh.ep * mesh.tp > 1, "seed %d, dp %d shard %d ep %d tp %d extra %d: %s",
+                      (int)seed, mesh.dp, mesh.shard, mesh.ep, mesh.tp, mesh.extra_slots, moe_status_message(st));
         moe_status_free(st);
     } else {
         ck_assert_msg(moe_mesh_size(&mesh) == 1 || strstr(err, "eval-each: shard: "), "seed %d: %s",
