@@ -73,6 +73,15 @@ MoePlan *slice_plan(const MoeMesh *m, int experts, int n_layers, const SlicePara
             "\"ragged\": false}",
             comma, k, k, experts);
     }
+    for (int k = 0; k < n_layers && moe_mesh_has_copies(m); k++) {
+        moe_str_printf(&values, ", {\"input\": \"copies.%d\", \"bytes\": %d}", k,
+                       4 * slots * m->ep);
+        moe_str_printf(
+            &inputs,
+            ", {\"name\": \"copies.%d\", \"value\": %d, \"dtype\": \"i32\", \"dims\": [%d], "
+            "\"ragged\": false}",
+            k, n_layers + k, slots * m->ep);
+    }
     moe_str_printf(
         &text,
         "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"compile\": \"by "
@@ -83,7 +92,8 @@ MoePlan *slice_plan(const MoeMesh *m, int experts, int n_layers, const SlicePara
         "1, "
         "\"dtype\": \"f32\", \"ranks\": %d, \"mesh\": {\"dp\": %d, \"shard\": %d, \"ep\": %d, "
         "\"tp\": %d, "
-        "\"dense_shard\": %d}, \"slots\": %d, \"moe_layers\": [%s], \"experts\": %d, "
+        "\"dense_shard\": %d, \"extra_slots\": %d}, \"slots\": %d, \"moe_layers\": [%s], "
+        "\"experts\": %d, "
         "\"experts_per_token\": 1, \"flops_per_token\": 1.0, \"kernels_xxh3\": "
         "\"00\",\n\"params\": [%s],\n"
         "\"buffers\": [%s],\n\"programs\": {\"maps\": {\"slab_bytes\": 64, \"slab_lower_bound\": "
@@ -92,8 +102,9 @@ MoePlan *slice_plan(const MoeMesh *m, int experts, int n_layers, const SlicePara
         "0, "
         "\"other\": 0}, \"values\": [%s], \"inputs\": [%s], \"outputs\": [], \"steps\": [], "
         "\"batch_sums\": [], \"accumulates\": []}}}",
-        moe_mesh_size(m), m->dp, m->shard, m->ep, m->tp, m->dense_shard, slots, moe_str_c(&layers),
-        experts, moe_str_c(&list), moe_str_c(&buffers), moe_str_c(&values), moe_str_c(&inputs));
+        moe_mesh_size(m), m->dp, m->shard, m->ep, m->tp, m->dense_shard, m->extra_slots, slots,
+        moe_str_c(&layers), experts, moe_str_c(&list), moe_str_c(&buffers), moe_str_c(&values),
+        moe_str_c(&inputs));
     MoeStatus st = moe_plan_load_memory(moe_str_c(&text), text.len, "slices", NULL, 0, &plan);
     MOE_ASSERT(!st, "slice plan: %s", moe_status_message(st));
     MoeStr *all[] = {&text, &list, &buffers, &layers, &values, &inputs};

@@ -12,7 +12,7 @@ typedef struct {
     int64_t dims[4];
 } SliceParam;
 
-/* Two states each (exp_avg, exp_avg_sq); the MoE layers are 0..n_layers-1, with maps of experts as inputs; 64 virtual
+/* Two states each (exp_avg, exp_avg_sq); the MoE layers are 0..n_layers-1, with maps of experts as inputs (with extra slots, of copies too); 64 virtual
  * shards. Asserts that it loads. */
 MoePlan *slice_plan(const MoeMesh *mesh, int experts, int n_layers, const SliceParam *params,
                     size_t n_params);

@@ -65,6 +65,25 @@ static void random_maps(const SliceRanks *r, uint64_t seed, bool part, Maps *out
     }
 }
 
+/* The same, of maps that have copies: these are gone. */
+static void random_primaries(const SliceRanks *r, uint64_t seed, bool part, Maps *out) {
+    random_maps(r, seed, part, out);
+    for (size_t k = 0; k < LAYERS; k++) {
+        const MoePlaceMap *now = moe_exec_map(r->x[0], k);
+        int n = now->ranks * now->slots, at = (int)moe_rng_below(seed, 5, k, (uint64_t)n);
+        int32_t *slots = out->slots[k];
+        bool seen[EXPERTS] = {false};
+        for (int i = 0; i < n; i++) { /* of each expert's slots one, from anywhere on */
+            int32_t *e = &slots[(at + i) % n];
+            *e = *e < 0 || seen[*e] ? -1 : *e;
+            if (*e >= 0) {
+                seen[*e] = true;
+                out->primary[k][*e] = (at + i) % n;
+            }
+        }
+    }
+}
+
 static bool has_maps(const SliceRanks *r, const Maps *m) {
     for (int q = 0; q < r->n; q++)
         for (size_t k = 0; k < LAYERS; k++)
@@ -154,6 +173,65 @@ START_TEST(test_moves) {
     Call c = {.plan = r.plan, .to = to.maps, .limit = NO_LIMIT};
     OK(slice_ranks_run(&r, move_rank, &c, NULL)); /* to where everything is */
     ck_assert(c.moved[0].batches == 0 && c.moved[0].bytes == 0 && slice_holds(&r, 3));
+    slice_ranks_free(&r);
+}
+END_TEST
+
+/* Copies in some of the slots that random_maps left empty. */
+static void add_copies(Maps *m, uint64_t seed) {
+    for (size_t k = 0; k < LAYERS; k++)
+        for (int g = 0; g < m->maps[k].ranks * m->maps[k].slots; g++) {
+            int first = g / m->maps[k].slots * m->maps[k].slots;
+            int e = (int)moe_rng_below(seed, 7 + k, (uint64_t)g, EXPERTS + 2);
+            bool held = false;
+            for (int h = first; h < first + m->maps[k].slots; h++)
+                held = held || m->slots[k][h] == e;
+            if (m->slots[k][g] < 0 && e < EXPERTS && !held)
+                m->slots[k][g] = e;
+        }
+}
+
+/* What a step leaves in the slots of copies. */
+static void soil_copies(SliceRanks *r) {
+    for (int q = 0; q < r->n; q++)
+        for (size_t i = 0; i < r->plan->n_params; i++) {
+            const MoePlanParam *p = &r->plan->params[i];
+            int k = moe_param_layer(r->plan, p), ep = moe_mesh_coords(&r->plan->mesh, q).ep;
+            const MoePlaceMap *m = k < 0 ? NULL : moe_exec_map(r->x[q], (size_t)k);
+            size_t bytes = m ? (size_t)(r->plan->buffers[p->buffer].bytes / m->slots) : 0;
+            for (int s = 0; m && s < m->slots; s++) {
+                int e = m->expert[ep * m->slots + s];
+                if (e >= 0 && m->primary[e] != ep * m->slots + s)
+                    memset((char *)moe_exec_buffer(r->x[q], p->buffer) + (size_t)s * bytes, 0x5a,
+                           bytes);
+            }
+        }
+}
+
+/* With slots for copies: primaries go where copies were and the other way round. */
+START_TEST(test_copies) {
+    MoeMesh mesh = meshes[_i];
+    mesh.extra_slots = 1 + _i % 2;
+    SliceRanks r =
+        slice_ranks(slice_plan(&mesh, EXPERTS, LAYERS, params, sizeof params / sizeof *params));
+    int copies = 0;
+    slice_fill(&r, 4);
+    for (int turn = 0; turn < 10; turn++) {
+        Maps to;
+        Call c = {.plan = r.plan, .to = to.maps, .limit = turn % 3 ? NO_LIMIT : 1};
+        SliceFill f = {.step = 4, .check = true};
+        random_primaries(&r, (uint64_t)turn + 60, turn % 2, &to);
+        add_copies(&to, (uint64_t)turn + 90);
+        for (int g = 0; g < to.maps[1].ranks * to.maps[1].slots; g++)
+            copies += to.slots[1][g] >= 0;
+        OK(slice_ranks_run(&r, move_rank, &c, NULL));
+        ck_assert(has_maps(&r, &to));
+        for (int q = 0; q < r.n; q++)
+            slice_fill_rank(&f, r.plan, r.x[q]);
+        ck_assert_int_eq(f.wrong, 0);
+        soil_copies(&r);
+    }
+    ck_assert_int_gt(copies, 10 * EXPERTS + 5);
     slice_ranks_free(&r);
 }
 END_TEST
@@ -368,6 +446,7 @@ int main(void) {
     TCase *c = tcase_create("moves");
     tcase_set_timeout(c, 120);
     tcase_add_loop_test(c, test_moves, 0, MESHES);
+    tcase_add_loop_test(c, test_copies, 0, MESHES);
     tcase_add_test(c, test_fails);
     tcase_add_test(c, test_damage);
     tcase_add_test(c, test_fails_later);
