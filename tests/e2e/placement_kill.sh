@@ -7,7 +7,7 @@
 make_text "$WORK/text.txt" 40000
 tiny_config "$WORK/config.json" num_local_experts=8
 must "$MOEC" compile "$WORK/config.json" -o "$WORK/one.plan" --batch 8 --seq 32 -q
-must "$MOEC" compile "$WORK/config.json" -o "$WORK/ranks.plan" --batch 8 --seq 32 -q --ranks 8 --expert-parallel-degree 4 --hybrid-shard-degree 2
+must "$MOEC" compile "$WORK/config.json" -o "$WORK/ranks.plan" --batch 8 --seq 32 -q --ranks 8 --expert-parallel-degree 4 --hybrid-shard-degree 2 --extra-slots 1
 common=(--data "$WORK/text.txt" --lr 0.003 -q)
 moving=("$MOEC" run "$WORK/ranks.plan" "${common[@]}" --threads 2 --placement random --placement-every 2 --placement-hysteresis 0 --checkpoint-every 3 --keep 2)
 census() { python3 -c 'import json, sys; json.dump(json.load(open(sys.argv[1] + "/manifest.json"))["census"], sys.stdout, indent=0)' "$1"; }
@@ -23,13 +23,14 @@ reference() { # reference NAME STEPS
   must "$MOEC" run "$WORK/one.plan" "${common[@]}" --threads 2 --out "$WORK/$1" --steps "$2" --checkpoint-every 3
   must "$MOEC" export "$WORK/$1" -o "$WORK/$1.hf" -q
 }
-maps_are_whole() { # each layer of the newest checkpoint's map has every expert exactly once
+maps_are_whole() { # each layer of the newest checkpoint's map has every expert, once as the primary, and no rank one twice
   local dir; dir=$(newest "$1"); [ -n "$dir" ] || return 0
   python3 - "$dir" <<'PY'
 import json, sys
 for m in json.load(open(sys.argv[1] + "/manifest.json"))["maps"]:
-    assert sorted(e for rank in m["slots"] for e in rank) == list(range(8)), m
-    assert sorted(m["primary"]) == list(range(8)), m
+    flat = [e for rank in m["slots"] for e in rank]
+    assert len(flat) == 12 and len(set(m["primary"])) == 8 and all(flat[g] == e for e, g in enumerate(m["primary"])), m
+    assert all(len({e for e in rank if e >= 0}) == sum(e >= 0 for e in rank) for rank in m["slots"]), m
 PY
 }
 
@@ -74,14 +75,14 @@ reference long 240
 RANDOM=11
 kills=0 ends=0 bad=
 to_the_end() { # whatever is left of it; then it is what a run is that was never stopped
-  "${moving[@]}" --placement-every 1 --out "$WORK/killed" --steps 240 >"$WORK/.log" 2>&1 && same long killed >>"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
+  "${moving[@]}" --placement eplb --placement-every 1 --out "$WORK/killed" --steps 240 >"$WORK/.log" 2>&1 && same long killed >>"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
   rm -rf "$WORK/killed"
   ends=$((ends + 1))
 }
 rm -rf "$WORK/killed"
 while [ $kills -lt "$KILLS" ] && [ -z "$bad" ]; do
   lines=$(lines_of "$WORK/killed/log.jsonl")
-  "${moving[@]}" --placement-every 1 --out "$WORK/killed" --steps 240 >"$WORK/.log" 2>&1 & pid=$!
+  "${moving[@]}" --placement eplb --placement-every 1 --out "$WORK/killed" --steps 240 >"$WORK/.log" 2>&1 & pid=$!
   wait_lines "$WORK/killed/log.jsonl" $((lines > 3 ? lines - 2 : 1)) $pid # the start is no move
   sleep "0.0$((RANDOM % 90 + 10))"
   kill -KILL $pid 2>/dev/null
