@@ -21,7 +21,7 @@ enum {
     WORK = 60000,      /* of a decision: flows times their size */
     SAMPLE_SIZE = 400, /* of flows: beyond, only two loads are looked at */
     MANY_RANKS = 8,    /* beyond, all ranks are relieved at once first; prices are of so many */
-    ROUNDS = 3,        /* of that */
+    ROUNDS = 5,        /* of that, */
 };
 #define TOLERANCE     0.02  /* a map this near to level is left alone */
 #define WORSE         1.2   /* times what the busiest rank had too much: a rest ends early */
@@ -40,13 +40,12 @@ static MoeStatus create(const MoePolicySetup *s, void **out) {
     m->ahead = MOE_NEW_N(a, int32_t, s->experts);
     m->rest_until = MOE_NEW_N(a, int64_t, s->layers);
     m->rest_at = MOE_NEW_N(a, double, s->layers);
+    m->changed_at = MOE_NEW_N(a, int64_t, s->layers);
+    for (int l = 0; l < s->layers; l++)
+        m->changed_at[l] = -1;
     m->tight = MOE_NEW_N(a, int8_t, s->ranks);
     m->load = MOE_NEW_N(a, int64_t, s->ranks);
     m->amount = MOE_NEW_N(a, int64_t, (size_t)s->ranks * (size_t)s->slots);
-    /* Ranks send and receive side by side: among more of them one expert's move counts less. */
-    double scale = s->ranks > MANY_RANKS ? (double)MANY_RANKS / s->ranks : 1;
-    m->price_arrival = scale * PRICE_ARRIVAL;
-    m->price_move = scale * PRICE_MOVE;
     *out = m;
     MoeStatus st = moe_place_map_create(s->experts, s->ranks, s->slots, a, &m->map);
     return st ? st : moe_place_map_create(s->experts, s->ranks, s->slots, a, &m->best);
@@ -115,6 +114,19 @@ static void take_samples(Moec *m, const MoePolicyAsk *ask) {
 }
 
 /* ---- prices ---- */
+
+/* Ranks send and receive side by side: among many of them one expert's move counts less. And in large layers, which cannot try all there is
+ * at each step, it counts less the longer a map was good enough: so long its successor may last. */
+static void set_prices(Moec *m, const MoePolicyAsk *ask) {
+    double scale = m->s->ranks > MANY_RANKS ? (double)MANY_RANKS / m->s->ranks : 1;
+    int64_t *since = &m->changed_at[ask->layer];
+    if (*since < 0)
+        *since = ask->step;
+    if (flow_size(m) > SAMPLE_SIZE)
+        scale /= 1 + (double)(ask->step - *since) / m->s->every;
+    m->price_arrival = scale * PRICE_ARRIVAL;
+    m->price_move = scale * PRICE_MOVE;
+}
 
 /* Of the whole map as it is by now. */
 static double price(const Moec *m) {
@@ -207,6 +219,9 @@ static void count_copies(Moec *m) {
             m->n_copies[m->map.expert[g]]++;
 }
 
+/* to so much more than the mean: less would often do, and costs less */
+static const double relieve_to[ROUNDS] = {0.4, 0.2, 0.1, 0.05, 0.02};
+
 /* Tries changes of the map of now; what is best so far goes to m->best. Returns what that gains after its price, 0 for nothing. */
 static double sequence(Moec *m, bool copies) {
     double first = average(m), gain = 0;
@@ -214,8 +229,8 @@ static double sequence(Moec *m, bool copies) {
     m->work = WORK;
     count_copies(m);
     for (int i = 0; i < ROUNDS && flow_size(m) > SAMPLE_SIZE; i++) {
-        if (moec_relieve_all(m, 0) == 0)
-            break;
+        if (moec_relieve_all(m, 0, relieve_to[i]) == 0)
+            continue;
         all_again(m);
         keep_best(m, first, &gain);
     }
@@ -263,6 +278,7 @@ static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out)
     double *at = &m->rest_at[ask->layer];
     if (first <= 1 + TOLERANCE || (ask->step < *until && first - 1 <= WORSE * (*at - 1)))
         return NULL;
+    set_prices(m, ask);
     double gain = sequence(m, true);
     if (gain > 0) {
         moe_place_map_settle(&m->best, ask->now);
@@ -275,6 +291,7 @@ static MoeStatus propose(void *state, const MoePolicyAsk *ask, MoePlaceMap *out)
     if (gain > 0) {
         moe_place_map_copy(out, &m->best);
         moe_place_map_settle(out, ask->now);
+        m->changed_at[ask->layer] = ask->step;
     } else if (flow_size(m) > SAMPLE_SIZE) {
         *until = ask->step + m->s->every;
         *at = first;

@@ -33,6 +33,7 @@ typedef struct {
     /* Of large layers, where a search takes time: one that found nothing is not repeated before a step, or a worse imbalance. */
     int64_t *rest_until; /* [layers] */
     double *rest_at;     /* [layers] */
+    int64_t *changed_at; /* [layers] step of the last change, or of the first question; -1 */
     /* Of the search. */
     int8_t *tight;   /* [ranks] */
     int64_t *load;   /* [ranks] as far as it can be told without a new flow */
@@ -43,8 +44,8 @@ typedef struct {
 void moec_apply(Moec *m, const MoecChange *c);
 /* Changes that may relieve sample k's tight ranks; writes up to MOEC_CHANGES, returns how many. */
 int moec_candidates(Moec *m, int k, MoecChange *out);
-/* Relieves all ranks with more than the mean at once, by estimate: for many ranks, where one change a time is too slow. Returns the
- * number of changes made in map. */
-int moec_relieve_all(Moec *m, int k);
+/* Relieves all ranks that have more than the mean by the part `above`, by estimate: for many ranks, where one change a time is too
+ * slow. Returns the number of changes made in map. */
+int moec_relieve_all(Moec *m, int k, double above);
 
 #endif

@@ -5,7 +5,6 @@
 
 #include "placement/policy_moec.h"
 
-#define RELIEVED 0.01 /* of the mean: a rank with so little more than the mean is left alone */
 #define WORTH_IT 0.02 /* of the mean: what a copy must take over at least */
 
 void moec_apply(Moec *m, const MoecChange *c) {
@@ -197,9 +196,9 @@ static bool exchange_away(Moec *m, int rank, int64_t mean) {
     return true;
 }
 
-int moec_relieve_all(Moec *m, int k) {
+int moec_relieve_all(Moec *m, int k, double above) {
     const MoeFlow *f = &m->flow[k];
-    int64_t mean = (int64_t)m->mean[k], enough = mean + (int64_t)(RELIEVED * m->mean[k]);
+    int64_t mean = (int64_t)m->mean[k], enough = mean + (int64_t)(above * m->mean[k]);
     int n = 0;
     memcpy(m->load, f->load, sizeof *m->load * (size_t)f->ranks);
     memcpy(m->amount, f->amount, sizeof *m->amount * (size_t)f->ranks * (size_t)f->slots);
