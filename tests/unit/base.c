@@ -16,6 +16,7 @@
 #include "base/mem.h"
 #include "base/rng.h"
 #include "base/str.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 #include "tests/support/status_checks.h"
 
@@ -405,9 +406,5 @@ int main(void) {
     tcase_add_test(c, test_checked_sizes);
     tcase_add_test(c, test_big);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -13,6 +13,7 @@
 
 #include "base/io.h"
 #include "base/json.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 #include "tests/support/status_checks.h"
 
@@ -319,9 +320,5 @@ int main(void) {
     tcase_add_test(c, test_json_getters);
     tcase_add_test(c, test_json_dump);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

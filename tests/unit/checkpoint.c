@@ -13,6 +13,7 @@
 
 #include "base/io.h"
 #include "runtime/checkpoint.h"
+#include "tests/support/check_main.h"
 #include "tests/support/fake_plan.h"
 #include "tests/support/files.h"
 #include "tests/support/status_checks.h"
@@ -415,9 +416,5 @@ int main(int argc, char **argv) {
     tcase_add_test(t, test_kill_everywhere);
     tcase_add_test(t, test_fail_everywhere);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

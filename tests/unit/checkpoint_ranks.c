@@ -16,6 +16,7 @@
 #include "runtime/checkpoint.h"
 #include "runtime/init.h"
 #include "runtime/weights.h"
+#include "tests/support/check_main.h"
 #include "tests/support/mesh.h"
 #include "tests/support/slice_fill.h"
 #include "tests/support/slice_plan.h"
@@ -785,9 +786,5 @@ int main(int argc, char **argv) {
     tcase_add_test(t, test_kill_everywhere);
     tcase_add_test(t, test_read_back);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

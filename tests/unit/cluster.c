@@ -5,6 +5,7 @@
 #include <string.h>
 #include "base/str.h"
 #include "placement/cluster.h"
+#include "tests/support/check_main.h"
 #include "tests/support/mesh.h"
 #include "tests/support/status_checks.h"
 
@@ -98,9 +99,5 @@ int main(void) {
     tcase_add_loop_test(c, test_wrong, 0, (int)(sizeof wrong / sizeof *wrong));
     tcase_add_test(c, test_groups);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "runtime/comm_stream.h"
+#include "tests/support/check_main.h"
 #include "tests/support/comm_suite.h"
 #include "tests/support/status_checks.h"
 
@@ -277,9 +278,5 @@ int main(void) {
     tcase_add_test(c, test_stream);
     suite_add_tcase(s, c);
     suite_add_tcase(s, four);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

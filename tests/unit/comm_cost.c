@@ -3,6 +3,7 @@
 #include <string.h>
 #include "ir/text.h"
 #include "passes/comm_cost.h"
+#include "tests/support/check_main.h"
 #include "tests/support/mesh.h"
 
 static const MoeMesh mesh = MESH(2, 2, 2, 1, 2); /* dp 2, shard 2, ep 2: data 8, expert_data 4 */
@@ -123,9 +124,5 @@ int main(void) {
     tcase_add_test(c, test_bytes_sent);
     tcase_add_test(c, test_staging);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

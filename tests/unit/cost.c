@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 #include "placement/cost.h"
+#include "tests/support/check_main.h"
 
 /* Four EP ranks on two nodes; experts 0..3 in slot 0 of ranks 0..3, slot 1 empty. */
 enum { E = 4, RANKS = 4, SLOTS = 2 };
@@ -183,9 +184,5 @@ int main(void) {
     tcase_add_test(c, test_moves);
     tcase_add_test(c, test_by_sizes);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

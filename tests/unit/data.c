@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "runtime/data.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 #include "tests/support/status_checks.h"
 
@@ -206,9 +207,5 @@ int main(void) {
     tcase_add_test(t, test_fingerprint);
     tcase_add_test(t, test_too_short);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

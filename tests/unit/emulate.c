@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "runtime/emulate.h"
 #include "placement/links.h"
+#include "tests/support/check_main.h"
 #include "tests/support/comm_suite.h"
 #include "tests/support/status_checks.h"
 
@@ -462,9 +463,5 @@ int main(void) {
     tcase_add_test(c, test_timeline);
     tcase_add_test(c, test_cluster);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -8,6 +8,7 @@
 
 #include "base/half.h"
 #include "ir/text.h"
+#include "tests/support/check_main.h"
 #include "tests/support/op_cases.h"
 
 /* ---- a graph from text, its data, its outputs ---- */
@@ -775,9 +776,5 @@ int main(void) {
     suite_add_tcase(s, ops);
     suite_add_tcase(s, errors);
     suite_add_tcase(s, table);
-    SRunner *runner = srunner_create(s);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return moe_check_main(s);
 }

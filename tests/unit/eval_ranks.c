@@ -6,6 +6,7 @@
 #include "base/rng.h"
 #include "ir/eval/eval_ranks.h"
 #include "ir/text.h"
+#include "tests/support/check_main.h"
 #include "tests/support/mesh.h"
 #include "tests/support/status_checks.h"
 
@@ -508,9 +509,5 @@ int main(void) {
     tcase_add_test(tc, sizes_of_groups);
     tcase_add_test(tc, commit_on_every_rank);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

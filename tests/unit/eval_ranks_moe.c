@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "ir/eval/eval_ranks.h"
 #include "ir/verify.h"
+#include "tests/support/check_main.h"
 #include "tests/support/mesh.h"
 #include "tests/support/random_graph.h"
 #include "tests/support/status_checks.h"
@@ -478,9 +479,5 @@ int main(void) {
     tcase_add_test(tc, one_expert_has_all);
     tcase_add_test(tc, ranks_that_disagree);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

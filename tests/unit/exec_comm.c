@@ -8,6 +8,7 @@
 #include "base/rng.h"
 #include "runtime/exec_comm.h"
 #include "runtime/ranks.h"
+#include "tests/support/check_main.h"
 #include "tests/support/mesh.h"
 #include "tests/support/status_checks.h"
 
@@ -506,9 +507,5 @@ int main(void) {
     tcase_add_loop_test(t, test_ragged, 0, N_MESHES);
     tcase_add_test(t, test_failures);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

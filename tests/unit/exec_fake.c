@@ -7,6 +7,7 @@
 
 #include "runtime/exec.h"
 #include "runtime/ranks.h"
+#include "tests/support/check_main.h"
 #include "tests/support/fake_plan.h"
 #include "tests/support/status_checks.h"
 
@@ -259,9 +260,5 @@ int main(void) {
     tcase_add_test(t, test_logits_and_errors);
     tcase_add_test(t, test_profile_and_memory);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -9,6 +9,7 @@
 #include "base/io.h"
 #include "base/json.h"
 #include "frontends/frontend.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 
 #define SIZES                                                                                      \
@@ -449,9 +450,5 @@ int main(void) {
     tcase_add_test(tc, files);
     suite_add_tcase(s, tc);
     moe_test_dir();
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -19,6 +19,7 @@
 #include "ir/verify.h"
 #include "passes/eval_each.h"
 #include "passes/pass.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 
 #define DATA   MOE_SOURCE_DIR "/tests/data"
@@ -602,9 +603,5 @@ int main(void) {
     tcase_add_test(tc, graphs_agree);
     tcase_add_loop_test(tc, golden, 0, 2);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -5,6 +5,7 @@
 #include "ir/text.h"
 #include "passes/group.h"
 #include "passes/pipeline.h"
+#include "tests/support/check_main.h"
 #include "tests/support/pass_model.h"
 
 static void ok(MoeStatus st) {
@@ -288,9 +289,5 @@ int main(void) {
     tcase_add_test(c, test_scalars_join_their_only_reader);
     tcase_add_test(c, test_cheap_inputs_are_computed_again);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -5,6 +5,7 @@
 #include "ir/text.h"
 #include "passes/group.h"
 #include "passes/pipeline.h"
+#include "tests/support/check_main.h"
 #include "tests/support/fake_target.h"
 
 static MoeFakeTarget target;
@@ -346,9 +347,5 @@ int main(void) {
     tcase_add_test(c, test_waits_for_one_exchange_are_one_step);
     tcase_add_test(c, test_started_and_not_are_apart);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

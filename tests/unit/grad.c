@@ -11,6 +11,7 @@
 #include "passes/eval_each.h"
 #include "passes/grad.h"
 #include "passes/pass.h"
+#include "tests/support/check_main.h"
 
 enum { T = 12, SEQ = 3, SHARDS = 4, C = 8, E = 3, K = 2, SEED = 7 };
 
@@ -721,9 +722,5 @@ int main(void) {
     tcase_add_test(pass, test_frozen);
     suite_add_tcase(s, rules);
     suite_add_tcase(s, pass);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

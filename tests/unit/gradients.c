@@ -10,6 +10,7 @@
 #include "base/rng.h"
 #include "ir/verify.h"
 #include "passes/grad.h"
+#include "tests/support/check_main.h"
 #include "tests/support/op_cases.h"
 
 static void ok(MoeStatus st, const char *what) {
@@ -529,9 +530,5 @@ int main(void) {
     tcase_set_timeout(blocks, 120);
     suite_add_tcase(s, ops);
     suite_add_tcase(s, blocks);
-    SRunner *runner = srunner_create(s);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return moe_check_main(s);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/io.h"
+#include "tests/support/check_main.h"
 #include "tests/support/opdoc.h"
 
 START_TEST(test_ops_md_is_up_to_date) {
@@ -25,9 +26,5 @@ int main(void) {
     TCase *tc = tcase_create("ops");
     tcase_add_test(tc, test_ops_md_is_up_to_date);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

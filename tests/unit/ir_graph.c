@@ -8,6 +8,7 @@
 #include "ir/infer.h"
 #include "ir/text.h"
 #include "ir/verify.h"
+#include "tests/support/check_main.h"
 
 static MoeModule *m;
 static MoeGraph *g;
@@ -480,9 +481,5 @@ int main(void) {
     tcase_add_test(tc, test_expected_rows);
     tcase_add_test(tc, test_op_table);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

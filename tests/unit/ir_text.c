@@ -10,6 +10,7 @@
 #include "base/rng.h"
 #include "ir/text.h"
 #include "ir/verify.h"
+#include "tests/support/check_main.h"
 
 static char *read_text(const char *path) {
     char *text;
@@ -353,9 +354,5 @@ int main(void) {
     tcase_add_test(tc, test_file_errors);
     tcase_add_test(tc, test_mutants);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "runtime/launch.h"
+#include "tests/support/check_main.h"
 #include "tests/support/status_checks.h"
 
 /* NULL-terminated pairs of name and value; everything that a launcher sets is unset before. */
@@ -153,9 +154,5 @@ int main(void) {
     tcase_add_test(t, refuses_what_does_not_fit);
     tcase_add_test(t, opens);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

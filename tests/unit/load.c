@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "base/str.h"
 #include "placement/load.h"
+#include "tests/support/check_main.h"
 #include "tests/support/status_checks.h"
 
 static MoeArena *arena;
@@ -306,9 +307,5 @@ int main(void) {
     tcase_add_test(t, test_write);
     tcase_add_test(t, test_sources);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 #include "codegen/codegen.h"
 #include "ir/numbers.h"
+#include "tests/support/check_main.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
@@ -490,9 +491,5 @@ int main(void) {
     tcase_add_test(tc, groups_that_do_not_fit_are_refused);
     tcase_add_test(tc, unknown_targets_name_the_nearest);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

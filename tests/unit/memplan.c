@@ -11,6 +11,7 @@
 #include "passes/group.h"
 #include "passes/memplan.h"
 #include "passes/pipeline.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 #include "tests/support/mesh.h"
 #include "tests/support/pass_model.h"
@@ -773,9 +774,5 @@ int main(void) {
     tcase_add_test(c, test_recompute_repeats_what_it_may);
     tcase_add_test(c, test_recompute_between_ranks);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

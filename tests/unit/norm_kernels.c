@@ -8,6 +8,7 @@
 #include "base/rng.h"
 #include "codegen/codegen.h"
 #include "ir/numbers.h"
+#include "tests/support/check_main.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
@@ -175,9 +176,5 @@ int main(void) {
     tcase_add_loop_test(tc, slices_of_a_tensor, 0, N_TARGETS);
     tcase_add_loop_test(tc, slices_of_experts, 0, N_TARGETS);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -12,6 +12,7 @@
 #include <string.h>
 #include "base/log.h"
 #include "codegen/codegen.h"
+#include "tests/support/check_main.h"
 #include "tests/support/group_run.h"
 #include "tests/support/op_cases.h"
 
@@ -139,9 +140,5 @@ int main(void) {
     tcase_add_test(tc, every_op_has_cases);
     tcase_add_loop_test(tc, every_case, 0, (int)(sizeof targets / sizeof targets[0]));
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -7,6 +7,7 @@
 #include "base/io.h"
 #include "base/json.h"
 #include "cli/options_internal.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 
 #define CLI_MD MOE_SOURCE_DIR "/docs/CLI.md"
@@ -503,9 +504,5 @@ int main(void) {
     tcase_add_test(tc, markdown);
     tcase_add_test(tc, completion);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

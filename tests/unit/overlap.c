@@ -6,6 +6,7 @@
 #include "ir/text.h"
 #include "passes/group.h"
 #include "passes/memplan.h"
+#include "tests/support/check_main.h"
 #include "tests/support/mesh.h"
 #include "tests/support/pass_model.h"
 #include "tests/support/status_checks.h"
@@ -405,9 +406,5 @@ int main(void) {
     tcase_add_test(t, test_chunks_are_steps);
     tcase_add_test(t, test_rules_for_parts);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

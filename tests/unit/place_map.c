@@ -4,6 +4,7 @@
 #include <string.h>
 #include "base/rng.h"
 #include "placement/map.h"
+#include "tests/support/check_main.h"
 
 static MoeArena *arena;
 static uint64_t counter;
@@ -156,9 +157,5 @@ int main(void) {
     tcase_add_test(t, what_differs_is_counted);
     tcase_add_test(t, settling_keeps_what_it_can);
     suite_add_tcase(s, t);
-    SRunner *runner = srunner_create(s);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return moe_check_main(s);
 }

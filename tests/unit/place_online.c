@@ -11,6 +11,7 @@
 #include "runtime/log.h"
 #include "runtime/place.h"
 #include "runtime/place_fault.h"
+#include "tests/support/check_main.h"
 #include "tests/support/mesh.h"
 #include "tests/support/slice_fill.h"
 #include "tests/support/status_checks.h"
@@ -279,9 +280,5 @@ int main(void) {
     tcase_add_test(c, test_options);
     tcase_add_test(c, test_log);
     suite_add_tcase(s, c);
-    SRunner *runner = srunner_create(s);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return moe_check_main(s);
 }

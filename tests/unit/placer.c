@@ -6,6 +6,7 @@
 #include <time.h>
 #include <unistd.h>
 #include "placement/placer.h"
+#include "tests/support/check_main.h"
 
 enum { LAYERS = 2, EXPERTS = 4, RANKS = 2, SLOTS = 3, SOURCES = 2 };
 
@@ -422,9 +423,5 @@ int main(void) {
     tcase_add_test(t, a_program_that_ends_is_given_up);
     tcase_add_test(t, nothing_is_left_behind);
     suite_add_tcase(s, t);
-    SRunner *runner = srunner_create(s);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return moe_check_main(s);
 }

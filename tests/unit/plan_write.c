@@ -10,6 +10,7 @@
 #include "passes/pipeline.h"
 #include "passes/plan_write.h"
 #include "runtime/plan.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 #include "tests/support/mesh.h"
 #include "tests/support/pass_model.h"
@@ -367,9 +368,5 @@ int main(void) {
     tcase_add_test(c, test_refuses_what_is_no_plan);
     tcase_add_test(c, test_failure_leaves_the_former_plan);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

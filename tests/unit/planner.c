@@ -5,6 +5,7 @@
 #include "placement/gate.h"
 #include "placement/planner.h"
 #include "placement/spread.h"
+#include "tests/support/check_main.h"
 #include "tests/support/status_checks.h"
 
 static MoeArena *a;
@@ -220,9 +221,5 @@ int main(void) {
     tcase_add_test(c, test_topology);
     tcase_add_test(c, test_spread);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

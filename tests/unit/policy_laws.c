@@ -6,6 +6,7 @@
 #include "base/rng.h"
 #include "base/split_flow.h"
 #include "placement/policy.h"
+#include "tests/support/check_main.h"
 
 static MoeArena *arena;
 
@@ -250,9 +251,5 @@ int main(void) {
     tcase_add_test(t, optimal_is_optimal);
     tcase_add_test(t, smartmoe_is_greedy);
     suite_add_tcase(s, t);
-    SRunner *runner = srunner_create(s);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -10,6 +10,7 @@
 
 #include "base/cores.h"
 #include "base/pool.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 
 enum { MAX_TASKS = 5000 };
@@ -190,9 +191,5 @@ int main(void) {
     tcase_add_test(c, test_limits);
     tcase_add_test(c, test_cores);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

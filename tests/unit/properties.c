@@ -10,6 +10,7 @@
 #include "base/rng.h"
 #include "passes/decompose.h"
 #include "passes/memplan.h"
+#include "tests/support/check_main.h"
 #include "tests/support/op_cases.h"
 
 static void ok(MoeStatus st) {
@@ -474,9 +475,5 @@ int main(void) {
     tcase_add_test(t, live_ranges_never_overlap);
     tcase_set_timeout(t, 120);
     suite_add_tcase(s, t);
-    SRunner *runner = srunner_create(s);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return moe_check_main(s);
 }

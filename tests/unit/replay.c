@@ -10,6 +10,7 @@
 #include "placement/plot.h"
 #include "placement/report.h"
 #include "placement/synthetic.h"
+#include "tests/support/check_main.h"
 #include "tests/support/status_checks.h"
 
 static MoeArena *arena;
@@ -371,9 +372,5 @@ int main(void) {
     tcase_add_test(t, test_reports);
     tcase_add_test(t, test_bad_options);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -11,6 +11,7 @@
 #include "codegen/codegen.h"
 #include "ir/numbers.h"
 #include "ir/op.h"
+#include "tests/support/check_main.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
@@ -554,9 +555,5 @@ Suite *suite(void) {
 }
 
 int main(void) {
-    SRunner *r = srunner_create(suite());
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(suite());
 }

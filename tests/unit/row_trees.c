@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "ir/numbers.h"
+#include "tests/support/check_main.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
@@ -219,9 +220,5 @@ Suite *suite(void) {
 }
 
 int main(void) {
-    SRunner *r = srunner_create(suite());
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(suite());
 }

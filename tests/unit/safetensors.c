@@ -8,6 +8,7 @@
 
 #include "base/str.h"
 #include "formats/safetensors.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 #include "tests/support/status_checks.h"
 
@@ -622,9 +623,5 @@ int main(void) {
     tcase_add_test(c, test_damaged_blocks);
     tcase_add_test(c, test_unmapped);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -9,6 +9,7 @@
 #include "passes/eval_each.h"
 #include "passes/pipeline.h"
 #include "passes/shard.h"
+#include "tests/support/check_main.h"
 #include "tests/support/fake_target.h"
 #include "tests/support/mesh.h"
 
@@ -439,9 +440,5 @@ int main(void) {
     tcase_add_test(t, test_capacities);
     tcase_add_loop_test(t, test_ranges_refused, 0, 4);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

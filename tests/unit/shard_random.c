@@ -8,6 +8,7 @@
 #include "ir/verify.h"
 #include "passes/pipeline.h"
 #include "passes/shard.h"
+#include "tests/support/check_main.h"
 
 enum { SEQ = 4, BATCH = 4, SHARDS = 8, MAX_VALUES = 64, SEEDS = 40, PER_TEST = 25 };
 
@@ -250,9 +251,5 @@ int main(void) {
     tcase_set_timeout(t, 120);
     tcase_add_loop_test(t, test_random, 0, SEEDS);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

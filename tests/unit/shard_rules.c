@@ -4,6 +4,7 @@
 #include <string.h>
 #include "ir/text.h"
 #include "passes/shard.h"
+#include "tests/support/check_main.h"
 #include "tests/support/mesh.h"
 
 typedef struct {
@@ -281,9 +282,5 @@ int main(void) {
     TCase *t = tcase_create("shard_rules");
     tcase_add_loop_test(t, test_rule, 0, (int)(sizeof cases / sizeof cases[0]));
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -1,6 +1,7 @@
 /* The simulator of steps on clocks (passes/simulate.h), against times worked out by hand. */
 #include <check.h>
 #include "passes/simulate.h"
+#include "tests/support/check_main.h"
 
 #define NEAR(x, y) ck_assert_double_eq_tol(x, y, 1e-12)
 
@@ -217,9 +218,5 @@ int main(void) {
     tcase_add_test(t, test_bound_shares_compute_among_exchanges);
     tcase_add_test(t, test_no_order_beats_the_bound);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -6,6 +6,7 @@
 
 #include "base/rng.h"
 #include "runtime/slices.h"
+#include "tests/support/check_main.h"
 #include "tests/support/status_checks.h"
 
 static uint64_t counter;
@@ -244,9 +245,5 @@ int main(void) {
     tcase_add_test(t, test_common);
     tcase_add_test(t, test_cover_sees);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "base/split.h"
 #include "base/split_flow.h"
+#include "tests/support/check_main.h"
 
 static uint64_t counter;
 
@@ -337,9 +338,5 @@ int main(void) {
     tcase_add_test(t, runs_end_at_edges);
     tcase_add_test(t, a_layer_takes_microseconds);
     suite_add_tcase(s, t);
-    SRunner *runner = srunner_create(s);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return moe_check_main(s);
 }

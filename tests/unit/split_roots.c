@@ -6,6 +6,7 @@
 #include <string.h>
 #include "base/rng.h"
 #include "base/split.h"
+#include "tests/support/check_main.h"
 
 static uint64_t counter;
 
@@ -189,9 +190,5 @@ int main(void) {
     tcase_add_test(t, roots_fold_to_the_whole);
     tcase_add_test(t, a_whole_expert_is_one_root);
     suite_add_tcase(s, t);
-    SRunner *runner = srunner_create(s);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return moe_check_main(s);
 }

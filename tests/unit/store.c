@@ -15,6 +15,7 @@
 #include "base/io.h"
 #include "runtime/exec_internal.h"
 #include "runtime/store.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 #include "tests/support/status_checks.h"
 
@@ -277,9 +278,5 @@ int main(void) {
     tcase_add_loop_test(t, test_steps, 0, 2);
     tcase_add_test(t, test_damage);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "cli/strategy.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 #include "tests/support/mesh.h"
 
@@ -175,9 +176,5 @@ int main(void) {
     tcase_add_test(t, test_layers);
     tcase_add_test(t, test_options);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "placement/synthetic.h"
+#include "tests/support/check_main.h"
 #include "tests/support/status_checks.h"
 
 static MoeArena *arena;
@@ -181,9 +182,5 @@ int main(void) {
     tcase_add_test(t, test_traits);
     tcase_add_test(t, test_bad);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "formats/tokens.h"
+#include "tests/support/check_main.h"
 #include "tests/support/files.h"
 #include "tests/support/status_checks.h"
 
@@ -201,9 +202,5 @@ int main(void) {
     tcase_add_test(c, test_llmc);
     tcase_add_test(c, test_names);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -5,6 +5,7 @@
 
 #include "base/rng.h"
 #include "runtime/touched.h"
+#include "tests/support/check_main.h"
 
 enum { BYTES = 300, VALUES = 12 };
 
@@ -87,9 +88,5 @@ int main(void) {
     tcase_add_test(c, test_union);
     tcase_add_test(c, test_list);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -18,6 +18,7 @@
 #include "runtime/sample.h"
 #include "runtime/train.h"
 #include "runtime/weights.h"
+#include "tests/support/check_main.h"
 #include "tests/support/fake_plan.h"
 #include "tests/support/files.h"
 #include "tests/support/status_checks.h"
@@ -658,9 +659,5 @@ int main(void) {
     tcase_add_test(t, test_keep_bytes);
     tcase_add_test(t, test_sample);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

@@ -11,6 +11,7 @@
 #include "ir/eval/eval_ranks.h"
 #include "ir/text.h"
 #include "passes/shard.h"
+#include "tests/support/check_main.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
@@ -322,9 +323,5 @@ int main(void) {
     tcase_add_test(tc, two_ranks_are_one);
     tcase_add_test(tc, a_part_is_no_embedding);
     suite_add_tcase(s, tc);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return moe_check_main(s);
 }

@@ -9,6 +9,7 @@
 #include "base/io.h"
 #include "runtime/init.h"
 #include "runtime/weights.h"
+#include "tests/support/check_main.h"
 #include "tests/support/fake_plan.h"
 #include "tests/support/files.h"
 #include "tests/support/status_checks.h"
@@ -281,9 +282,5 @@ int main(void) {
     tcase_add_test(t, test_dtype_keys);
     tcase_add_test(t, test_init);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }

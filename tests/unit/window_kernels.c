@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "codegen/codegen.h"
+#include "tests/support/check_main.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
@@ -162,9 +163,5 @@ int main(void) {
     tcase_set_timeout(t, 300);
     tcase_add_loop_test(t, test_windows, 0, N_TARGETS);
     suite_add_tcase(s, t);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_NORMAL);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return moe_check_main(s);
 }
