@@ -111,16 +111,6 @@ double moe_comm_sent_bytes(const MoeOp *op, const MoeMesh *mesh) {
     return (double)moe_value_expected_elements(op->operands[1]) * row * share;
 }
 
-MoeSumTurns moe_comm_turns(const MoeOp *op, const MoeMesh *mesh) {
-    bool reduce = op->opcode == MOE_OP_ALL_REDUCE;
-    MoeSumShares s = shares_of(op, mesh);
-    double n = moe_mesh_group_size(mesh, group_of(op, reduce ? "group" : "sum")), parts = reduce ? 1 : moe_mesh_group_size(mesh, group_of(op, "scatter")),
-           again = s.twice ? n / parts - 1 : 0, sent = (double)s.sent_bytes;
-    if (n < 2)
-        return (MoeSumTurns){0, 0};
-    return (MoeSumTurns){sent / (n - 1 + again), again > 0 ? sent / (n - 1 + again) : 0};
-}
-
 /* ---- seconds ---- */
 
 static void carry(double seconds[MOE_N_LINKS], double bytes, const int peers[MOE_N_LINKS],

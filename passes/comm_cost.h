@@ -22,12 +22,6 @@ void moe_comm_model(const MoePassContext *cx, MoeCommModel *out);
 
 /* Bytes that a rank sends to others for a COMM op. */
 double moe_comm_sent_bytes(const MoeOp *op, const MoeMesh *mesh);
-/* What a rank sends in the two turns of a sum, bytes to each peer: terms to all of the group, then parts to those that want the same
- * slice (0: there is one turn). */
-typedef struct {
-    double first, second;
-} MoeSumTurns;
-MoeSumTurns moe_comm_turns(const MoeOp *op, const MoeMesh *mesh);
 /* Seconds that links are busy with an exchange; nothing for a group of `wait`. */
 MoeLinkSeconds moe_comm_links(const MoeGroup *g, const MoeCommModel *m);
 /* Seconds of a kernel when the rank has `rows` times the rows of experts that balanced routing gives. */

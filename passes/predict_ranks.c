@@ -96,6 +96,21 @@ static void add_even(Sim *s, MoeMeshGroup g, double each) {
     }
 }
 
+/* Every rank's slice, to the others: slices are whole blocks, so they are not alike. */
+static void add_gather(Sim *s, const MoeOp *op) {
+    MoeMeshGroup g = group_named(op, "group");
+    const MoeType *x = &op->operands[0]->type, *y = &op->results[0]->type;
+    int64_t outer = x->rank == 2 ? x->dims[0].size : 1, elements = moe_type_elements(y) / outer,
+            size = (int64_t)moe_dtype_bytes(y->dtype);
+    int ranks[MOE_PREDICT_MOST_RANKS], n = moe_mesh_group_size(&s->m->mesh, g);
+    for (int p = 0; p < s->n; p++) {
+        int own = moe_mesh_group_ranks(&s->m->mesh, p, g, ranks);
+        int64_t mine = size * outer * moe_slice(elements, moe_attr_i(op, "unit"), n, own).count;
+        for (int i = 0; i < n; i++)
+            s->bytes[p * s->n + ranks[i]] += i == own ? 0 : mine;
+    }
+}
+
 static void add_rows(Sim *s, const MoeOp *op, const LayerFlows *f, double share) {
     const MoeType *t = &op->operands[0]->type;
     double row = (double)(moe_type_cols(t) * moe_dtype_bytes(t->dtype)) * share;
@@ -104,30 +119,50 @@ static void add_rows(Sim *s, const MoeOp *op, const LayerFlows *f, double share)
         s->bytes[i] += i / s->n == i % s->n ? 0 : (int64_t)(flow[i] * row);
 }
 
-static int slice_of(const Sim *s, MoeMeshGroup scatter, int rank) {
-    int ranks[MOE_PREDICT_MOST_RANKS];
-    return moe_mesh_group_ranks(&s->m->mesh, rank, scatter, ranks);
+/* A sum's members and what each adds up, as the runtime has it (runtime/exec_comm_sum.c). */
+typedef struct {
+    MoeMeshGroup group;
+    int n, ranks[MOE_PREDICT_MOST_RANKS], slice[MOE_PREDICT_MOST_RANKS];
+    int64_t share[MOE_PREDICT_MOST_RANKS]; /* bytes */
+    bool twice;
+} Sum;
+
+static Sum sum_of(const Sim *s, const MoeOp *op, int rank) {
+    bool reduce = op->opcode == MOE_OP_ALL_REDUCE;
+    const MoeMesh *mesh = &s->m->mesh;
+    const MoeType *x = &op->operands[0]->type;
+    Sum u = {.group = group_named(op, reduce ? "group" : "sum")};
+    int64_t outer = !reduce && moe_attr_i(op, "outer") ? x->dims[0].size : 1, unit = reduce ? 1 : moe_attr_i(op, "unit"),
+            elements = outer ? moe_type_elements(x) / outer : 0;
+    int scatter[MOE_PREDICT_MOST_RANKS], owners[MOE_PREDICT_MOST_RANKS] = {0};
+    MoeMeshGroup shares = reduce ? MOE_GROUP_WORLD : group_named(op, "scatter");
+    int parts = reduce ? 1 : moe_mesh_group_size(mesh, shares);
+    u.n = moe_mesh_group_size(mesh, u.group);
+    moe_mesh_group_ranks(mesh, rank, u.group, u.ranks);
+    u.twice = moe_sum_shares(u.n, parts, elements, unit, outer).twice;
+    for (int i = 0; i < u.n; i++) {
+        u.slice[i] = parts > 1 ? moe_mesh_group_ranks(mesh, u.ranks[i], shares, scatter) : 0;
+        int copy = owners[u.slice[i]]++;
+        int64_t all = moe_slice(elements, unit, parts, u.slice[i]).count;
+        u.share[i] = 4 * outer * (u.twice ? moe_slice(all, MOE_SUM_PART, u.n / parts, copy).count : all);
+    }
+    return u;
 }
 
-/* Of a sum: the turn in which terms go to those that add them up, or that in which the others get the parts. */
+/* The turn in which terms go to those that add them up, or that in which the others get the parts. */
 static bool add_sum(Sim *s, const MoeOp *op, bool second) {
-    bool reduce = op->opcode == MOE_OP_ALL_REDUCE;
-    MoeMeshGroup g = group_named(op, reduce ? "group" : "sum");
-    int n = moe_mesh_group_size(&s->m->mesh, g);
-    MoeSumTurns t = moe_comm_turns(op, &s->m->mesh);
-    if (!second && n > 1)
-        add_even(s, g, t.first);
-    if (!second || !(t.second > 0))
-        return false;
-    MoeMeshGroup scatter = reduce ? MOE_GROUP_WORLD : group_named(op, "scatter");
+    bool twice = false;
     for (int p = 0; p < s->n; p++) {
-        int ranks[MOE_PREDICT_MOST_RANKS];
-        moe_mesh_group_ranks(&s->m->mesh, p, g, ranks);
-        for (int i = 0; i < n; i++)
-            if (ranks[i] != p && (reduce || slice_of(s, scatter, p) == slice_of(s, scatter, ranks[i])))
-                s->bytes[p * s->n + ranks[i]] += (int64_t)t.second;
+        Sum u = sum_of(s, op, p);
+        int own = 0;
+        while (u.ranks[own] != p)
+            own++;
+        twice = u.twice;
+        for (int i = 0; i < u.n; i++)
+            if (i != own && (!second || (u.twice && u.slice[i] == u.slice[own])))
+                s->bytes[p * s->n + u.ranks[i]] += second ? u.share[own] : u.share[i];
     }
-    return true;
+    return second && twice;
 }
 
 /* Fills s->bytes; whether there is anything. */
@@ -146,6 +181,8 @@ static bool carry(Sim *s, int step, bool second) {
             any |= add_sum(s, op, second);
         else if (!second && rows && f)
             add_rows(s, op, f, share);
+        else if (!second && op->opcode == MOE_OP_ALL_GATHER)
+            add_gather(s, op);
         else if (!second) {
             MoeMeshGroup group = group_named(op, "group");
             int others = moe_mesh_group_size(&s->m->mesh, group) - 1;
