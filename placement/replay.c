@@ -200,10 +200,10 @@ static int sources_for(const MoeLoad *l, const MoeReplayOptions *o) {
 }
 
 static MoeStatus check_options(const MoeLoad *l, const MoeReplayOptions *o, int steps) {
-    int slots = (l->experts + o->ranks - 1) / o->ranks + o->extra_slots;
     if (o->ranks < 1 || o->groups < 1 || (int64_t)o->ranks * o->groups > MOE_MAX_RANKS)
         return moe_error(MOE_E_MISUSE, "%d ranks in %d groups; expected 1 to %d in all", o->ranks,
                          o->groups, MOE_MAX_RANKS);
+    int slots = (l->experts + o->ranks - 1) / o->ranks + o->extra_slots;
     if (o->extra_slots < 0 || o->extra_slots > l->experts || slots > l->experts)
         return moe_error(
             MOE_E_MISUSE,
