@@ -81,10 +81,11 @@ to_the_end() { # whatever is left of it; then it is what a run is that was never
 }
 rm -rf "$WORK/killed"
 while [ $kills -lt "$KILLS" ] && [ -z "$bad" ]; do
-  lines=$(lines_of "$WORK/killed/log.jsonl")
+  saved=$(newest "$WORK/killed") saved=${saved##*step-} saved=${saved:-0}
+  if [ -f "$WORK/killed/log.jsonl" ]; then sed -i "$((saved + 1)),\$d" "$WORK/killed/log.jsonl"; fi # as the start does, so that its lines say how far it is
   "${moving[@]}" --placement eplb --placement-every 1 --out "$WORK/killed" --steps 240 >"$WORK/.log" 2>&1 & pid=$!
-  wait_lines "$WORK/killed/log.jsonl" $((lines > 3 ? lines - 2 : 1)) $pid # the start is no move
-  sleep "0.0$((RANDOM % 90 + 10))"
+  wait_lines "$WORK/killed/log.jsonl" $((saved + 1 + RANDOM % 6)) $pid # the start is no move
+  sleep "0.0$((RANDOM % 9))$((RANDOM % 10))"
   kill -KILL $pid 2>/dev/null
   wait $pid 2>/dev/null
   if [ $? = 137 ]; then kills=$((kills + 1)); else to_the_end >"$WORK/.bad" 2>&1 || bad="after $kills kills"; fi
