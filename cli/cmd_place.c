@@ -284,7 +284,10 @@ static MoeStatus run(Place *p) {
     if (moe_opt_given(o, OPT_PLACE_RANKS) || !save)
         MOE_TRY(read_options(p, &r));
     p->reports = MOE_NEW_N(p->arena, MoeReport, p->n_traces);
-    p->part = 1.0 / (double)(p->n_traces * (p->n_policies ? p->n_policies : 1));
+    size_t replays = p->n_policies + 1; /* and static, unless it is among them */
+    for (size_t i = 0; i < p->n_policies; i++)
+        replays -= strcmp(p->policies[i]->name, "static") == 0;
+    p->part = 1.0 / (double)(p->n_traces * (replays ? replays : 1));
     for (size_t i = 0; i < p->n_traces; i++)
         MOE_TRY(do_trace(p, i, &r));
     return NULL;
