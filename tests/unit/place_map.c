@@ -5,6 +5,7 @@
 #include "base/rng.h"
 #include "placement/map.h"
 #include "tests/support/check_main.h"
+#include "tests/support/hold.h"
 
 static MoeArena *arena;
 static uint64_t counter;
@@ -22,7 +23,7 @@ static int below(int n) {
 static MoePlaceMap map_of(int experts, int ranks, int slots) {
     MoePlaceMap m;
     MoeStatus st = moe_place_map_create(experts, ranks, slots, arena, &m);
-    ck_assert_msg(!st, "%s", moe_status_message(st));
+    HOLD_MSG(!st, "%s", moe_status_message(st));
     return m;
 }
 
@@ -55,20 +56,20 @@ static void shuffle(MoePlaceMap *m) {
 START_TEST(the_first_map_is_in_order) {
     MoePlaceMap m = map_of(6, 4, 3);
     int32_t want[] = {0, 1, -1, 2, 3, -1, 4, 5, -1, -1, -1, -1};
-    ck_assert_mem_eq(m.expert, want, sizeof want);
-    ck_assert_int_eq(m.primary[5], 7);
-    ck_assert(!moe_place_map_check(&m, 0, "x"));
+    HOLD(memcmp(m.expert, want, sizeof want) == 0);
+    HOLD(m.primary[5] == 7);
+    HOLD(!moe_place_map_check(&m, 0, "x"));
     MoeStatus st = moe_place_map_create(9, 4, 2, arena, &m);
-    ck_assert_int_eq(moe_status_code(st), MOE_E_MISUSE);
-    ck_assert_ptr_nonnull(strstr(moe_status_message(st), "3 slots a rank are needed"));
+    HOLD(moe_status_code(st) == MOE_E_MISUSE);
+    HOLD(strstr(moe_status_message(st), "3 slots a rank are needed"));
     moe_status_free(st);
 }
 END_TEST
 
 static void refused(const MoePlaceMap *m, const char *text) {
     MoeStatus st = moe_place_map_check(m, 7, "policy x");
-    ck_assert_msg(st && moe_status_code(st) == MOE_E_INPUT, "not refused");
-    ck_assert_msg(!strcmp(moe_status_message(st), text), "%s", moe_status_message(st));
+    HOLD_MSG(st && moe_status_code(st) == MOE_E_INPUT, "not refused");
+    HOLD_MSG(!strcmp(moe_status_message(st), text), "%s", moe_status_message(st));
     moe_status_free(st);
 }
 
@@ -83,7 +84,7 @@ START_TEST(nonsense_is_refused) {
     refused(&m,
             "policy x: layer 7: the primary of expert 3 is in slot 2 of rank 1, which holds -1");
     m.primary[3] = 2;
-    ck_assert(!moe_place_map_check(&m, 7, "policy x"));
+    HOLD(!moe_place_map_check(&m, 7, "policy x"));
     m.primary[3] = -1;
     refused(&m, "policy x: layer 7: the primary of expert 3 is in slot -1: there are 6");
 }
@@ -91,17 +92,17 @@ END_TEST
 
 START_TEST(what_differs_is_counted) {
     MoePlaceMap a = map_of(4, 2, 3), b = map_of(4, 2, 3);
-    ck_assert(moe_place_map_equal(&a, &b) && moe_place_map_arrivals(&a, &b) == 0);
+    HOLD(moe_place_map_equal(&a, &b) && moe_place_map_arrivals(&a, &b) == 0);
     b.expert[2] = 2; /* a copy of 2 on rank 0 */
-    ck_assert(!moe_place_map_equal(&a, &b));
-    ck_assert_int_eq(moe_place_map_arrivals(&a, &b), 1);
-    ck_assert_int_eq(moe_place_map_moves(&a, &b), 0);
-    ck_assert_int_eq(moe_place_map_arrivals(&b, &a), 0);
+    HOLD(!moe_place_map_equal(&a, &b));
+    HOLD(moe_place_map_arrivals(&a, &b) == 1);
+    HOLD(moe_place_map_moves(&a, &b) == 0);
+    HOLD(moe_place_map_arrivals(&b, &a) == 0);
     b.primary[2] = 2; /* the primary is now there, the old slot keeps a copy */
-    ck_assert_int_eq(moe_place_map_arrivals(&a, &b), 1);
-    ck_assert_int_eq(moe_place_map_moves(&a, &b), 1);
+    HOLD(moe_place_map_arrivals(&a, &b) == 1);
+    HOLD(moe_place_map_moves(&a, &b) == 1);
     moe_place_map_copy(&a, &b);
-    ck_assert(moe_place_map_equal(&a, &b));
+    HOLD(moe_place_map_equal(&a, &b));
 }
 END_TEST
 
@@ -125,20 +126,20 @@ START_TEST(settling_keeps_what_it_can) {
             memset(got.primary, 0xff, sizeof *got.primary * (size_t)experts);
         moe_place_map_settle(&got, &now);
         MoeStatus st = moe_place_map_check(&got, 0, "settled");
-        ck_assert_msg(!st, "%s", moe_status_message(st));
+        HOLD_MSG(!st, "%s", moe_status_message(st));
         for (int r = 0; r < ranks; r++)
             for (int e = 0; e < experts; e++)
-                ck_assert_int_eq(holds(&got, r, e), holds(&want, r, e));
+                HOLD(holds(&got, r, e) == holds(&want, r, e));
         for (int g = 0; g < ranks * slots; g++) {
             int e = now.expert[g];
             if (e >= 0 && holds(&want, g / slots, e))
-                ck_assert_int_eq(got.expert[g], e);
+                HOLD(got.expert[g] == e);
         }
         for (int e = 0; e < experts; e++) {
             if (holds(&want, now.primary[e] / slots, e))
-                ck_assert_int_eq(got.primary[e], now.primary[e]);
+                HOLD(got.primary[e] == now.primary[e]);
         }
-        ck_assert_int_eq(moe_place_map_arrivals(&now, &got), moe_place_map_arrivals(&now, &want));
+        HOLD(moe_place_map_arrivals(&now, &got) == moe_place_map_arrivals(&now, &want));
         if (i % 1000 == 0) {
             moe_arena_destroy(arena);
             arena = moe_arena_create();

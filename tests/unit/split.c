@@ -10,6 +10,7 @@
 #include "base/split.h"
 #include "base/split_flow.h"
 #include "tests/support/check_main.h"
+#include "tests/support/hold.h"
 
 static uint64_t counter;
 
@@ -115,30 +116,30 @@ static void check_runs(Case *c) {
         int64_t at = 0;
         for (int g = 0; g < global; g++)
             if (in->copies[g] == e) {
-                ck_assert_int_eq(c->runs[g].begin, at);
-                ck_assert_int_ge(c->runs[g].end, at);
+                HOLD(c->runs[g].begin == at);
+                HOLD(c->runs[g].end >= at);
                 at = c->runs[g].end;
             }
-        ck_assert_int_eq(at, expert_rows(in, e));
+        HOLD(at == expert_rows(in, e));
     }
     for (int g = 0; g < global; g++)
         if (in->copies[g] < 0)
-            ck_assert(c->runs[g].begin == 0 && c->runs[g].end == 0);
+            HOLD(c->runs[g].begin == 0 && c->runs[g].end == 0);
     MoeSplitRun *again = malloc((size_t)global * sizeof *again);
     memset(c->scratch, below(256), (size_t)c->n_scratch);
     moe_split(in, c->scratch, again);
-    ck_assert_mem_eq(again, c->runs, (size_t)global * sizeof *again);
+    HOLD(memcmp(again, c->runs, (size_t)global * sizeof *again) == 0);
     free(again);
 }
 
 START_TEST(cuts_anywhere_are_optimal) {
-    for (int i = 0; i < cases(60000); i++) {
+    for (int i = 0; i < cases(200000); i++) {
         int ranks = 1 + below(6);
         Case c =
             make(1 + below(10), ranks, below(4), 1 + below(3), 1 + below(40), 8, 1 + below(9), 1);
         check_runs(&c);
         int64_t got = busiest(&c.in, c.runs), best = bound(&c.in);
-        ck_assert_msg(got == best, "case %d: %d rows, %d are possible", i, (int)got, (int)best);
+        HOLD_MSG(got == best, "case %d: %d rows, %d are possible", i, (int)got, (int)best);
         drop(&c);
     }
 }
@@ -148,7 +149,7 @@ END_TEST
 static int64_t flow_load(const MoeFlow *f, const int32_t *copies, int rank) {
     int64_t sum = 0;
     for (int g = rank * f->slots; g < (rank + 1) * f->slots; g++) {
-        ck_assert(f->amount[g] >= 0 && (copies[g] >= 0 || f->amount[g] == 0));
+        HOLD(f->amount[g] >= 0 && (copies[g] >= 0 || f->amount[g] == 0));
         sum += f->amount[g];
     }
     return sum;
@@ -176,16 +177,16 @@ START_TEST(a_flow_follows_changes) {
                 continue;
             c.copies[g] = e;
             moe_flow_again(&f, c.copies);
-            ck_assert_int_eq(f.level, bound(&c.in));
+            HOLD(f.level == bound(&c.in));
             for (int r = 0; r < ranks; r++) {
-                ck_assert_int_eq(f.load[r], flow_load(&f, c.copies, r));
-                ck_assert_int_le(f.load[r], f.level);
+                HOLD(f.load[r] == flow_load(&f, c.copies, r));
+                HOLD(f.load[r] <= f.level);
             }
             int64_t inside = 0;
             for (int r = 0; r < f.n_tight; r++)
                 inside += f.load[f.tight[r]];
             if (f.n_tight)
-                ck_assert_int_eq((inside + f.n_tight - 1) / f.n_tight, f.level);
+                HOLD(((inside + f.n_tight - 1) / f.n_tight) == f.level);
         }
         free(scratch);
         drop(&c);
@@ -233,12 +234,11 @@ START_TEST(two_copies_are_cut_near_the_best_edge) {
         sum_best += best;
         /* fewer roots may cost 1/256 each, at most MOE_COPY_ROOTS on either side; a path down meets not every edge */
         int64_t slack = best / 32 + 8 * c.in.grain;
-        ck_assert_msg(got <= best + slack, "case %d: %d rows, %d are possible", i, (int)got,
-                      (int)best);
+        HOLD_MSG(got <= best + slack, "case %d: %d rows, %d are possible", i, (int)got, (int)best);
         drop(&c);
     }
-    ck_assert_msg((double)sum <= (double)sum_best * 1.01, "%.4f of the best edges",
-                  (double)sum / (double)sum_best);
+    HOLD_MSG((double)sum <= (double)sum_best * 1.01, "%.4f of the best edges",
+             (double)sum / (double)sum_best);
 }
 END_TEST
 
@@ -256,10 +256,9 @@ START_TEST(runs_end_at_edges) {
             if (e < 0)
                 continue;
             const int32_t *counts = c.in.counts + e * shards;
-            ck_assert(is_edge(counts, shards, grain, c.runs[g].begin) &&
-                      is_edge(counts, shards, grain, c.runs[g].end));
-            ck_assert_int_le(moe_split_roots(counts, shards, grain, c.runs[g], NULL, 0),
-                             MOE_COPY_ROOTS);
+            HOLD(is_edge(counts, shards, grain, c.runs[g].begin) &&
+                 is_edge(counts, shards, grain, c.runs[g].end));
+            HOLD(moe_split_roots(counts, shards, grain, c.runs[g], NULL, 0) <= MOE_COPY_ROOTS);
         }
         int64_t got = busiest(&c.in, c.runs);
         free_cuts.in.grain = 1;
@@ -268,8 +267,7 @@ START_TEST(runs_end_at_edges) {
         over += best ? (double)(got - best) / (double)(best + grain) : 0;
         drop(&c);
     }
-    ck_assert_msg(over / n < 0.03, "the busiest rank has %.4f more than with cuts anywhere",
-                  over / n);
+    HOLD_MSG(over / n < 0.03, "the busiest rank has %.4f more than with cuts anywhere", over / n);
 }
 END_TEST
 
@@ -323,7 +321,7 @@ START_TEST(a_layer_takes_microseconds) {
                    "cuts anywhere\n",
                    extra, grain, worst, over / 20);
             if (TIMED && (grain == 1 || extra == 1))
-                ck_assert_msg(worst < 100, "%.0f us", worst);
+                HOLD_MSG(worst < 100, "%.0f us", worst);
         }
 }
 END_TEST

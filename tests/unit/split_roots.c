@@ -7,6 +7,7 @@
 #include "base/rng.h"
 #include "base/split.h"
 #include "tests/support/check_main.h"
+#include "tests/support/hold.h"
 
 static uint64_t counter;
 
@@ -85,7 +86,7 @@ static Sum fold_leaves(const Fold *f, int v, int first, int size) {
     const Sum *root = root_of(f, f->start[v] + lo, f->start[v] + (hi < rows ? hi : rows));
     if (root)
         return *root;
-    ck_assert_msg(size > 1, "leaf %d of shard %d is in no root", first, v);
+    HOLD_MSG(size > 1, "leaf %d of shard %d is in no root", first, v);
     return add(fold_leaves(f, v, first, size / 2), fold_leaves(f, v, first + size / 2, size / 2));
 }
 
@@ -104,26 +105,26 @@ static Sum fold_shards(const Fold *f, int first, int size) {
 
 /* A root says where it lies in the tree. */
 static void check_root(const Fold *f, const MoeSplitRoot *r) {
-    ck_assert_int_lt(r->begin, r->end);
+    HOLD(r->begin < r->end);
     if (r->leaf_end == 0) {
-        ck_assert_int_eq(r->leaf_begin, 0);
-        ck_assert(r->begin == f->start[r->shard] && r->end == f->start[r->shard + r->shards]);
+        HOLD(r->leaf_begin == 0);
+        HOLD(r->begin == f->start[r->shard] && r->end == f->start[r->shard + r->shards]);
         int size = power(r->shards);
-        ck_assert(r->shard % size == 0 && (r->shards == size || r->shard + r->shards == f->shards));
+        HOLD(r->shard % size == 0 && (r->shards == size || r->shard + r->shards == f->shards));
         return;
     }
     int32_t at = f->start[r->shard], rows = f->start[r->shard + 1] - at,
             n = r->leaf_end - r->leaf_begin;
     int size = power(n), last = (rows + f->leaf - 1) / f->leaf;
-    ck_assert_int_eq(r->shards, 1);
-    ck_assert(n > 0 && n < last && r->leaf_begin % size == 0 && (n == size || r->leaf_end == last));
-    ck_assert_int_eq(r->begin, at + r->leaf_begin * f->leaf);
-    ck_assert_int_eq(r->end, r->leaf_end == last ? at + rows : at + r->leaf_end * f->leaf);
+    HOLD(r->shards == 1);
+    HOLD(n > 0 && n < last && r->leaf_begin % size == 0 && (n == size || r->leaf_end == last));
+    HOLD(r->begin == at + r->leaf_begin * f->leaf);
+    HOLD(r->end == (r->leaf_end == last ? at + rows : at + r->leaf_end * f->leaf));
 }
 
 START_TEST(roots_fold_to_the_whole) {
     const char *times = getenv("MOE_SPLIT_CASES");
-    int most_roots = 0, n_cases = 150000 * (times ? atoi(times) : 1);
+    int most_roots = 0, n_cases = 400000 * (times ? atoi(times) : 1);
     for (int i = 0; i < n_cases; i++) {
         int shards = 1 + below(MOST_SHARDS), leaf = 1 + below(4), start[MOST_SHARDS + 1] = {0},
             n_edges = 0, n_roots = 0;
@@ -147,39 +148,39 @@ START_TEST(roots_fold_to_the_whole) {
                 continue;
             int got = moe_split_roots(counts, shards, leaf, (MoeSplitRun){at, to}, roots + n_roots,
                                       8 * MOST_SHARDS - n_roots);
-            ck_assert_int_gt(got, 0);
+            HOLD(got > 0);
             most_roots = got > most_roots ? got : most_roots;
             n_roots += got;
-            ck_assert_int_le(n_roots, 8 * MOST_SHARDS);
+            HOLD(n_roots <= 8 * MOST_SHARDS);
             at = to;
         }
         Fold f = {start, shards, leaf, n_roots, roots, sums};
         int32_t at = 0;
         for (int k = 0; k < n_roots; k++) {
             check_root(&f, &roots[k]);
-            ck_assert_int_eq(roots[k].begin, at);
+            HOLD(roots[k].begin == at);
             at = roots[k].end;
             sums[k] = weight_grad(x, start, shards, leaf, roots[k].begin, roots[k].end);
         }
         Sum whole = weight_grad(x, start, shards, leaf, 0, n),
             folded = fold_shards(&f, 0, power(shards));
-        ck_assert(whole.there == folded.there &&
-                  (!whole.there || memcmp(&whole.value, &folded.value, 4) == 0));
+        HOLD(whole.there == folded.there &&
+             (!whole.there || memcmp(&whole.value, &folded.value, 4) == 0));
     }
-    ck_assert_int_gt(most_roots, 6);
+    HOLD(most_roots > 6);
 }
 END_TEST
 
 START_TEST(a_whole_expert_is_one_root) {
     int32_t counts[] = {0, 300, 0, 128, 0};
     MoeSplitRoot root;
-    ck_assert_int_eq(moe_split_roots(counts, 5, 128, (MoeSplitRun){0, 428}, &root, 1), 1);
-    ck_assert(root.begin == 0 && root.end == 428 && root.shard == 0 && root.shards == 5 &&
-              root.leaf_end == 0);
-    ck_assert_int_eq(moe_split_roots(counts, 5, 128, (MoeSplitRun){428, 428}, &root, 1), 0);
-    ck_assert_int_eq(moe_split_roots(counts, 5, 128, (MoeSplitRun){128, 428}, &root, 1),
-                     3); /* leaves 1 and 2, shard 3 */
-    ck_assert(root.shard == 1 && root.leaf_begin == 1 && root.leaf_end == 2);
+    HOLD(moe_split_roots(counts, 5, 128, (MoeSplitRun){0, 428}, &root, 1) == 1);
+    HOLD(root.begin == 0 && root.end == 428 && root.shard == 0 && root.shards == 5 &&
+         root.leaf_end == 0);
+    HOLD(moe_split_roots(counts, 5, 128, (MoeSplitRun){428, 428}, &root, 1) == 0);
+    HOLD(moe_split_roots(counts, 5, 128, (MoeSplitRun){128, 428}, &root, 1) ==
+         3); /* leaves 1 and 2, shard 3 */
+    HOLD(root.shard == 1 && root.leaf_begin == 1 && root.leaf_end == 2);
 }
 END_TEST
 
