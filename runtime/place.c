@@ -9,14 +9,12 @@
 #include "base/arena.h"
 #include "base/log.h"
 #include "base/pool.h"
+#include "base/split.h"
 #include "placement/placer.h"
 #include "runtime/emulate.h"
 #include "runtime/place_events.h"
 #include "runtime/place_fault.h"
 #include "runtime/place_move.h"
-
-#define LEAF_ROWS                                                                                  \
-    128 /* of a leaf of the weight gradients' trees: where training cuts (docs/NUMBERS.md 4) */
 
 /* The layers of one division of experts. */
 typedef struct {
@@ -158,7 +156,7 @@ static MoeStatus open_division(MoePlace *p, int d, uint64_t seed) {
                             .slots = first->slots,
                             .groups = moe_mesh_data_ranks(&plan->mesh) / mesh.ep,
                             .sources = plan->virtual_shards,
-                            .grain = LEAF_ROWS,
+                            .grain = MOE_COPY_GRAIN,
                             .every = (int)p->o.every,
                             .window = (int)p->o.window,
                             .seed = seed,
