@@ -185,10 +185,11 @@ static const char *check_plan(MoeGraph *g, const MoeOp *op, bool has_place) {
         CHECK(moe_need_static(g, op, 1, "place"));
     }
     int64_t slots = moe_attr_i(op, "slots"), chunks = moe_attr_i(op, "chunks");
-    if (slots % chunks)
-        return moe_infer_fail(
-            g, "%s: chunks must be of equal size, found %" PRId64 " chunks of %" PRId64 " slots",
-            moe_op_info(op->opcode)->name, chunks, slots);
+    if ((slots + chunks - 1) / chunks * (chunks - 1) >= slots)
+        return moe_infer_fail(g,
+                              "%s: %" PRId64 " slots in %" PRId64
+                              " chunks, of equal size but for the last: some would have none",
+                              moe_op_info(op->opcode)->name, slots, chunks);
     return NULL;
 }
 

@@ -59,6 +59,8 @@ typedef enum {
     MOE_CHUNK_RETURN  /* the wait for it */
 } MoeChunkRole;
 MoeChunkRole moe_group_chunk_role(const MoeGroup *g, const MoeOp **out_plan);
+/* The slots of chunk `part` of the plan: as many in each, but for the last. */
+void moe_chunk_slots(const MoeOp *plan, int part, int parts, int64_t *out_lo, int64_t *out_hi);
 /* Whether the role is inside the loop. */
 bool moe_chunk_role_loops(MoeChunkRole r);
 /* The group that makes v, also through accumulate and batch_sum; -1: a declaration. */

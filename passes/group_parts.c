@@ -106,6 +106,12 @@ MoeChunkRole moe_group_chunk_role(const MoeGroup *g, const MoeOp **out_plan) {
     return plan ? role : MOE_CHUNK_NONE;
 }
 
+void moe_chunk_slots(const MoeOp *plan, int part, int parts, int64_t *out_lo, int64_t *out_hi) {
+    int64_t slots = moe_attr_i(plan, "slots"), each = (slots + parts - 1) / parts;
+    *out_lo = each * part;
+    *out_hi = each * (part + 1) < slots ? each * (part + 1) : slots;
+}
+
 bool moe_chunk_role_loops(MoeChunkRole r) {
     return r == MOE_CHUNK_ARRIVE || r == MOE_CHUNK_WORK || r == MOE_CHUNK_HOME;
 }

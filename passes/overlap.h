@@ -95,7 +95,7 @@ void moe_overlap_add_waits(MoeGraph *g);
 void moe_overlap_drop_waits(MoeGraph *g, bool all);
 /* Groups in the given order (numbers as they are now); they are numbered anew. */
 void moe_overlap_reorder(MoeGraph *g, const int *groups, size_t n);
-/* Whether all plans' slots can be divided so. */
+/* Whether all plans' slots can be divided so: evenly; with slots for copies, which are rarely even, the last chunk may be smaller. */
 bool moe_overlap_can_chunk(const MoeGraph *g, int chunks);
 void moe_overlap_set_chunks(MoeGraph *g, int chunks);
 

@@ -266,7 +266,9 @@ bool moe_overlap_can_chunk(const MoeGraph *g, int chunks) {
         if (!is_plan(g->ops[i]))
             continue;
         any = true;
-        if (moe_attr_i(g->ops[i], "slots") % chunks)
+        int64_t slots = moe_attr_i(g->ops[i], "slots"), each = (slots + chunks - 1) / chunks;
+        bool copies = g->ops[i]->operands[0]->def->opcode == MOE_OP_COPY_PLAN;
+        if (copies ? each * (chunks - 1) >= slots : slots % chunks != 0)
             return false;
     }
     return any || chunks == 1;

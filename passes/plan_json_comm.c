@@ -125,8 +125,9 @@ static const struct {
 /* ---- chunks ---- */
 
 static json_t *json_slots(const MoeOp *plan, const MoeGroup *g) {
-    int64_t each = moe_attr_i(plan, "slots") / g->parts;
-    return json_pack("[I, I]", (json_int_t)(each * g->part), (json_int_t)(each * (g->part + 1)));
+    int64_t lo, hi;
+    moe_chunk_slots(plan, g->part, g->parts, &lo, &hi);
+    return json_pack("[I, I]", (json_int_t)lo, (json_int_t)hi);
 }
 
 /* Slots of a layer that is divided as the plan's mesh says. */

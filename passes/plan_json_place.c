@@ -54,9 +54,9 @@ static void add_step(const Costs *x, const MoeGroup *g, MoePlaceCost *c) {
     c->exchanges += moves ? x->micro : 0;
 }
 
-/* The PARAM that the value is read from, gathered and converted or not; NULL: it is computed. */
+/* The PARAM that the value is read from, gathered, converted, its slots of copies filled or not; NULL: it is computed. */
 static const MoeOp *param_of(const MoeValue *v) {
-    while (v->def->opcode != MOE_OP_PARAM && v->def->n_operands == 1)
+    while (v->def->n_operands == 1 || v->def->opcode == MOE_OP_COPY_EXPERTS)
         v = v->def->operands[0];
     return v->def->opcode == MOE_OP_PARAM ? v->def : NULL;
 }

@@ -9,12 +9,16 @@
 
 /* ---- steps ---- */
 
-/* Tokens choose k of E experts, E / ep of them here: the part of those that come here at all whose first choice is in chunk
- * `part` of `parts`. */
+/* The part of all choices that is for this rank: E / ep of E experts, or slots, which all have their share of rows, of so many ranks. */
+static double chosen_here(const MoeOp *plan) {
+    if (plan->n_operands == 2)
+        return 1.0 / (double)moe_attr_i(plan->operands[0]->def, "ranks");
+    return fmin(1, (double)moe_attr_i(plan, "slots") / (double)plan->operands[1]->type.dims[0].size);
+}
+
+/* Tokens choose k experts: the part of those that come here at all whose first choice is in chunk `part` of `parts`. */
 static double share_of_sent(const MoeOp *plan, int part, int parts) {
-    double k = (double)moe_type_cols(&plan->operands[0]->type),
-           experts = (double)plan->operands[1]->type.dims[0].size,
-           here = fmin(1, (double)moe_attr_i(plan, "slots") / experts);
+    double k = (double)moe_type_cols(&plan->operands[0]->type), here = chosen_here(plan);
     double before = 1 - pow(1 - here * part / parts, k), after = 1 - pow(1 - here * (part + 1) / parts, k);
     return (after - before) / (1 - pow(1 - here, k));
 }

@@ -2,7 +2,7 @@
  *
  * Both walk the tokens twice around a counting sort: count, then deal out rows. Experts are found
  * through `place`, expert -> global slot, or the choices are global slots themselves: global slot g is slot g % slots of rank g / slots, in chunk
- * (g % slots) / (slots / chunks).
+ * (g % slots) / ceil(slots / chunks).
  *
  *   send_plan    a token goes to each rank that any of its choices names, once: `first[rank]` in the
  *                scratch memory holds the first chunk wanted there, until that rank is dealt with
@@ -63,7 +63,7 @@ static MoeVal global_slot(Plan *p, MoeVal t, MoeVal j) {
 }
 
 static MoeVal chunk_of(Plan *p, MoeVal slot) {
-    return moe_idiv(p->e, slot, moe_k64(p->e, p->slots / p->chunks));
+    return moe_idiv(p->e, slot, moe_k64(p->e, (p->slots + p->chunks - 1) / p->chunks));
 }
 
 /* i1: 0 <= i < n. */
@@ -220,7 +220,7 @@ static Plan plan_of(const MoeOp *op, bool place, MoeBufs *bufs) {
               .slots = moe_attr_i(op, "slots"),
               .chunks = moe_attr_i(op, "chunks"),
               .shards = tok ? tok->type.groups * tok->type.shards : 1};
-    MOE_ASSERT(p.chunks >= 1 && p.slots % p.chunks == 0, "%s: %lld slots in %lld chunks",
+    MOE_ASSERT(p.chunks >= 1 && p.chunks <= p.slots, "%s: %lld slots in %lld chunks",
                moe_op_info(op->opcode)->name, (long long)p.slots, (long long)p.chunks);
     p.ids = moe_bufs_add(bufs, op->operands[0]);
     p.place = place ? moe_bufs_add(bufs, op->operands[1]) : -1;

@@ -34,7 +34,7 @@ static int64_t chunk_on(const MoeTensor *ids, const MoeTensor *place, int64_t t,
         if (slot >= 0 && (lowest < 0 || slot < lowest))
             lowest = slot;
     }
-    return lowest < 0 ? -1 : lowest / (slots / chunks);
+    return lowest < 0 ? -1 : lowest / ((slots + chunks - 1) / chunks);
 }
 
 static MoeStatus check_ids(const MoeTensor *ids, const MoeTensor *place, int64_t n_slots) {

@@ -58,8 +58,8 @@ void moe_cases_rank_plan(MoeCaseList *l, MoeOpcode op) {
             MoeOpCase c = on_route(op, i);
             c.ranks = ranks[r];
             c.slots = (c.experts + c.ranks - 1) / c.ranks;
-            if (i % 4 == 3) /* a multiple of two, also where one would do */
-                c.slots += c.slots % 2;
+            if (i % 4 == 3 && c.slots == 1) /* two chunks, the last of them smaller or not */
+                c.slots++;
             int64_t most = i % 4 == 3 ? 2 : c.slots;
             for (c.chunks = 1; c.chunks <= most; c.chunks += most > 1 ? most - 1 : 1)
                 for (c.ep_rank = 0; c.ep_rank<c.ranks; c.ep_rank += c.ranks> 1 ? c.ranks - 1 : 1) {

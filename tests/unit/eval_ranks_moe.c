@@ -410,9 +410,9 @@ static Spec random_spec(const MoeMesh *mesh, uint64_t seed) {
     s.routing = (MoeRouting)below(&s, 80, 5, 3);
     s.bf16 = below(&s, 80, 6, 3) == 0;
     int slots = moe_mesh_slots(mesh, s.experts);
-    s.chunks = slots % 2 == 0 && below(&s, 80, 7, 2) ? 2 : 1;
-    if (slots % 3 == 0 && below(&s, 80, 8, 2))
-        s.chunks = 3;
+    s.chunks = slots > 1 && below(&s, 80, 7, 2) ? 2 : 1;
+    if ((slots == 3 || slots > 4) && below(&s, 80, 8, 2))
+        s.chunks = 3; /* four slots would be two chunks of two and one of none */
     return s;
 }
 

@@ -276,8 +276,9 @@ static int chunk_for(const Batch *b, int t, int q) {
     int slots = b->plan->slots, best = -1;
     for (int j = 0; j < K; j++) {
         int at = b->place[b->ids[t][j]];
-        if (at / slots == q && (best < 0 || at % slots / (slots / b->chunks) < best))
-            best = at % slots / (slots / b->chunks);
+        int each = (slots + b->chunks - 1) / b->chunks;
+        if (at / slots == q && (best < 0 || at % slots / each < best))
+            best = at % slots / each;
     }
     return best;
 }
