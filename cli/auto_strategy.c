@@ -13,7 +13,7 @@
 #include "passes/summary.h"
 
 /* How many divisions go through the compiler: at least so many that fit, of one mesh no more than a few at first. */
-enum { SHORTLIST = 12, MOST_TRIED = 32, OF_A_MESH = 3, SMALLEST = 8 };
+enum { SHORTLIST = 12, MOST_TRIED = 32, OF_A_MESH = 3, SMALLEST = 8, MOST_EXTRA = 2 };
 /* A division whose estimate is so many times the best prediction is not worth a look. */
 #define HOPELESS      2.0
 #define TELL_SECONDS  3.0 /* between lines of progress, where they are not rewritten */
@@ -46,6 +46,10 @@ static MoeStatus read_wish(const MoeOptions *o, Plan *p) {
     const MoeStrategy *s = &p->d->strategy;
     p->wish = (MoePlanWish){.ep = (int)s->ep, .shard = (int)s->shard, .tp = (int)s->tp, .dense_shard = (int)s->dense_shard,
                             .memory_limit = (double)p->d->pass.memory_limit};
+    /* copies are of use where a policy places them */
+    p->wish.placed = p->d->pass.first_placement && strcmp(p->d->pass.first_placement, "static") != 0;
+    p->wish.least_extra = (int)s->extra_slots;
+    p->wish.most_extra = moe_opt_given(o, OPT_EXTRA_SLOTS) ? (int)s->extra_slots : p->wish.placed ? MOST_EXTRA : 0;
     if (moe_opt_given(o, OPT_MICRO_BATCHES))
         p->wish.micro_batches = p->d->frontend.micro_batches;
     for (int l = 0; l < MOE_N_PLAN_LEVELS; l++)
@@ -156,7 +160,7 @@ static MoeStatus judge(const Plan *p, const MoePlanCandidate *x, const char *pol
 }
 
 static bool same_mesh(const MoeMesh *a, const MoeMesh *b) {
-    return a->dp == b->dp && a->shard == b->shard && a->ep == b->ep && a->tp == b->tp;
+    return a->extra_slots == b->extra_slots && a->dp == b->dp && a->shard == b->shard && a->ep == b->ep && a->tp == b->tp;
 }
 
 static size_t of_mesh(const Plan *p, const MoePlanCandidate *x) {

@@ -12,6 +12,11 @@
 #define ROWS_HIDDEN  0.6
 #define BESIDE       0.6
 #define NEVER_HIDDEN 0.1
+/* What a first placement leaves of the imbalance of usual maps, and one with copies of hot experts; what copies send: weights once,
+ * two roots of gradients, f32. */
+#define PLACED_LEAVES 0.3
+#define COPIES_LEAVE 0.15
+#define COPY_BYTES   12.0
 /* Estimates of memory may be so much too high before a candidate counts as too large; what compiling says decides. */
 #define MARGIN       0.25
 enum { STEPS = 4, LAYERS = 6 }; /* of a load, that an estimate looks at */
@@ -145,6 +150,14 @@ static Rows rows_of(const Estimate *e, const MoeLoad *load) {
     return r;
 }
 
+/* Seconds of filling extra slots and folding their gradients, as far as compute does not hide it. */
+static double copies(const Estimate *e) {
+    const MoeModelSummary *m = e->m;
+    MoeMeshGroup ep = MOE_GROUP_EP;
+    double each = m->expert_params / m->moe_layers / m->experts / e->x->mesh.shard / e->x->mesh.tp * COPY_BYTES;
+    return e->x->extra ? m->moe_layers * to_group(e, ep, e->x->extra * each) * (1 - ROWS_HIDDEN) : 0;
+}
+
 /* Seconds of the exchanges of rows in a step. */
 static double exchange_rows(const Estimate *e, const Rows *r) {
     int there = e->x->level == MOE_PLAN_LAYER ? 3 : 2, home = 2;
@@ -178,9 +191,11 @@ static void score(const MoeModelSummary *m, const MoeCluster *c, const Rows *r, 
     double params = m->dense_params + m->expert_params,
            local = m->dense_params / s->dense_shard / s->tp + m->expert_params / s->ep / s->shard / s->tp;
     x->imbalance = r ? r->imbalance : 1;
+    if (x->placed)
+        x->imbalance = 1 + (x->imbalance - 1) * (x->extra ? COPIES_LEAVE : PLACED_LEAVES);
     x->compute = (w->dense + w->expert * x->imbalance) / moe_mesh_size(s) + (params > 0 ? m->update * local / params : 0);
     double sums = gathers_and_sums(&e), beside = sums - BESIDE * x->compute;
-    x->exchange = r ? exchange_rows(&e, r) * (1 - ROWS_HIDDEN) : 0;
+    x->exchange = r ? exchange_rows(&e, r) * (1 - ROWS_HIDDEN) + copies(&e) : 0;
     x->other = fmax(NEVER_HIDDEN * sums, beside) + tensor_sums(&e);
     x->seconds = x->compute + x->exchange + x->other;
     x->memory = memory_of(&e);
@@ -244,10 +259,12 @@ static void consider_mesh(Search *s, MoeMesh mesh) {
         bool fits = !bad && wanted(s->w->micro_batches, micro) && micro <= s->m->batch;
         moe_status_free(bad);
         for (int l = 0; l < MOE_N_PLAN_LEVELS && fits; l++)
-            for (int extra = 0; extra <= s->w->most_extra && s->w->levels[l]; extra++)
+            for (int extra = s->w->least_extra; extra <= s->w->most_extra && s->w->levels[l]; extra++) {
+                mesh.extra_slots = extra;
                 if (!extra || mesh.ep > 1)
                     consider(s, (MoePlanCandidate){.mesh = mesh, .micro_batches = micro, .extra = extra,
-                                                   .level = (MoePlanLevel)l});
+                                                   .placed = s->w->placed, .level = (MoePlanLevel)l});
+            }
     }
 }
 

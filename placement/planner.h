@@ -42,18 +42,21 @@ typedef struct {
 /* What is asked. 0, or all levels: not given, enumerated. */
 typedef struct {
     int ep, shard, tp, dense_shard, micro_batches;
-    int most_extra; /* extra slots a rank: 0 to so many */
+    int least_extra, most_extra; /* extra slots a rank, where ep > 1 */
     bool levels[MOE_N_PLAN_LEVELS];
     double memory_limit; /* bytes a rank; 0: none */
+    bool placed;         /* a policy will place experts by the load */
 } MoePlanWish;
 
 typedef struct {
     MoeMesh mesh;
-    int micro_batches, extra;
+    int micro_batches, extra; /* extra: mesh.extra_slots */
+    bool placed;
     MoePlanLevel level;
     double seconds, memory; /* estimated: of a step; bytes of a rank */
     double compute, exchange, other; /* parts of seconds: busiest rank; rows of experts, other exchanges, as far as exposed */
-    double imbalance;       /* the busiest rank's rows over the mean, mean over layers, with the usual map */
+    double imbalance;       /* the busiest rank's rows over the mean, mean over layers, with the usual map, or what
+                             * placing leaves of it */
 } MoePlanCandidate;
 
 /* All candidates that the rules permit and that may fit (an estimate of a quarter above the limit is let pass), best first; equal ones in the order of fewer divisions. load: MoE layers as the model
