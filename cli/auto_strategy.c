@@ -137,6 +137,8 @@ static double imbalance_of(const MoePassContext *cx) {
 static MoeStatus judge(const Plan *p, const MoePlanCandidate *x, const char *policy, MoePlannerRow *out) {
     MoeDriverOptions d = quiet_options(p);
     MoeCompiled c;
+    if (x->mesh.ep == 1) /* each rank has all experts: nothing to place */
+        policy = NULL;
     *out = (MoePlannerRow){.candidate = *x, .placement = policy};
     set_candidate(&d, x);
     d.pass.first_placement = policy;
@@ -170,6 +172,19 @@ static size_t of_mesh(const Plan *p, const MoePlanCandidate *x) {
     return n;
 }
 
+/* Another level of recomputation that came to the same schedule. */
+static bool found_before(const Plan *p, const MoePlannerRow *row) {
+    for (size_t i = 0; i < p->n_rows; i++) {
+        const MoePlannerRow *r = &p->rows[i];
+        if (same_mesh(&r->candidate.mesh, &row->candidate.mesh) &&
+            r->candidate.mesh.dense_shard == row->candidate.mesh.dense_shard &&
+            r->candidate.micro_batches == row->candidate.micro_batches && r->memory == row->memory &&
+            r->predicted.seconds == row->predicted.seconds)
+            return true;
+    }
+    return false;
+}
+
 static void tell(Plan *p, bool end) {
     bool terminal = isatty(STDERR_FILENO);
     double now = moe_now(), left = (now - p->start) / (double)(p->tried + 1) * (double)(SHORTLIST - p->n_rows);
@@ -197,6 +212,8 @@ static MoeStatus try_candidate(Plan *p, const MoePlanCandidate *x) {
             p->least = row.memory;
         return NULL;
     }
+    if (found_before(p, &row))
+        return NULL;
     p->rows[p->n_rows] = row;
     if (p->best < 0 || row.predicted.seconds < p->rows[p->best].predicted.seconds)
         p->best = (int)p->n_rows;
@@ -266,7 +283,7 @@ MoeStatus moe_auto_strategy(const MoeOptions *o, MoeDriverOptions *d, json_t **o
         goto done;
     }
     const MoePlannerRow *best = &p.rows[p.best];
-    if (d->pass.first_placement) /* the same pool without the first placement: what that is worth */
+    if (best->placement) /* the same pool without the first placement: what that is worth */
         MOE_TRY_GOTO(st, judge(&p, &best->candidate, NULL, &usual), done);
     set_candidate(d, &best->candidate);
     MoePlannerReport r = {.cluster = &p.cluster, .load = *d->trace ? d->trace : *d->load ? d->load : "balanced",

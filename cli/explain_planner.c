@@ -28,7 +28,8 @@ static json_t *json_row(const MoePlannerRow *r, int pool) {
                    {"estimated_memory", x->memory}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         json_object_set_new(o, numbers[i].key, json_real(numbers[i].value));
-    json_object_set_new(o, "first_placement", json_string(r->placement ? r->placement : "usual"));
+    const char *none = x->mesh.ep > 1 ? "usual" : "none";
+    json_object_set_new(o, "first_placement", json_string(r->placement ? r->placement : none));
     moe_str_free(&text);
     return o;
 }

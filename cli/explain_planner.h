@@ -14,7 +14,7 @@ typedef struct {
     MoePrediction predicted;
     double memory;         /* bytes of a rank */
     double imbalance;      /* the busiest rank's rows over the mean, with the first maps */
-    const char *placement; /* the policy that made those; NULL: the usual ones */
+    const char *placement; /* the policy that made those; NULL: the usual ones, or none with all experts on each rank */
 } MoePlannerRow;
 
 typedef struct {
