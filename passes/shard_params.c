@@ -133,6 +133,23 @@ static MoeStatus set_divisions(const MoeMesh *mesh, MoeShardParams *p) {
     return NULL;
 }
 
+/* A rank holds no expert twice. */
+static MoeStatus check_slots(const MoeMesh *mesh, const MoeShardParams *p) {
+    for (size_t i = 0; i < p->n; i++) {
+        const MoeShardParam *x = &p->items[i];
+        if (!x->expert)
+            continue;
+        MoeMesh division = moe_mesh_division(mesh, x->division);
+        int experts = (int)x->whole.dims[0].size, slots = moe_mesh_slots(&division, experts);
+        if (slots > experts)
+            return moe_error(MOE_E_MISUSE,
+                             "%d extra slots make %d slots a rank for the %d experts of layer %d; a rank holds no expert "
+                             "twice, so at most %d",
+                             mesh->extra_slots, slots, experts, x->layer, experts - slots + mesh->extra_slots);
+    }
+    return NULL;
+}
+
 bool moe_shard_has_ep(const MoeMesh *mesh) {
     bool any = mesh->ep > 1;
     for (int k = 0; k < mesh->n_ranges; k++)
@@ -154,6 +171,7 @@ MoeStatus moe_shard_params_find(const MoeModule *m, const MoeMesh *mesh, MoeAren
                 MOE_TRY(note_expert(m->graphs[i], op, out));
         }
     MOE_TRY(set_divisions(mesh, out));
+    MOE_TRY(check_slots(mesh, out));
     for (size_t i = 0; moe_shard_has_ep(mesh) && i < m->n_graphs; i++)
         MOE_TRY(check_experts(m->graphs[i], out));
     if (mesh->tp > 1)

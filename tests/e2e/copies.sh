@@ -86,6 +86,7 @@ if [ -n "$(no_mpi)" ]; then skip "copies over MPI: $(no_mpi)"; else
 fi
 
 refuses "extra slots without expert parallelism" 2 'extra-slots 2.*expert parallel degree of 2' "$MOEC" compile "$WORK/config.json" -o "$WORK/no.plan" --ranks 2 $S 2 $X 2 -q
+refuses "more slots than experts" 2 'slots a rank for the 8 experts of layer 0' "$MOEC" compile "$WORK/config.json" -o "$WORK/no.plan" --ranks 2 $E 2 $X 5 -q
 refuses "too many extra slots" 2 'extra' "$MOEC" compile "$WORK/config.json" -o "$WORK/no.plan" --ranks 2 $E 2 $X 5000 -q
 refuses "a map with copies where there are no slots" "1 2" 'extra-slots|slots' run one no --placement-from "$WORK/x4.json"
 done_testing
