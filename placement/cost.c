@@ -2,7 +2,6 @@
  * allocation: policies call it while they search. */
 #include "placement/cost.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/assert.h"
@@ -65,44 +64,76 @@ static double carried(const double most[MOE_N_LINKS], double bytes, const MoeClu
 
 /* ---- rows ---- */
 
+/* Ranks are many, sources often fewer: what goes by rank alone is walked in runs of ranks whose parts of a source are the same. A source with several
+ * ranks, or the sources of one rank, are a unit. */
 typedef struct {
     const MoePlaceMap *m;
     const int32_t *counts;
     const MoeSplitRun *runs;
-    int sources;
-    int first[MOE_MAX_RANKS + 1]; /* source of each rank, which has them up to the next one's, or a part of that one alone */
-    int parts[MOE_MAX_RANKS];
+    int sources, units;
+    int first[MOE_MAX_RANKS + 1]; /* source of a unit, which ends where the next one begins */
+    int rank[MOE_MAX_RANKS + 1];  /* likewise its first rank */
     double tokens[MOE_MAX_RANKS]; /* of a source rank */
     double rows[MOE_MAX_RANKS];   /* that a rank computes */
-    /* Of the rank that is looked at, by source rank: rows for it; the part of the tokens that are not wanted there. */
+    /* Of the rank that is looked at, by source rank: rows for it; the part of the tokens that are not wanted there. Source ranks outside [begin,
+     * end) have nothing for it: 0 and 1. */
     double from[MOE_MAX_RANKS], stay[MOE_MAX_RANKS];
+    int begin, end;
     Traffic there[MOE_MAX_RANKS], home[MOE_MAX_RANKS]; /* tokens; rows: counted, not bytes */
 } Rows;
 
-/* Rows that source rank p has, of an expert's counts. */
-static inline double rows_of(const Rows *r, const int32_t *counts, int p) {
-    if (r->parts[p] > 1)
-        return (double)counts[r->first[p]] / r->parts[p];
-    int64_t n = counts[r->first[p]];
-    for (int s = r->first[p] + 1; s < r->first[p + 1]; s++)
+/* Rows that a unit has, of an expert's counts. */
+static inline int64_t rows_of(const Rows *r, const int32_t *counts, int unit) {
+    int64_t n = counts[r->first[unit]];
+    for (int s = r->first[unit] + 1; s < r->first[unit + 1]; s++)
         n += counts[s];
-    return (double)n;
+    return n;
 }
 
 /* Which sources are whose, and how many tokens they have. With fewer sources than ranks one is several ranks', in equal parts. */
 static void divide_sources(Rows *r, int top_k) {
-    int64_t ranks = r->m->ranks, S = r->sources;
-    for (int p = 0; p <= ranks; p++)
-        r->first[p] = S < ranks ? (int)(p * S / ranks) : (int)((p * S + ranks - 1) / ranks);
-    for (int p = 0; p < ranks; p++)
-        r->parts[p] = S < ranks ? (int)(((r->first[p] + 1) * ranks + S - 1) / S - (r->first[p] * ranks + S - 1) / S) : 1;
-    for (int e = 0; e < r->m->experts; e++) {
-        const int32_t *c = r->counts + (size_t)e * (size_t)S;
-        for (int p = 0; p < ranks; p++)
-            r->tokens[p] += rows_of(r, c, p);
+    int64_t ranks = r->m->ranks, S = r->sources, units = S < ranks ? S : ranks;
+    r->units = (int)units;
+    for (int64_t u = 0; u <= units; u++) {
+        r->first[u] = (int)((u * S + units - 1) / units);
+        r->rank[u] = (int)((u * ranks + units - 1) / units);
     }
-    for (int p = 0; p < ranks; p++)
-        r->tokens[p] /= top_k;
+    for (int u = 0; u < units; u++) {
+        int64_t n = 0;
+        for (int e = 0; e < r->m->experts; e++)
+            n += rows_of(r, r->counts + (size_t)e * (size_t)S, u);
+        for (int p = r->rank[u]; p < r->rank[u + 1]; p++)
+            r->tokens[p] = (double)n / (r->rank[u + 1] - r->rank[u]) / top_k;
+    }
+}
+
+/* Takes in n rows that each rank of [first, end) has for the rank that is looked at. */
+static void add_rows(Rows *r, int first, int end, double n) {
+    if (first >= end || !(n > 0))
+        return;
+    for (int p = first; p < end; p++) {
+        r->from[p] += n;
+        r->stay[p] *= n < r->tokens[p] ? 1 - n / r->tokens[p] : 0;
+    }
+    r->begin = first < r->begin ? first : r->begin;
+    r->end = end > r->end ? end : r->end;
+}
+
+/* Takes in the rows [lo, hi) of the n that a unit has of an expert: consecutive ones are a rank's. */
+static void add_unit(Rows *r, int unit, double n, double lo, double hi) {
+    int first = r->rank[unit], parts = r->rank[unit + 1] - first;
+    double each = n / parts;
+    int i = (int)(lo / each), k = (int)(hi / each); /* the ranks that have the ends */
+    i = i < parts ? i : parts - 1;
+    k = k < parts ? k : parts;
+    if (i == k) {
+        add_rows(r, first + i, first + i + 1, hi - lo);
+        return;
+    }
+    add_rows(r, first + i, first + i + 1, (i + 1) * each - lo);
+    add_rows(r, first + i + 1, first + k, each);
+    if (k < parts)
+        add_rows(r, first + k, first + k + 1, hi - k * each);
 }
 
 /* Takes in the rows that slot g computes, by source rank. */
@@ -112,41 +143,54 @@ static void add_slot(Rows *r, int g) {
     if (e < 0 || (!r->runs && m->primary[e] != g))
         return;
     const int32_t *c = r->counts + (size_t)e * (size_t)r->sources;
-    double lo = r->runs ? r->runs[g].begin : 0, hi = r->runs ? r->runs[g].end : INFINITY, at = 0;
-    for (int p = 0; p < m->ranks; p++) {
-        double before = at;
-        at += rows_of(r, c, p);
-        double n = (at < hi ? at : hi) - (before > lo ? before : lo);
-        if (n > 0) {
-            r->from[p] += n;
-            r->stay[p] *= n < r->tokens[p] ? 1 - n / r->tokens[p] : 0;
-        }
-        if (at >= hi) /* a copy's run is mostly of few sources */
-            break;
+    int64_t lo = r->runs ? r->runs[g].begin : 0, hi = r->runs ? r->runs[g].end : INT64_MAX, at = 0;
+    for (int u = 0; u < r->units && at < hi; u++) { /* a copy's run is mostly of few sources */
+        int64_t n = rows_of(r, c, u), end = at + n;
+        if (n > 0 && end > lo)
+            add_unit(r, u, (double)n, (double)(lo > at ? lo - at : 0), (double)(end < hi ? n : hi - at));
+        at = end;
     }
 }
 
 /* Looks at rank q. */
 static void look_at(Rows *r, int q) {
     const MoePlaceMap *m = r->m;
-    for (int p = 0; p < m->ranks; p++) {
+    for (int p = r->begin; p < r->end; p++) {
         r->from[p] = 0;
         r->stay[p] = 1;
     }
+    r->begin = m->ranks;
+    r->end = 0;
     for (int g = q * m->slots; g < (q + 1) * m->slots; g++)
         add_slot(r, g);
+}
+
+/* What ranks [first, end), to which q has links of one class, send to it. Nothing goes over links from q to itself. */
+static void add_links(Rows *r, int q, int first, int end, MoeLinkClass k) {
+    first = first > r->begin ? first : r->begin;
+    end = end < r->end ? end : r->end;
+    double tokens = 0, rows = 0;
+    for (int p = first; p < end; p++) {
+        double n = r->tokens[p] * (1 - r->stay[p]);
+        r->there[p].out[k] += n;
+        r->home[p].in[k] += r->from[p];
+        tokens += n;
+        rows += r->from[p];
+    }
+    r->there[q].in[k] += tokens;
+    r->home[q].out[k] += rows;
+    r->rows[q] += rows;
 }
 
 /* What all ranks send to rank q. */
 static void add_rank(Rows *r, const MoeCluster *cl, int q) {
     look_at(r, q);
-    for (int p = 0; p < r->m->ranks; p++) {
-        if (!(r->from[p] > 0))
-            continue;
-        r->rows[q] += r->from[p];
-        send(r->there, cl, p, q, r->tokens[p] * (1 - r->stay[p]));
-        send(r->home, cl, q, p, r->from[p]);
-    }
+    int node = q - q % cl->ranks_per_node, next = node + cl->ranks_per_node;
+    r->rows[q] += r->from[q];
+    add_links(r, q, 0, node, MOE_LINK_INTER);
+    add_links(r, q, node, q, MOE_LINK_INTRA);
+    add_links(r, q, q + 1, next, MOE_LINK_INTRA);
+    add_links(r, q, next, r->m->ranks, MOE_LINK_INTER);
 }
 
 /* ---- copies ---- */
@@ -179,6 +223,8 @@ static void begin(Rows *r, int top_k, const MoePlaceMap *m, const int32_t *count
     memset(r->home, 0, n * sizeof *r->home);
     memset(r->rows, 0, n * sizeof *r->rows);
     memset(r->tokens, 0, n * sizeof *r->tokens);
+    r->begin = 0;
+    r->end = m->ranks;
     divide_sources(r, top_k > 0 ? top_k : 1);
 }
 
