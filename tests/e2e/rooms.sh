@@ -65,6 +65,8 @@ clean "no lines with space at the end" '[[:space:]]+$' '\.(md|json|txt|moe)$'
 # Every script parses.
 for f in $(text_files | while read -r f; do head -n 1 "$f" | grep -aqE '^#!.*\bbash' && echo "$f"; done) tests/e2e/lib.sh; do bash -n "$f" 2>&1; done >"$WORK/.out"
 if [ -s "$WORK/.out" ]; then not_ok "every script parses" "$WORK/.out"; else ok "every script parses"; fi
+find tests/e2e -name '*.sh' ! -name 'lib*.sh' ! -perm -u+x >"$WORK/.out" # tests/run passes over them
+if [ -s "$WORK/.out" ]; then not_ok "every script can be run" "$WORK/.out"; else ok "every script can be run"; fi
 # What the documents point at exists.
 for doc in README.md docs/*.md tests/data/README.md; do
   [ -f "$doc" ] || continue
