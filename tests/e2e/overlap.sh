@@ -57,10 +57,12 @@ cp -r "$WORK/run.plan" "$WORK/on.plan"; mv "$WORK/run" "$WORK/on"
 must train again --cluster "$WORK/pair.json" $E 2 -- --emulate "$WORK/pair.json"
 times() { sed -E 's/.*"emulated_seconds": ([^,]*), "emulated_exposed": ([^,]*), "emulated_a2a_exposed": ([^,]*),.*/\1 \2 \3/;t;d' "$WORK/$1/log.jsonl"; }
 expect "emulated times repeat" bash -c '[ -n "$1" ] && [ "$1" = "$2" ]' - "$(times on)" "$(times again)"
-compare() { # with overlap each step is faster, rows are waited for less, and the prediction is not far off
+compare() { # with overlap each step is faster, rows are waited for less, and the prediction for the run's load is not far off
+  "$MOEC" explain "$WORK/on.plan" --against "$WORK/on" -o json >"$WORK/on.json" || return 1
   python3 - "$WORK" <<'PY'
 import json, sys
 work = sys.argv[1]
+explained = json.load(open(f"{work}/on.json"))
 steps = {n: [r for r in map(json.loads, open(f"{work}/{n}/log.jsonl")) if "emulated_seconds" in r] for n in ("off", "on")}
 predicted = json.load(open(f"{work}/on.plan/plan.json"))["programs"]["train"]["predicted"]
 for a, b in zip(steps["off"], steps["on"]):
@@ -68,8 +70,11 @@ for a, b in zip(steps["off"], steps["on"]):
     assert b["emulated_seconds"] < 0.97 * a["emulated_seconds"]
     assert b["emulated_a2a_exposed"] < 0.6 * a["emulated_a2a_exposed"]
     assert b["emulated_exposed"] >= b["emulated_a2a_exposed"]
-    assert abs(b["emulated_seconds"] / predicted["seconds"] - 1) < 0.25 # routing of so few tokens is far from even
 assert len(steps["on"]) == 4
+mean = sum(r["emulated_seconds"] for r in steps["on"]) / 4
+print(mean, explained["predicted_for_run_seconds"], explained["predicted_seconds"])
+assert abs(mean / explained["predicted_for_run_seconds"] - 1) < 0.1
+assert abs(explained["predicted_seconds"] / predicted["seconds"] - 1) < 0.01
 assert abs(predicted["compute"] + predicted["a2a_exposed"] + predicted["other_exposed"] - predicted["seconds"]) < 1e-9
 PY
 }
