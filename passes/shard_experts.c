@@ -12,12 +12,21 @@
 
 /* ---- plans ---- */
 
-/* Rows that one rank sends, or receives, when routing is balanced: each token goes to every rank that holds one of its k
- * experts, once. */
-static int64_t expected_rows(int64_t tokens, int64_t k, int64_t ep) {
-    double rows = (double)tokens * (double)ep * (1.0 - pow(1.0 - 1.0 / (double)ep, (double)k));
-    int64_t most = tokens * (k < ep ? k : ep), n = (int64_t)ceil(rows - 1e-9);
-    return n < most ? n : most;
+/* Rows that one rank sends, or receives on average, when routing is balanced: each token goes to every rank that holds one of its k
+ * experts, once. They are k different ones of E, so a rank with n of them is wanted by none with the odds of a draw without
+ * replacement, C(E-n, k) / C(E, k). Experts as the usual map has them: ceil(E/ep) a rank, the last ones fewer. */
+static int64_t expected_rows(int64_t tokens, int64_t k, int64_t experts, int64_t ep) {
+    int64_t per = (experts + ep - 1) / ep;
+    double rows = 0;
+    for (int64_t first = 0; first < experts; first += per) {
+        int64_t n = experts - first < per ? experts - first : per;
+        double none = 1;
+        for (int64_t i = 0; i < k; i++)
+            none *= n + i < experts ? (double)(experts - n - i) / (double)(experts - i) : 0;
+        rows += (double)tokens * (1.0 - none);
+    }
+    int64_t most = tokens * (k < ep ? k : ep), up = (int64_t)ceil(rows - 1e-6);
+    return up < most ? up : most;
 }
 
 static const char *ep_group(const MoeShardRoute *r) {
@@ -43,9 +52,9 @@ static MoeStatus gather_choices(MoeShard *s, MoeValue *ids, int64_t experts, Moe
     return r->copies ? moe_shard_copy_plan_of(s, ids, all->results[0], experts, r) : NULL;
 }
 
-static MoeStatus send_and_expert_plan(MoeShard *s, int64_t slots, int64_t k, MoeShardRoute *r,
-                                      MoeOp **out) {
-    int64_t tokens = r->choices->type.dims[0].size, expect = expected_rows(tokens, k, r->ep);
+static MoeStatus send_and_expert_plan(MoeShard *s, int64_t experts, int64_t slots, int64_t k,
+                                      MoeShardRoute *r, MoeOp **out) {
+    int64_t tokens = r->choices->type.dims[0].size, expect = expected_rows(tokens, k, experts, r->ep);
     MoeValue *sent[] = {r->choices, r->place};
     MoeOp *send = moe_op_build(s->g, MOE_OP_SEND_PLAN, sent, r->copies ? 1 : 2,
                                moe_ai("slots", slots), moe_ai("ranks", r->ep), moe_ai("chunks", 1),
@@ -72,7 +81,7 @@ static MoeStatus route_plan(MoeShard *s, const MoeOp *op, MoeShardRoute *r) {
     MOE_TRY(home_plan(s, ids, experts, r, &home));
     r->home_seg = home->results[0];
     MOE_TRY(gather_choices(s, ids, experts, r));
-    MOE_TRY(send_and_expert_plan(s, slots, k, r, &mine));
+    MOE_TRY(send_and_expert_plan(s, experts, slots, k, r, &mine));
     if (r->copies)
         MOE_TRY(home_plan(s, r->choices, r->ep * slots, r, &home));
     r->home_src = home->results[1];

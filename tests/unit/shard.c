@@ -377,6 +377,32 @@ START_TEST(test_gathers) {
 }
 END_TEST
 
+/* Rows to count on between ranks: experts of a token are different ones, ranks with fewer of them get fewer. */
+START_TEST(test_expected_rows) {
+    static const struct {
+        int experts, ep, rows;
+    } cases[] = {{8, 2, 19},  /* 12 tokens to 2 ranks: 24 (1 - C(4, 2) / C(8, 2)) = 18.9 */
+                 {5, 4, 11},  /* 6 tokens to ranks of 2, 2, 1, 0 experts: 6 (7/10 + 7/10 + 4/10) = 10.8 */
+                 {2, 2, 24}}; /* all tokens to both */
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        Model o = {.experts = cases[c].experts};
+        MoeModule *m =
+            run(&o, (MoeMesh)MESH(1, 1, cases[c].ep, 1, 1), "grad,decompose,shard", NULL);
+        MoeGraph *g = moe_module_find(m, "train");
+        int found = 0;
+        for (size_t i = 0; i < g->n_ops; i++) {
+            bool send = g->ops[i]->opcode == MOE_OP_SEND_PLAN;
+            if (!send && g->ops[i]->opcode != MOE_OP_EXPERT_PLAN)
+                continue;
+            ck_assert_int_eq(moe_attr_i(g->ops[i], send ? "expect" : "expect_recv"), cases[c].rows);
+            found++;
+        }
+        ck_assert_int_ge(found, 2);
+        moe_module_destroy(m);
+    }
+}
+END_TEST
+
 /* Capacities are those of one data rank: 4 sequences of 6 tokens on 4 ranks. */
 START_TEST(test_capacities) {
     Model o = {.experts = 4};
@@ -390,11 +416,11 @@ START_TEST(test_capacities) {
             ck_assert_int_eq(op->results[2]->type.dims[0].size,
                              4 * 6 * 2); /* all of the group's pairs */
             ck_assert_int_eq(moe_attr_i(op, "expect_rows"), 6 * 2);
-            /* 6 * 4 * (1 - (3/4)^2) = 10.5 */
-            ck_assert_int_eq(moe_attr_i(op, "expect_recv"), 11);
+            /* each of 4 ranks with the odds of 1 - C(3, 2) / C(4, 2): 6 * 4 * 1/2 */
+            ck_assert_int_eq(moe_attr_i(op, "expect_recv"), 12);
         }
         if (op->opcode == MOE_OP_SEND_PLAN)
-            ck_assert_int_eq(moe_attr_i(op, "expect"), 11);
+            ck_assert_int_eq(moe_attr_i(op, "expect"), 12);
     }
     moe_module_destroy(m);
 }
@@ -437,6 +463,7 @@ int main(void) {
     tcase_add_test(t, test_verifier_params);
     tcase_add_test(t, test_rows_travel_rounded);
     tcase_add_test(t, test_gathers);
+    tcase_add_test(t, test_expected_rows);
     tcase_add_test(t, test_capacities);
     tcase_add_loop_test(t, test_ranges_refused, 0, 4);
     suite_add_tcase(s, t);
