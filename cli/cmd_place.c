@@ -92,7 +92,7 @@ static MoeStatus read_options(Place *p, MoeReplayOptions *r) {
     MOE_TRY(int_option(o, OPT_PLACE_WARMUP, "warmup", 0, 1 << 24, &r->warmup));
     MOE_TRY(int_option(o, OPT_GRAIN, "grain", 1, 1 << 20, &r->grain));
     r->even = strcmp(moe_opt(o, OPT_SPLIT), "even") == 0;
-    r->gate = (MoePlacerGate){moe_opt_f(o, OPT_HYSTERESIS), moe_opt_f(o, OPT_DRIFT)};
+    r->gate = (MoePlacerGate){.hysteresis = moe_opt_f(o, OPT_HYSTERESIS), .drift = moe_opt_f(o, OPT_DRIFT)};
     if (r->gate.hysteresis < 0 || r->gate.drift < 0)
         return moe_error(MOE_E_MISUSE, "--hysteresis %g, --drift %g: expected 0 or more",
                          r->gate.hysteresis, r->gate.drift);

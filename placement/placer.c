@@ -216,14 +216,16 @@ static const int32_t *recent(MoePlacer *p, const MoePolicyAsk *ask) {
 
 /* What the proposal is worth, by the last steps. */
 static void weigh(MoePlacer *p, const MoePolicyAsk *ask, MoePlaceDecision *d) {
+    d->arrivals = moe_place_map_arrivals(ask->now, &p->proposal);
+    d->moves = moe_place_map_moves(ask->now, &p->proposal);
+    if (p->gate.unweighed && p->gate.hysteresis == 0)
+        return;
     const int32_t *load = recent(p, ask);
     MoePlaceStep before = price(p, ask->now, load), after = price(p, &p->proposal, load);
     d->before = before.imbalance;
     d->after = after.imbalance;
     d->gain = (before.total - after.total) * p->setup.every;
     d->cost = moe_place_move_seconds(p->setup.cost, ask->now, &p->proposal);
-    d->arrivals = moe_place_map_arrivals(ask->now, &p->proposal);
-    d->moves = moe_place_map_moves(ask->now, &p->proposal);
 }
 
 static void decide_layer(MoePlacer *p, int64_t step, int layer, MoePlaceMap *map,

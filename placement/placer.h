@@ -12,6 +12,7 @@ typedef struct {
     double hysteresis; /* a change is taken if gain > hysteresis * cost; 0: every valid change is taken. 1 by default */
     double drift; /* also ask, before `every` steps are over, when the imbalance over the last MOE_PLACER_DRIFT_STEPS is this much
                    * more than over the first as many after the last decision; 0: never */
+    bool unweighed; /* without hysteresis: nobody wants to know gain, cost, before and after, which are then 0 */
 } MoePlacerGate;
 
 enum { MOE_PLACER_DRIFT_STEPS = 4 };

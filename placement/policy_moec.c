@@ -45,6 +45,9 @@ static MoeStatus create(const MoePolicySetup *s, void **out) {
         m->changed_at[l] = -1;
     m->tight = MOE_NEW_N(a, int8_t, s->ranks);
     m->load = MOE_NEW_N(a, int64_t, s->ranks);
+    m->givers = MOE_NEW_N(a, int32_t, s->ranks);
+    m->low = MOE_NEW_N(a, int32_t, s->ranks);
+    m->takers = MOE_NEW_N(a, int32_t, s->ranks);
     m->amount = MOE_NEW_N(a, int64_t, (size_t)s->ranks * (size_t)s->slots);
     *out = m;
     MoeStatus st = moe_place_map_create(s->experts, s->ranks, s->slots, a, &m->map);

@@ -38,6 +38,10 @@ typedef struct {
     int8_t *tight;   /* [ranks] */
     int64_t *load;   /* [ranks] as far as it can be told without a new flow */
     int64_t *amount; /* [ranks*slots] likewise */
+    /* Of relieving many ranks: those that have too much, unless they are beyond help; those below the mean; those of them that may take copies. */
+    int32_t *givers, *low, *takers; /* [ranks] */
+    int n_givers, n_low, n_takers, least;
+    int64_t least_load; /* rows of rank `least`, which has the fewest */
 } Moec;
 
 /* Makes the change in map and n_copies. */

@@ -143,21 +143,35 @@ static int largest(const Moec *m, int rank, int64_t most) {
     return best;
 }
 
+/* The least loaded rank that can take a copy of e into a slot with no more than `worth` rows; *at: that slot. -1: none. Ranks that can take
+ * none at all leave the list. */
+static int find_taker(Moec *m, int e, int64_t worth, int64_t full, int *at) {
+    int best = -1, n = 0;
+    for (int i = 0; i < m->n_takers; i++) {
+        int r = m->takers[i], spare = -1;
+        bool nearer = best < 0 || m->load[r] < m->load[best];
+        if (m->load[r] >= full)
+            continue;
+        if (nearer) {
+            spare = spare_slot(m, m->amount, r, true);
+            if (spare < 0 || m->amount[spare] > worth)
+                continue;
+        }
+        m->takers[n++] = r;
+        if (nearer && !moe_policy_holds(&m->map, r, e)) {
+            best = r;
+            *at = spare;
+        }
+    }
+    m->n_takers = n;
+    return best;
+}
+
 /* One more copy of an expert of a rank, on the least loaded rank that can take it. */
 static bool copy_away(Moec *m, int rank, int64_t mean) {
     int64_t worth = (int64_t)(WORTH_IT * (double)mean);
     for (int g = largest(m, rank, INT64_MAX); g >= 0; g = largest(m, rank, m->amount[g])) {
-        int to = -1, at = -1;
-        for (int r = 0; r < m->map.ranks; r++) {
-            if ((to >= 0 && m->load[r] >= m->load[to]) ||
-                moe_policy_holds(&m->map, r, m->map.expert[g]))
-                continue;
-            int spare = spare_slot(m, m->amount, r, true);
-            if (spare >= 0 && m->amount[spare] <= worth) {
-                to = r;
-                at = spare;
-            }
-        }
+        int at = -1, to = find_taker(m, m->map.expert[g], worth, mean - worth, &at);
         if (to < 0)
             continue;
         int64_t shift = m->load[rank] - mean, room = mean - m->load[to];
@@ -176,11 +190,31 @@ static bool copy_away(Moec *m, int rank, int64_t mean) {
     return false;
 }
 
+/* The least loaded rank below the mean, -1 without one. It is remembered: others get below its rows only by an exchange with it, which changes
+ * them. */
+static int find_least(Moec *m, int64_t mean) {
+    if (m->least >= 0 && m->load[m->least] == m->least_load)
+        return m->least;
+    int n = 0;
+    m->least = -1;
+    for (int i = 0; i < m->n_low; i++) {
+        int r = m->low[i];
+        if (m->load[r] >= mean)
+            continue;
+        m->low[n++] = r;
+        if (m->least < 0 || m->load[r] < m->load[m->least])
+            m->least = r;
+    }
+    m->n_low = n;
+    m->least_load = m->least < 0 ? 0 : m->load[m->least];
+    return m->least;
+}
+
 /* The best exchange of a rank's slot with one of the least loaded rank. */
 static bool exchange_away(Moec *m, int rank, int64_t mean) {
-    int to = 0;
-    for (int r = 1; r < m->map.ranks; r++)
-        to = m->load[r] < m->load[to] ? r : to;
+    int to = find_least(m, mean);
+    if (to < 0)
+        return false;
     double want = (double)(m->load[rank] - m->load[to]) / 2,
            nearest = want - WORTH_IT * (double)mean;
     MoecChange swap = {.other = -1};
@@ -193,7 +227,25 @@ static bool exchange_away(Moec *m, int rank, int64_t mean) {
     m->amount[swap.other] = less;
     m->load[to] += more - less;
     m->load[rank] -= more - less;
+    if (m->load[rank] < mean)
+        m->low[m->n_low++] = rank;
     return true;
+}
+
+/* Place in the list of givers of the one with most rows; -1: none is left. Who has enough to give no more leaves the list. */
+static int find_busiest(Moec *m, int64_t enough) {
+    int best = -1, n = 0;
+    for (int i = 0; i < m->n_givers; i++) {
+        int r = m->givers[i];
+        if (m->load[r] <= enough)
+            continue;
+        m->givers[n] = r;
+        if (best < 0 || m->load[r] > m->load[m->givers[best]])
+            best = n;
+        n++;
+    }
+    m->n_givers = n;
+    return best;
 }
 
 int moec_relieve_all(Moec *m, int k, double above) {
@@ -202,18 +254,24 @@ int moec_relieve_all(Moec *m, int k, double above) {
     int n = 0;
     memcpy(m->load, f->load, sizeof *m->load * (size_t)f->ranks);
     memcpy(m->amount, f->amount, sizeof *m->amount * (size_t)f->ranks * (size_t)f->slots);
-    memset(m->tight, 0, (size_t)f->ranks); /* those that nothing more can be done for */
+    m->n_givers = m->n_low = 0;
+    m->least = -1;
+    for (int r = 0; r < f->ranks; r++)
+        if (m->load[r] > enough)
+            m->givers[m->n_givers++] = r;
+        else if (m->load[r] < mean)
+            m->low[m->n_low++] = r;
+    m->n_takers = m->copies ? m->n_low : 0;
+    memcpy(m->takers, m->low, sizeof *m->low * (size_t)m->n_takers);
     for (int tries = 0; tries < 4 * f->ranks; tries++) {
-        int busiest = -1;
-        for (int r = 0; r < f->ranks; r++)
-            if (!m->tight[r] && (busiest < 0 || m->load[r] > m->load[busiest]))
-                busiest = r;
-        if (busiest < 0 || m->load[busiest] <= enough)
+        int i = find_busiest(m, enough);
+        if (i < 0)
             break;
+        int busiest = m->givers[i];
         if (copy_away(m, busiest, mean) || exchange_away(m, busiest, mean))
             n++;
         else
-            m->tight[busiest] = 1;
+            m->givers[i] = m->givers[--m->n_givers];
     }
     return n;
 }

@@ -285,9 +285,11 @@ MoeStatus moe_replay(const MoeLoad *load, const MoePolicy *policy, const MoeRepl
                             .program = o->program};
     r.policy = policy;
     r.setup = &setup;
+    MoePlacerGate gate = o->gate;
+    gate.unweighed = true; /* every step is measured anyway */
     MoeStatus st = prepare(&r, scratch);
     if (!st)
-        st = moe_placer_create(policy, &setup, o->gate, &r.placer);
+        st = moe_placer_create(policy, &setup, gate, &r.placer);
     if (!st)
         st = run_steps(&r, a);
     if (!st)

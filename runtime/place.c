@@ -163,8 +163,8 @@ static MoeStatus open_division(MoePlace *p, int d, uint64_t seed) {
                             .cost = &v->cost,
                             .program = p->o.program,
                             .program_seconds = p->o.program_seconds};
-    MOE_TRY(moe_placer_create(policy, &setup, (MoePlacerGate){p->o.hysteresis, p->o.drift},
-                              &v->placer));
+    MoePlacerGate gate = {.hysteresis = p->o.hysteresis, .drift = p->o.drift};
+    MOE_TRY(moe_placer_create(policy, &setup, gate, &v->placer));
     p->n_divisions++;
     return NULL;
 }

@@ -171,6 +171,16 @@ START_TEST(a_gain_is_weighed) {
     ck_assert(out[0].gain < 0);
     ck_assert(moe_placer_seconds(p) > 0);
     moe_placer_destroy(p);
+    /* Nobody wants the figures: the same verdict without them; hysteresis goes on needing them. */
+    for (int hysteresis = 0; hysteresis < 2; hysteresis++) {
+        p = placer(&part_policy, (MoePlacerGate){.hysteresis = hysteresis, .unweighed = true});
+        observe(p, 0, skewed);
+        moe_placer_decide(p, 1, maps, out);
+        ck_assert_int_eq(out[0].verdict, hysteresis ? MOE_PLACE_TOO_DEAR : MOE_PLACE_CHANGED);
+        ck_assert((out[0].before > 0) == (hysteresis > 0));
+        ck_assert_int_eq(out[0].arrivals, 2);
+        moe_placer_destroy(p);
+    }
 }
 END_TEST
 
