@@ -13,6 +13,8 @@
 #include "runtime/launch.h"
 #include "runtime/ranks.h"
 
+enum { SILENCE = 15 }; /* seconds without a sign of life of a process after which the others give up */
+
 typedef struct {
     const char *path;
     int threads; /* of a rank; 0: the host's cores, shared out */
@@ -65,21 +67,6 @@ static MoeStatus write_cluster(const char *path, const MoeCluster *c, double mem
     return st;
 }
 
-/* Of the ranks' rates, rank 0's go into the file: ranks are taken to be alike. */
-static MoeStatus probe_rank(void *ctx, MoeComm *comm) {
-    const Probe *p = ctx;
-    MoeCluster c = {0};
-    double memory = 0;
-    MOE_TRY(moe_probe_links(comm, &c));
-    int threads = p->threads ? p->threads : moe_cpu_count() / c.ranks_per_node;
-    MOE_TRY(moe_probe_compute(p->models, p->n_models, threads > 1 ? threads : 1, comm, &c.rates));
-    MOE_TRY(moe_probe_memory(comm, &memory));
-    MoeStatus st = comm->rank == 0 ? write_cluster(p->path, &c, memory) : NULL;
-    if (!st && comm->rank == 0 && !p->quiet)
-        say(p, &c, memory);
-    return moe_comm_agree(comm, st, "writing the cluster file");
-}
-
 /* Before anything is measured: whether the file's directory can be written to. */
 static MoeStatus check_place(const char *path) {
     char *dir = strdup(path), *slash = strrchr(dir, '/');
@@ -88,6 +75,43 @@ static MoeStatus check_place(const char *path) {
     MoeStatus st = access(slash ? dir : ".", W_OK) ? moe_error_errno("%s", slash ? dir : ".") : NULL;
     free(dir);
     return st;
+}
+
+/* Of the ranks' rates, rank 0's go into the file: ranks are taken to be alike. */
+static MoeStatus probe_rank(void *ctx, MoeComm *comm) {
+    const Probe *p = ctx;
+    MoeCluster c = {0};
+    double memory = 0;
+    MOE_TRY(moe_probe_links(comm, &c));
+    int sharing = p->processes && moe_launch_bound() ? 1 : c.ranks_per_node;
+    int threads = p->threads ? p->threads : moe_cpu_count() / sharing;
+    MOE_TRY(moe_probe_compute(p->models, p->n_models, threads > 1 ? threads : 1, comm, &c.rates));
+    MOE_TRY(moe_probe_memory(comm, &memory));
+    MoeStatus st = comm->rank == 0 ? write_cluster(p->path, &c, memory) : NULL;
+    if (!st && comm->rank == 0 && !p->quiet)
+        say(p, &c, memory);
+    return moe_comm_agree(comm, st, "writing the cluster file");
+}
+
+/* This process is a rank among others. All give up together, where one has a reason to: rank 0 alone writes, so the file's place is
+ * its host's. */
+static MoeStatus probe_process(Probe *p, const char *target, MoeComm *comm) {
+    MoeStatus st = comm->rank == 0 ? check_place(p->path) : NULL;
+    st = moe_comm_agree(comm, st, "the cluster file");
+    if (!st)
+        st = moe_comm_agree(comm, moe_probe_models(target, p->models, &p->n_models), "the models");
+    if (st) {
+        moe_launch_say(comm, st);
+        return st;
+    }
+    return probe_rank(p, comm);
+}
+
+/* Ranks are threads of this process. */
+static MoeStatus probe_threads(Probe *p, const char *target, int ranks) {
+    MOE_TRY(check_place(p->path));
+    MOE_TRY(moe_probe_models(target, p->models, &p->n_models));
+    return moe_ranks_run(ranks, 0, probe_rank, p);
 }
 
 MoeStatus moe_cmd_probe(const MoeOptions *o) {
@@ -101,23 +125,18 @@ MoeStatus moe_cmd_probe(const MoeOptions *o) {
         return moe_error(MOE_E_MISUSE, "moec probe: -o cluster.json says where the cluster file goes");
     if (ranks < 0 || ranks > MOE_MAX_RANKS || threads < 0 || threads > 1 << 16)
         return moe_error(MOE_E_MISUSE, "moec probe: --ranks 0 to %d, --threads 0 to 65536", MOE_MAX_RANKS);
-    MOE_TRY(check_place(p.path));
     p.processes = launch.size > 1;
     if (p.processes && ranks && ranks != launch.size)
         return moe_error(MOE_E_MISUSE, "--ranks %lld: %s started %d processes; leave --ranks out", (long long)ranks,
                          moe_launch_name(launch.kind), launch.size);
     int n = p.processes ? launch.size : ranks ? (int)ranks : moe_cpu_count();
     MOE_TRY(moe_comm_choose("auto", n, &launch, &kind));
-    MoeStatus st = moe_probe_models(moe_opt(o, OPT_TARGET), p.models, &p.n_models);
-    if (!st && !p.processes) {
-        st = moe_ranks_run(n, 0, probe_rank, &p);
-    } else if (!st) {
-        MoeComm *comm = NULL;
-        st = moe_comm_open(kind, &launch, 15, &comm);
-        if (!st)
-            st = probe_rank(&p, comm);
-        moe_comm_destroy(comm);
-    }
+    const char *target = moe_opt(o, OPT_TARGET);
+    MoeComm *comm = NULL;
+    MoeStatus st = p.processes ? moe_comm_open(kind, &launch, SILENCE, &comm) : probe_threads(&p, target, n);
+    if (comm)
+        st = probe_process(&p, target, comm);
+    moe_comm_destroy(comm);
     moe_probe_models_free(p.models, p.n_models);
     return st;
 }

@@ -2,7 +2,6 @@
 #include "cli/commands.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -188,26 +187,10 @@ static MoeStatus run_rank(void *ctx, MoeComm *comm) {
     return train_rank(ctx, comm, &r);
 }
 
-/* All processes have the error: the one whose own it is says it, and does before any of them ends, as launchers kill the others
- * then. */
-static void say_agreed(MoeComm *comm, MoeStatus st) {
-    if (!moe_status_is_told(st) && comm->rank > 0)
-        st = moe_status_prefix(st, "rank %d", comm->rank);
-    moe_log_error(st);
-    moe_status_free(moe_comm_barrier(comm, "the end"));
-}
-
-/* Whether the launcher gave this process cores of its own: others than it has itself. */
-static bool is_bound(void) {
-    cpu_set_t mine, parents;
-    return !sched_getaffinity(0, sizeof mine, &mine) &&
-           !sched_getaffinity(getppid(), sizeof parents, &parents) && !CPU_EQUAL(&mine, &parents);
-}
-
 /* Of a process among others on its host, when the user leaves the number to us. */
 static int threads_of_process(int threads, const MoeLaunchInfo *launch) {
     int n = moe_cpu_count();
-    if (threads > 0 || launch->local_size < 2 || is_bound())
+    if (threads > 0 || launch->local_size < 2 || moe_launch_bound())
         return threads;
     return n / launch->local_size > 1 ? n / launch->local_size : 1;
 }
@@ -264,7 +247,7 @@ static MoeStatus run_ranks(const MoeOptions *o, const MoePlan *plan, MoeTrainOpt
     MoeTrainReport r = {0};
     MoeStatus st = train_rank(&run, comm, &r);
     if (st && r.agreed)
-        say_agreed(comm, st);
+        moe_launch_say(comm, st);
     moe_comm_destroy(comm);
     return st;
 }

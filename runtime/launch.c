@@ -1,9 +1,12 @@
 /* See launch.h. */
 #include "runtime/launch.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "base/log.h"
 #include "base/str.h"
 
 /* The variables of each launcher, the surest first. size and rank must both be there and make sense. */
@@ -173,4 +176,17 @@ MoeStatus moe_comm_open(MoeCommKind kind, const MoeLaunchInfo *launch, double si
     }
     (*out)->silence_limit = silence_limit;
     return NULL;
+}
+
+bool moe_launch_bound(void) {
+    cpu_set_t mine, parents;
+    return !sched_getaffinity(0, sizeof mine, &mine) &&
+           !sched_getaffinity(getppid(), sizeof parents, &parents) && !CPU_EQUAL(&mine, &parents);
+}
+
+void moe_launch_say(MoeComm *comm, MoeStatus st) {
+    if (!moe_status_is_told(st) && comm->rank > 0)
+        st = moe_status_prefix(st, "rank %d", comm->rank);
+    moe_log_error(st);
+    moe_status_free(moe_comm_barrier(comm, "the end"));
 }

@@ -1,7 +1,7 @@
 /* How this process was started, and which communicator follows from that.
  *
  * A launcher (mpirun, srun, torchrun) starts one process a rank and tells each its place through environment variables.
- * Without one there is one process, and ranks are its threads. Called once, by `moec run` and the test programs. */
+ * Without one there is one process, and ranks are its threads. Called once, by `moec run`, `moec probe` and the test programs. */
 #ifndef MOE_RUNTIME_LAUNCH_H
 #define MOE_RUNTIME_LAUNCH_H
 
@@ -34,10 +34,17 @@ typedef enum { MOE_COMM_SELF, MOE_COMM_THREADS, MOE_COMM_MPI, MOE_COMM_TCP } Moe
 MoeStatus moe_comm_choose(const char *choice, int plan_ranks, const MoeLaunchInfo *launch,
                           MoeCommKind *out);
 
+/* Whether the launcher gave this process cores of its own: others than it has itself. */
+bool moe_launch_bound(void);
+
 /* Opens self, mpi or tcp (threads: moe_comm_threads, which makes all ranks at once). silence_limit: seconds, > 0.
  * MOE_E_INPUT with what to do if MPI, the plugin or the rendezvous is missing. */
 MoeStatus moe_comm_open(MoeCommKind kind, const MoeLaunchInfo *launch, double silence_limit,
                         MoeComm **out);
+
+/* Of an error that all processes agreed on: the one whose own it is says it, and does before any of them ends, as launchers kill
+ * the others then. `st` stays the caller's. */
+void moe_launch_say(MoeComm *comm, MoeStatus st);
 
 /* Ranks as processes over TCP; the rendezvous is at $MASTER_ADDR (127.0.0.1) : $MASTER_PORT (29400). comm_tcp_meet.c */
 MoeStatus moe_comm_tcp(int rank, int size, double silence_limit, MoeComm **out);

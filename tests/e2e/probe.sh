@@ -2,6 +2,8 @@
 # moec probe writes a cluster file that compile reads: rates of kernels by size and type, links between its ranks, as threads and as
 # processes. What it measures is not judged here (bench/model --real does); that it is there, positive and used is.
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/lib_ranks.sh"
+LIMIT=300
 tiny_config "$WORK/model.json"
 
 checks() { # checks NAME FILE CODE: with c the cluster file
@@ -38,15 +40,19 @@ import json, sys
 a, b = (json.load(open(p + "/plan.json"))["programs"]["train"]["predicted"]["compute"] for p in sys.argv[1:])
 assert abs(b / a - 10) < 1e-6, (a, b)' "$WORK/a.plan" "$WORK/b.plan"
 
-if [ -f "$BUILD/libmoe_mpi.so" ] && command -v mpirun >/dev/null; then
-  mpi=(mpirun -n 2 --oversubscribe --bind-to none)
-  [ "$(id -u)" != 0 ] || mpi+=(--allow-run-as-root)
-  expect "two processes" timeout 300 "${mpi[@]}" "$MOEC" probe -o "$WORK/mpi.json" --threads 1 -q
-  checks "their links" "$WORK/mpi.json" '
-assert c["nodes"] == 1 and c["ranks_per_node"] == 2 and c["intra"]["bandwidth"] > 0 and c["rates"]["threads"] == 1'
-else
-  skip "two processes (no MPI)"
-fi
+for how in mpi tcp; do
+  if [ $how = mpi ] && [ -n "$(no_mpi)" ]; then skip "two processes over mpi: $(no_mpi)"; continue; fi
+  expect "two processes over $how" ranks $how 2 "$MOEC" probe -o "$WORK/$how.json" --threads 1
+  cp "$WORK/.out" "$WORK/said"
+  checks "over $how: hosts, links, rates" "$WORK/$how.json" '
+assert c["nodes"] == 1 and c["ranks_per_node"] == 2 and "inter" not in c
+assert 0 < c["intra"]["latency"] < 1 and 1e6 < c["intra"]["bandwidth"] < 1e13
+assert c["rates"]["threads"] == 1 and len(c["rates"]["gemm"]) >= 3 and c["rates"]["row"]'
+  expect "over $how: one of them says it" bash -c '[ "$(grep -c "^2 ranks on 1 host$" "$1")" = 1 ] && [ "$(grep -c "links inside a host" "$1")" = 1 ]' - "$WORK/said"
+  refuses "over $how: a place that cannot be written" 1 "no/such" ranks $how 2 "$MOEC" probe -o "$WORK/no/such/x.json"
+  refuses "over $how: other ranks than processes" 2 "started 2 processes; leave --ranks out" ranks $how 2 "$MOEC" probe -o "$WORK/x.json" --ranks 3
+done
+expect "compile takes a file of processes" "$MOEC" compile "$WORK/model.json" -o "$WORK/c.plan" --ranks 2 --expert-parallel-degree 2 --cluster "$WORK/tcp.json" --batch 8 --seq 32 -q
 
 refuses "no file named" 2 "-o cluster.json" "$MOEC" probe
 refuses "impossible ranks" 2 "--ranks 0 to" "$MOEC" probe -o "$WORK/x.json" --ranks -1
