@@ -18,7 +18,7 @@ enum {
     TREND = 3,         /* steps whose mean is compared with that of as many before */
     AHEAD = 1,         /* steps that the trend is followed */
     CHANGES = 64,      /* tried in one decision */
-    WORK = 60000,      /* of a decision: flows times their size */
+    WORK = 52000,      /* of a decision: flows times their size */
     SAMPLE_SIZE = 400, /* of flows: beyond, only two loads are looked at */
     MANY_RANKS = 8,    /* beyond, all ranks are relieved at once first; prices are of so many */
     ROUNDS = 5,        /* of that, */
@@ -37,6 +37,11 @@ static MoeStatus create(const MoePolicySetup *s, void **out) {
         moe_flow_init(&m->flow[k], s->experts, s->ranks, s->slots,
                       moe_arena_alloc(a, (size_t)moe_flow_scratch(s->experts, s->ranks, s->slots)));
     m->n_copies = MOE_NEW_N(a, int32_t, s->experts);
+    m->home = MOE_NEW_N(a, int32_t, s->experts);
+    m->was = MOE_NEW_N(a, int32_t, s->experts);
+    m->node = MOE_NEW_N(a, int32_t, s->ranks);
+    for (int r = 0; r < s->ranks && s->cost->cluster.ranks_per_node > 0; r++)
+        m->node[r] = r / s->cost->cluster.ranks_per_node;
     m->ahead = MOE_NEW_N(a, int32_t, s->experts);
     m->rest_until = MOE_NEW_N(a, int64_t, s->layers);
     m->rest_at = MOE_NEW_N(a, double, s->layers);
@@ -44,6 +49,7 @@ static MoeStatus create(const MoePolicySetup *s, void **out) {
     for (int l = 0; l < s->layers; l++)
         m->changed_at[l] = -1;
     m->tight = MOE_NEW_N(a, int8_t, s->ranks);
+    m->between = MOE_NEW_N(a, int32_t, 2 * (size_t)s->ranks);
     m->load = MOE_NEW_N(a, int64_t, s->ranks);
     m->givers = MOE_NEW_N(a, int32_t, s->ranks);
     m->low = MOE_NEW_N(a, int32_t, s->ranks);
@@ -118,6 +124,36 @@ static void take_samples(Moec *m, const MoePolicyAsk *ask) {
 
 /* ---- prices ---- */
 
+/* A row on the busiest rank: its compute, and its way on the slowest links as far as it shows. */
+static double row_seconds(const MoePlaceCost *c) {
+    const MoeLink *link = &c->cluster.links[c->cluster.nodes > 1 ? MOE_LINK_INTER : MOE_LINK_INTRA];
+    return link->bandwidth > 0 ? c->row_seconds + (1 - c->hidden) * (c->token_bytes + c->row_bytes) / link->bandwidth : 0;
+}
+
+/* Copies on the busiest link between nodes. An expert's primary stays if it can, else it is where its last copy is. */
+static int copies_between(const Moec *m, const MoePlaceMap *map) {
+    int slots = map->slots, most = 0;
+    int32_t *in = m->between, *out = in + map->ranks, *home = m->home;
+    memset(in, 0, sizeof *in * 2 * (size_t)map->ranks);
+    memset(home, 0xff, sizeof *home * (size_t)map->experts);
+    for (int r = 0, g = 0; r < map->ranks; r++)
+        for (int end = g + slots; g < end; g++) {
+            int e = map->expert[g];
+            if (e >= 0 && (home[e] < 0 || home[e] != m->was[e]))
+                home[e] = r;
+        }
+    for (int r = 0, g = 0; r < map->ranks; r++)
+        for (int end = g + slots; g < end; g++) {
+            int e = map->expert[g];
+            if (e < 0 || m->node[home[e]] == m->node[r])
+                continue;
+            int a = ++in[r], b = ++out[home[e]];
+            most = a > most ? a : most;
+            most = b > most ? b : most;
+        }
+    return most;
+}
+
 /* Ranks send and receive side by side: among many of them one expert's move counts less. And in large layers, which cannot try all there is
  * at each step, it counts less the longer a map was good enough: so long its successor may last. */
 static void set_prices(Moec *m, const MoePolicyAsk *ask) {
@@ -129,6 +165,20 @@ static void set_prices(Moec *m, const MoePolicyAsk *ask) {
         scale /= 1 + (double)(ask->step - *since) / m->s->every;
     m->price_arrival = scale * PRICE_ARRIVAL;
     m->price_move = scale * PRICE_MOVE;
+    m->price_between = 0;
+    const MoePlaceCost *c = m->s->cost;
+    double row = row_seconds(c) * m->mean[0] / m->s->groups;
+    if (c->cluster.nodes > 1 && row > 0)
+        m->price_between = (1 - c->hidden) * (c->copy_bytes + c->root_bytes) /
+                           c->cluster.links[MOE_LINK_INTER].bandwidth / row;
+    for (int e = 0; e < m->s->experts; e++)
+        m->was[e] = m->now->primary[e] / m->s->slots;
+    m->between_now = m->price_between > 0 ? copies_between(m, ask->now) : 0;
+}
+
+/* What the map's copies cost at each step more than those of now. */
+static double copies_cost(const Moec *m) {
+    return m->price_between > 0 ? m->price_between * (copies_between(m, &m->map) - m->between_now) : 0;
 }
 
 /* Of the whole map as it is by now. */
@@ -136,7 +186,7 @@ static double price(const Moec *m) {
     int moves = 0;
     for (int e = 0; e < m->map.experts; e++)
         moves += !moe_policy_holds(&m->map, m->now->primary[e] / m->now->slots, e);
-    return m->price_arrival * moe_place_map_arrivals(m->now, &m->map) + m->price_move * moves;
+    return m->price_arrival * moe_place_map_arrivals(m->now, &m->map) + m->price_move * moves + copies_cost(m);
 }
 
 /* Of e's coming to a rank. */
@@ -157,8 +207,9 @@ static double change_price(const Moec *m, const MoecChange *c) {
 
 /* ---- the sequence ---- */
 
-/* What a change would save after its price, and nothing else happens; -infinity if it saves nothing. */
-static double value(Moec *m, const MoecChange *c, int worst, double worst_before, double before) {
+/* What a change would save after its price, and nothing else happens; -infinity if it saves nothing. copies: copies_cost before it. */
+static double value(Moec *m, const MoecChange *c, int worst, double worst_before, double before,
+                    double copies) {
     int was = m->map.expert[c->at];
     double p = change_price(m, c), v = -INFINITY;
     moec_apply(m, c);
@@ -171,7 +222,7 @@ static double value(Moec *m, const MoecChange *c, int worst, double worst_before
                 sum += imbalance(m, k);
             }
         if (sum / m->n < before)
-            v = before - sum / m->n - p;
+            v = before - sum / m->n - p - (copies_cost(m) - copies);
     }
     if (c->other >= 0) {
         m->map.expert[c->at] = was;
@@ -191,10 +242,11 @@ static bool change_one(Moec *m) {
     int worst = 0;
     for (int k = 1; k < m->n; k++)
         worst = imbalance(m, k) > imbalance(m, worst) ? k : worst;
-    double before = average(m), worst_before = imbalance(m, worst), most = -INFINITY;
+    double before = average(m), worst_before = imbalance(m, worst), most = -INFINITY,
+           copies = copies_cost(m);
     int n = moec_candidates(m, worst, all);
     for (int i = 0; i < n && m->work > 0; i++) {
-        double v = value(m, &all[i], worst, worst_before, before);
+        double v = value(m, &all[i], worst, worst_before, before, copies);
         if (v > most) {
             most = v;
             best = all[i];
@@ -261,11 +313,9 @@ static int64_t busiest_primaries(Moec *m) {
  * model. */
 static bool copies_pay(Moec *m) {
     const MoePlaceCost *c = m->s->cost;
-    const MoeLink *link = &c->cluster.links[c->cluster.nodes > 1 ? MOE_LINK_INTER : MOE_LINK_INTRA];
-    double exposed = 1 - c->hidden, row = c->row_seconds;
-    if (!(row > 0) || !(link->bandwidth > 0))
+    double exposed = 1 - c->hidden, row = row_seconds(c);
+    if (!(c->row_seconds > 0) || !(row > 0))
         return true;
-    row += exposed * (c->token_bytes + c->row_bytes) / link->bandwidth;
     moe_flow_again(&m->flow[0], m->best.expert);
     double saved = (double)(busiest_primaries(m) - m->flow[0].level) / m->s->groups;
     return saved * row >= exposed * moe_place_copy_seconds(c, &m->best);

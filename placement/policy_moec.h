@@ -29,6 +29,11 @@ typedef struct {
     int n;                     /* samples */
     int work;                  /* left of this decision */
     double price_arrival, price_move;
+    double price_between; /* imbalance that a copy from another node costs at each step, on the busiest link; 0 in one node */
+    int32_t *between;     /* [ranks] copies that a rank gets from other nodes; then [ranks] that it sends */
+    int32_t *was, *home;  /* [experts] rank of the primary now, and as changes leave it */
+    int32_t *node;        /* [ranks] */
+    int between_now;      /* copies on the busiest link between nodes, of the map of now */
     int32_t *ahead; /* [experts] the load that the trend leads to */
     /* Of large layers, where a search takes time: one that found nothing is not repeated before a step, or a worse imbalance. */
     int64_t *rest_until; /* [layers] */
