@@ -278,7 +278,7 @@ static void print_md(const Report *r) {
                (double)(p->batch * p->seq) / r->log_seconds);
     printf("\n");
     if (!isnan(r->loaded))
-        printf("\npredicted for the run's own load: %.3f ms a step\n", r->loaded * 1e3);
+        printf("\npredicted for the run's own load, with experts where they were: %.3f ms a step\n", r->loaded * 1e3);
     if (!isnan(r->log_emulated))
         printf("\nthe run's emulated step: %.3f ms, %.3f of what is predicted%s\n", r->log_emulated * 1e3,
                r->log_emulated / (isnan(r->loaded) ? r->predicted : r->loaded),
@@ -355,16 +355,6 @@ static void print_json(const Report *r) {
     json_decref(root);
 }
 
-/* Whether experts stay where they are without a placement: then a trace says what each rank had. */
-static bool keeps_usual_maps(const MoePlan *plan, const char *run) {
-    char *first = plan->dir ? moe_path_join(plan->dir, "placement.json") : NULL,
-         *changes = moe_path_join(run, "placement.jsonl");
-    bool usual = !(first && moe_path_exists(first)) && !moe_path_exists(changes);
-    free(first);
-    free(changes);
-    return usual;
-}
-
 /* Rows of experts by the run's own trace, if there is one. */
 static MoeStatus predict_load(const MoePlan *plan, const char *run, Report *r) {
     MoeExplainTouched *out = &r->touched;
@@ -376,8 +366,8 @@ static MoeStatus predict_load(const MoePlan *plan, const char *run, Report *r) {
     if (!st)
         st = traced ? moe_explain_touched_by(plan, &load, run, out)
                     : moe_explain_touched_untrained(plan, out);
-    if (!st && traced && keeps_usual_maps(plan, run) && strcmp(r->program->name, "train") == 0)
-        r->loaded = moe_explain_loaded_seconds(plan, &load);
+    if (!st && traced && strcmp(r->program->name, "train") == 0)
+        st = moe_explain_loaded_seconds(plan, &load, run, &r->loaded);
     moe_arena_destroy(a);
     free(path);
     return st;

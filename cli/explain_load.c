@@ -10,9 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/io.h"
-#include "base/json.h"
 #include "base/rng.h"
+#include "base/split.h"
+#include "cli/run_maps.h"
 #include "runtime/touched.h"
 
 /* A router that nobody has trained sends tokens that look alike to the same experts. In its first steps its load varies from
@@ -37,7 +37,7 @@ typedef struct {
     Sort *sort;       /* [n_touched]: of its rows */
     size_t *layer;    /* [n_touched]: index in moe_layers */
     Rows *rows;       /* [n_moe_layers][data_ranks] */
-    int32_t *rank_of; /* [n_moe_layers][experts]: the EP rank of the expert's primary copy */
+    int32_t *rank_of; /* [n_moe_layers][experts]: the EP rank of an expert in the usual map */
 } Tables;
 
 static MoeMesh division_of(const MoePlan *p, size_t layer) {
@@ -130,24 +130,24 @@ static double touched_by(Tables *t, int d) {
 
 /* ---- rows by a load ---- */
 
-/* The sum over all ways to choose k of the experts that are not on `rank` of the product of their odds. rank -1: of all. */
-static double ways(const double *odds, const int32_t *rank_of, int n, int k, int rank) {
+/* The sum over all ways to choose k of n experts of the product of their odds. */
+static double ways(const double *odds, int n, int k) {
     double sum[64] = {1};
     for (int e = 0; e < n; e++)
-        for (int j = k; j > 0 && rank_of[e] != rank; j--)
+        for (int j = k; j > 0; j--)
             sum[j] += sum[j - 1] * odds[e];
     return sum[k];
 }
 
-/* Of the tokens with these counts of experts, those that want one of rank's. Tokens take k experts each; that they do so in
- * all ways with the odds p/(1-p) of their shares p is Hajek's approximation of sampling with given inclusion probabilities
- * (conditional Poisson sampling; Annals of Mathematical Statistics 35, 1964). odds [n]: scratch. */
-static double tokens_with(const int64_t *counts, const int32_t *rank_of, int n, int k, int rank,
-                          double *odds) {
+/* Of the tokens with these counts of experts, those that want something of a rank which has the part here[e] of expert e's rows. Tokens
+ * take k experts each; that they do so in all ways with the odds p/(1-p) of their shares p is Hajek's approximation of sampling with
+ * given inclusion probabilities (conditional Poisson sampling; Annals of Mathematical Statistics 35, 1964). Whether a token is of an
+ * expert's part that is here goes by chance. odds [n]: scratch. */
+static double tokens_with(const int64_t *counts, const double *here, int n, int k, double *odds) {
     double pairs = 0, wanted = 0, top = 0;
     for (int e = 0; e < n; e++) {
         pairs += (double)counts[e];
-        wanted += rank_of[e] == rank ? (double)counts[e] : 0;
+        wanted += here[e] * (double)counts[e];
     }
     double tokens = pairs / k, at_most = wanted < tokens ? wanted : tokens;
     if (!(tokens > 0) || k >= 64)
@@ -159,121 +159,97 @@ static double tokens_with(const int64_t *counts, const int32_t *rank_of, int n, 
     }
     for (int e = 0; e < n; e++)
         odds[e] /= top;
-    double all = ways(odds, rank_of, n, k, -1), none = ways(odds, rank_of, n, k, rank);
-    return all > 0 ? fmin(at_most, tokens * (1 - none / all)) : at_most;
+    double all = ways(odds, n, k);
+    for (int e = 0; e < n; e++)
+        odds[e] *= 1 - here[e];
+    return all > 0 ? fmin(at_most, tokens * (1 - ways(odds, n, k) / all)) : at_most;
 }
 
-/* One layer of one step: counts[d][e] of the data ranks' tokens in a micro-batch. Keeps the most of each rank; what it receives
- * and sends is taken from where it holds the most. */
-static void add_counts(Tables *t, size_t layer, const int64_t *counts, double *odds) {
+/* One EP group in one micro-batch: its rows as they are divided among copies (base/split.h). */
+typedef struct {
+    const MoePlaceMap *map;
+    int shards;          /* of the group; of each rank shards / ranks */
+    int32_t *counts;     /* [E][shards] */
+    int64_t *own;        /* [ranks][E]: of each rank's tokens */
+    MoeSplitRun *runs;   /* [global slots] */
+    double *here, *odds; /* [E] */
+} Group;
+
+static Group begin_group(const MoePlan *p, const MoePlaceMap *map, MoeArena *a) {
+    int first, n = moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, 0, 0, &first);
+    Group g = {.map = map, .shards = n * map->ranks};
+    g.counts = MOE_NEW_N(a, int32_t, map->experts * g.shards);
+    g.own = MOE_NEW_N(a, int64_t, map->ranks * map->experts);
+    g.runs = MOE_NEW_N(a, MoeSplitRun, map->ranks * map->slots);
+    g.here = MOE_NEW_N(a, double, map->experts);
+    g.odds = MOE_NEW_N(a, double, map->experts);
+    return g;
+}
+
+/* at: [V][E] of a step and layer; the group's virtual shards begin at `first`. */
+static void divide(Group *g, const int32_t *at, int first, MoeArena *a) {
+    const MoePlaceMap *m = g->map;
+    const int E = m->experts, each = g->shards / m->ranks;
+    memset(g->own, 0, sizeof *g->own * (size_t)m->ranks * (size_t)E);
+    for (int e = 0; e < E; e++)
+        for (int v = 0; v < g->shards; v++) {
+            g->counts[e * g->shards + v] = at[(first + v) * E + e];
+            g->own[v / each * E + e] += at[(first + v) * E + e];
+        }
+    MoeSplit in = {E, m->ranks, m->slots, m->expert, g->shards, g->counts, MOE_COPY_GRAIN};
+    moe_split(&in, moe_arena_alloc(a, (size_t)moe_split_scratch(E, m->ranks, m->slots, g->shards)), g->runs);
+}
+
+static double held(const Group *g, int rank) {
+    const MoePlaceMap *m = g->map;
+    double n = 0;
+    for (int s = rank * m->slots; s < (rank + 1) * m->slots; s++)
+        n += g->runs[s].end - g->runs[s].begin;
+    return n;
+}
+
+/* Tokens that rank `from` sends to rank `to`. */
+static double sent(Group *g, int k, int from, int to) {
+    const MoePlaceMap *m = g->map;
+    const int64_t *own = g->own + (size_t)from * (size_t)m->experts;
+    memset(g->here, 0, sizeof *g->here * (size_t)m->experts);
+    for (int s = to * m->slots; s < (to + 1) * m->slots; s++) {
+        int e = m->expert[s];
+        if (e < 0 || !own[e])
+            continue;
+        int64_t begin = 0, lo = g->runs[s].begin, hi = g->runs[s].end;
+        for (int r = 0; r < from; r++)
+            begin += g->own[r * m->experts + e];
+        lo = lo > begin ? lo : begin;
+        hi = hi < begin + own[e] ? hi : begin + own[e];
+        g->here[e] = hi > lo ? (double)(hi - lo) / (double)own[e] : 0;
+    }
+    return tokens_with(own, g->here, m->experts, k, g->odds);
+}
+
+/* One layer of one step, in micro-batch m. Keeps the most of each rank; what it receives and sends is taken from where it holds the
+ * most. at: [V][E]. */
+static void add_counts(Tables *t, size_t layer, const MoePlaceMap *map, const int32_t *at, int m) {
     const MoePlan *p = t->plan;
-    const int E = p->experts, K = p->experts_per_token;
-    const int32_t *rank_of = t->rank_of + layer * (size_t)E;
-    int ep = division_of(p, layer).ep;
+    MoeArena *a = moe_arena_create();
+    Group g = begin_group(p, map, a);
     for (int d = 0; d < t->data_ranks; d++) {
-        int group = d / ep * ep;
+        int rank = d % map->ranks, first;
+        if (!rank) {
+            moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, m, d, &first);
+            divide(&g, at, first, a);
+        }
         Rows *most = rows_at(t, layer, d), now = {{0}};
-        for (int s = group; s < group + ep; s++)
-            for (int e = 0; e < E; e++)
-                now.n[ROWS_HELD] += rank_of[e] == d - group ? (double)counts[s * E + e] : 0;
+        now.n[ROWS_HELD] = held(&g, rank);
         if (!(now.n[ROWS_HELD] > most->n[ROWS_HELD]))
             continue;
-        for (int s = group; s < group + ep; s++) {
-            now.n[ROWS_RECEIVED] +=
-                tokens_with(counts + (size_t)s * (size_t)E, rank_of, E, K, d - group, odds);
-            now.n[ROWS_SENT] +=
-                tokens_with(counts + (size_t)d * (size_t)E, rank_of, E, K, s - group, odds);
+        for (int r = 0; r < map->ranks; r++) {
+            now.n[ROWS_RECEIVED] += sent(&g, p->experts_per_token, r, rank);
+            now.n[ROWS_SENT] += sent(&g, p->experts_per_token, rank, r);
         }
         *most = now;
     }
-}
-
-/* The data ranks' counts in micro-batch m. at: [V][E] of a step and layer. */
-static void sum_shards(const Tables *t, const int32_t *at, int m, int64_t *counts) {
-    const MoePlan *p = t->plan;
-    const size_t E = (size_t)p->experts;
-    memset(counts, 0, sizeof *counts * (size_t)t->data_ranks * E);
-    for (int d = 0; d < t->data_ranks; d++) {
-        int first,
-            n = moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, m, d, &first);
-        for (int v = first; v < first + n; v++)
-            for (size_t e = 0; e < E; e++)
-                counts[(size_t)d * E + e] += at[(size_t)v * E + e];
-    }
-}
-
-/* ---- where experts are ---- */
-
-/* A layer's map, as placement.json and RUN/placement.jsonl have it: {"layer", "slots": [[expert, ...] per EP rank]}. Of several
- * copies the one on the lowest rank counts. What makes no sense is passed over: nothing runs by it here. */
-static void take_map(Tables *t, const json_t *map) {
-    const MoePlan *p = t->plan;
-    const json_t *slots = json_object_get(map, "slots");
-    int64_t number = json_integer_value(json_object_get(map, "layer"));
-    size_t k = 0;
-    while (k < p->n_moe_layers && p->moe_layers[k] != number)
-        k++;
-    for (size_t r = json_array_size(slots); r-- > 0 && k < p->n_moe_layers;)
-        for (size_t i = 0; i < json_array_size(json_array_get(slots, r)); i++) {
-            int64_t e = json_integer_value(json_array_get(json_array_get(slots, r), i));
-            if (e >= 0 && e < p->experts)
-                t->rank_of[k * (size_t)p->experts + (size_t)e] = (int32_t)r;
-        }
-}
-
-/* The plan's first maps. */
-static MoeStatus take_first_maps(Tables *t) {
-    char *path = t->plan->dir ? moe_path_join(t->plan->dir, "placement.json") : NULL;
-    json_t *root = NULL;
-    MoeStatus st = path && moe_path_exists(path) ? moe_json_load_file(path, 1u << 30, &root) : NULL;
-    const json_t *layers = json_object_get(root, "layers");
-    for (size_t i = 0; i < json_array_size(layers); i++)
-        take_map(t, json_array_get(layers, i));
-    json_decref(root);
-    free(path);
-    return st;
-}
-
-/* The lines of RUN/placement.jsonl, an array; NULL where there is none. */
-static MoeStatus read_changes(const char *run, json_t **out) {
-    char *path = moe_path_join(run, "placement.jsonl"), *text = NULL;
-    size_t n = 0;
-    *out = NULL;
-    MoeStatus st = moe_path_exists(path) ? moe_file_read(path, (size_t)1 << 32, &text, &n) : NULL;
-    if (text)
-        *out = json_array();
-    for (char *line = text; line && *line;) {
-        size_t len = strcspn(line, "\n");
-        json_t *json = json_loadb(line, len, 0, NULL);
-        if (json)
-            json_array_append_new(*out, json);
-        line += len + (line[len] == '\n');
-    }
-    free(text);
-    free(path);
-    return st;
-}
-
-static int64_t step_of(const json_t *changes, size_t i) {
-    return json_integer_value(json_object_get(json_array_get(changes, i), "step"));
-}
-
-static bool is_event(const json_t *line, const char *what) {
-    const char *event = json_string_value(json_object_get(line, "event"));
-    return event && strcmp(event, what) == 0;
-}
-
-/* The maps that were decided for this step, if the experts did move. *at: the first line that is not of an earlier one. */
-static void take_changes(Tables *t, const json_t *changes, int64_t step, size_t *at) {
-    size_t n = json_array_size(changes), first, end;
-    while (*at < n && step_of(changes, *at) < step)
-        ++*at;
-    bool moved = false;
-    for (first = end = *at; end < n && step_of(changes, end) == step; end++)
-        moved |= is_event(json_array_get(changes, end), "move");
-    for (size_t i = first; i < end && moved; i++)
-        if (is_event(json_array_get(changes, i), "decision"))
-            take_map(t, json_array_get(changes, i));
+    moe_arena_destroy(a);
 }
 
 MoeStatus moe_explain_touched_by(const MoePlan *p, const MoeLoad *load, const char *run,
@@ -288,33 +264,26 @@ MoeStatus moe_explain_touched_by(const MoePlan *p, const MoeLoad *load, const ch
                          load->layers, load->experts, load->sources, p->n_moe_layers, p->experts,
                          p->virtual_shards);
     Tables t;
+    MoeArena *a = moe_arena_create();
+    MoeRunMaps where = {0};
     MoeStatus st = open_tables(p, &t);
-    int64_t *counts = calloc((size_t)t.data_ranks * (size_t)p->experts + 1, sizeof *counts);
-    double *odds = calloc((size_t)p->experts + 1, sizeof *odds);
     out->bytes = calloc((size_t)t.data_ranks, sizeof *out->bytes);
-    if (!st && (!counts || !odds || !out->bytes))
+    if (!st && !out->bytes)
         st = moe_error(MOE_E_NOMEM, "no memory for the load of %d ranks", t.data_ranks);
-    json_t *changes = NULL;
-    size_t at = 0;
     if (!st)
-        st = take_first_maps(&t);
-    if (!st)
-        st = read_changes(run, &changes);
+        st = moe_run_maps_open(p, run, a, &where);
     for (int step = 0; step < load->steps && !st; step++) {
-        take_changes(&t, changes, load->first_step + step, &at);
+        moe_run_maps_step(&where, load->first_step + step);
         for (int k = 0; k < load->layers; k++)
-            for (int m = 0; m < p->micro_batches; m++) {
-                sum_shards(&t, moe_load_at(load, step, k), m, counts);
-                add_counts(&t, (size_t)k, counts, odds);
-            }
+            for (int m = 0; m < p->micro_batches; m++)
+                add_counts(&t, (size_t)k, &where.maps[k], moe_load_at(load, step, k), m);
     }
-    json_decref(changes);
+    moe_run_maps_close(&where);
     for (int d = 0; d < t.data_ranks && !st; d++) {
         out->bytes[d] = touched_by(&t, d);
         out->most = fmax(out->most, out->bytes[d]);
     }
-    free(counts);
-    free(odds);
+    moe_arena_destroy(a);
     close_tables(&t);
     return st;
 }

@@ -13,9 +13,10 @@ typedef struct {
     bool of_run; /* else: of a router that nobody has trained */
 } MoeExplainTouched;
 
-/* By the most rows that each rank gets in any step of the load, which has the virtual shards as sources. Experts are where the
- * plan's placement.json and the run's placement.jsonl say (else in order); rows of copies count at the lowest rank with one. Exact but for the rows that arrive for several experts at once: how often that is, is estimated (as if
- * tokens chose experts independently but for taking k different ones). MOE_E_INPUT if the load is of another model. */
+/* By the most rows that each rank gets in any step of the load, which has the virtual shards as sources. Experts are where they were at
+ * each step of the run (run_maps.h), rows of copies divided as training does. Exact but for the rows that arrive for several experts at
+ * once: how often that is, is estimated (as if tokens chose experts independently but for taking k different ones). MOE_E_INPUT if the
+ * load is of another model. */
 MoeStatus moe_explain_touched_by(const MoePlan *p, const MoeLoad *load, const char *run,
                                  MoeExplainTouched *out);
 /* What the busiest rank may expect of a router before or soon after training begins: the mean over random ones. */

@@ -36,7 +36,7 @@ typedef struct {
 /* Of a step of the layer. */
 static void add_step(const Costs *x, const MoeGroup *g, MoePlaceCost *c) {
     MoeElasticCost e = moe_group_elastic(g);
-    if (e.rows && e.expect > 0)
+    if (e.rows && e.expect > 0 && !moe_group_is_comm(g)) /* (what folds copies goes by roots, not by rows) */
         c->row_seconds += (moe_kernel_seconds(x->cx->target, g, &x->model, 2) -
                            moe_kernel_seconds(x->cx->target, g, &x->model, 1)) *
                           moe_predict_share(g, g->part, g->parts) / e.expect;

@@ -171,11 +171,26 @@ static MoeStatus check_same_data(MoeTrainer *s) {
     return moe_train_agree(s, st, "the data");
 }
 
-/* Rank 0: the run as it goes on from here. */
-static MoeStatus begin_run(MoeTrainer *s) {
+/* RUN/placement.json: where experts were when the run began. Not where a plan leaves no choice. */
+static MoeStatus note_first_maps(const MoeTrainer *s) {
+    bool any = false;
+    for (size_t k = 0; k < s->plan->n_moe_layers; k++)
+        any |= moe_exec_can_place(s->x, k);
+    if (!any)
+        return NULL;
+    char *path = moe_path_join(s->o->out_dir, "placement.json");
+    MoeStatus st = moe_place_file_write(path, s->plan, s->x);
+    free(path);
+    return st;
+}
+
+/* Rank 0: the run as it goes on from here. holds: it began earlier. */
+static MoeStatus begin_run(MoeTrainer *s, bool holds) {
     const MoeTrainOptions *o = s->o;
     if (!s->speaks || !o->out_dir)
         return NULL;
+    if (!holds)
+        MOE_TRY(note_first_maps(s));
     MOE_TRY(moe_checkpoint_set_newer_aside(o->out_dir, s->state.step));
     MOE_TRY(moe_run_config_write(o->out_dir, s->plan, o->plan_dir, o->data_path, o->resolved));
     return moe_log_open(o->out_dir, o->trace && s->plan->n_moe_layers, s->plan->experts,
@@ -245,7 +260,7 @@ MoeStatus moe_train_start(MoeTrainer *s) {
     place_data(s, resumed);
     MOE_TRY(moe_train_agree(s, moe_train_place_start(s, resumed), "placement"));
     MOE_TRY(moe_train_share(s, &s->place_due, sizeof s->place_due, "placement"));
-    MOE_TRY(moe_train_agree(s, begin_run(s), "the run directory"));
+    MOE_TRY(moe_train_agree(s, begin_run(s, holds), "the run directory"));
     if (resumed && s->o->out_dir)
         MOE_TRY(find_saved(s));
     s->report->first_step = s->state.step + 1;

@@ -64,10 +64,52 @@ done
 must run moved-ep4 ep4 --steps 8 --placement lpt --placement-every 2 --placement-hysteresis 0
 expect "experts have moved" grep -q '"event": "move"' "$WORK/moved-ep4/placement.jsonl"
 expect "ep4: memory by the load, wherever the experts were" near 0.01 ep4 moved-ep4 --against
-plan first4 --ranks 4 --expert-parallel-degree 4 --trace "$WORK/skew-ep4/trace.csv"
+plan first4 --ranks 4 --expert-parallel-degree 4 --trace "$WORK/skew-ep4/trace.csv" --first-placement lpt
 expect "a plan with a map of its own" test -f "$WORK/first4.plan/placement.json"
 must run first-4 first4 --data "$WORK/same.txt" --steps 1
 expect "first4: memory by the load under the plan's map" near 0.03 first4 first-4 --against
+# The step's time by the run's own load and maps, against emulated links: two runs of one load, one with the two busiest experts of each
+# layer on one rank; experts that move while it runs; copies.
+printf '{"format_version": 1, "nodes": 2, "ranks_per_node": 2, "intra": {"latency": 2e-6, "bandwidth": 5e9}, "inter": {"latency": 5e-6, "bandwidth": 5e8}, "flops": 2e9}' >"$WORK/cluster.json"
+ep=(--ranks 4 --expert-parallel-degree 4 --seq 128 --cluster "$WORK/cluster.json")
+emulated() { run "$@" --data "$WORK/same.txt" --emulate "$WORK/cluster.json"; }
+timed() { # timed WITHIN PLAN RUN: "predicted emulated", which are within that of each other; memory, too
+  near 0.03 "$2" "$3" --against && python3 - "$1" "$WORK/report.json" <<'PY'
+import json, sys
+r = json.load(open(sys.argv[2]))
+p, e = r["predicted_for_run_seconds"], r["run_emulated_seconds"]
+print(p, e)
+assert abs(p / e - 1) < float(sys.argv[1]), (p, e)
+PY
+}
+plan t4 "${ep[@]}"
+plan x4 "${ep[@]}" --extra-slots 1
+must emulated usual-t4 t4 --steps 2
+python3 - "$WORK/usual-t4/trace.csv" >"$WORK/worst.json" <<'PY'
+import csv, json, sys
+load = {}
+for r in csv.DictReader(open(sys.argv[1])):
+    now = load.setdefault(int(r["layer"]), [0] * 8)
+    for e in range(8):
+        now[e] += int(r[f"e{e}"]) * (1 if r["step"] == "1" else 8)
+layers = []
+for layer, n in sorted(load.items()):
+    by = sorted(range(8), key=lambda e: -n[e])
+    layers.append({"layer": layer, "slots": [by[2 * r : 2 * r + 2] for r in range(4)]})
+json.dump({"format_version": 1, "layers": layers}, sys.stdout)
+PY
+must emulated worst-t4 t4 --steps 2 --placement-from "$WORK/worst.json"
+expect "time by the load, usual maps" timed 0.06 t4 usual-t4
+usual=$(tail -n 1 "$WORK/.out")
+expect "time by the load, --placement-from" timed 0.06 t4 worst-t4
+slower() { python3 -c 'import sys; u, w = (list(map(float, a.split())) for a in sys.argv[1:]); print(u, w); assert w[0] > 1.15 * u[0] and w[1] > 1.15 * u[1]' "$@"; }
+expect "... which is slower, and predicted so" slower "$usual" "$(tail -n 1 "$WORK/.out")"
+for name in t4 x4; do
+  policy=lpt; [ $name = t4 ] || policy=eplb
+  must emulated moved-$name $name --steps 10 --placement $policy --placement-every 2 --placement-hysteresis 0
+  expect "$name: experts have moved" grep -q '"event": "move"' "$WORK/moved-$name/placement.jsonl"
+  expect "$name: time and memory by the load, wherever the experts were" timed 0.06 $name moved-$name
+done
 plan other --ranks 2 --expert-parallel-degree 2 --virtual-shards 16
 refuses "a run of another plan" 1 'the trace has 3 layers of 8 experts from 8 sources.* 16 virtual' "$MOEC" explain "$WORK/other.plan" --against "$WORK/new-ep2"
 
