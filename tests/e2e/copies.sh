@@ -30,12 +30,13 @@ for layer in range(2):
 json.dump({"format_version": 1, "layers": layers}, sys.stdout)
 PY
 }
-run() { "$MOEC" run "$WORK/$1.plan" --data "$WORK/text.txt" --out "$WORK/$2" --lr 0.003 --steps 3 --threads 2 -q "${@:3}"; } # run PLAN RUN OPTIONS...
+from=() # where weights come from, else from the seed
+run() { "$MOEC" run "$WORK/$1.plan" --data "$WORK/text.txt" --out "$WORK/$2" --lr 0.003 --steps 3 --threads 2 -q ${from[@]+"${from[@]}"} "${@:3}"; } # run PLAN RUN OPTIONS...
 # same REFERENCE PLAN MAP [COMMAND...]: a run of the plan with that map, started so, has the reference's numbers, held-out loss and weights.
 same() {
   local strip='s/, "imbalance": \[[^]]*\]//' name=$2-$3
   rm -rf "$WORK/$name"
-  "${@:4}" "$MOEC" run "$WORK/$2.plan" --data "$WORK/text.txt" --out "$WORK/$name" --lr 0.003 --steps 3 -q --placement-from "$WORK/$3.json" \
+  "${@:4}" "$MOEC" run "$WORK/$2.plan" --data "$WORK/text.txt" --out "$WORK/$name" --lr 0.003 --steps 3 -q --placement-from "$WORK/$3.json" ${from[@]+"${from[@]}"} \
     </dev/null >"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
   for r in "$1" "$name"; do [ -d "$WORK/$r.hf" ] || "$MOEC" export "$WORK/$r" -o "$WORK/$r.hf" -q || return 1; done
   diff <(numbers "$WORK/$1" | sed -E "$strip") <(numbers "$WORK/$name" | sed -E "$strip") >"$WORK/.diff" || { echo "the logs differ:"; head -n 4 "$WORK/.diff"; return 1; }
@@ -84,6 +85,33 @@ expect "divisions by layer" same one mixed mixed
 if [ -n "$(no_mpi)" ]; then skip "copies over MPI: $(no_mpi)"; else
   expect "copies over MPI" same v4 v4e2 y2 mpi -n 2
 fi
+
+# Routing at its worst: routers of zeros send every token to expert 0, which has 4096 rows in 8 virtual shards of 4 leaves each, and copies
+# on three of four ranks. Divided at leaves the busiest rank has 11 of 32 leaves, 11/8 of the mean; at ends of shards it would have 12.
+tiny_config "$WORK/config.json" num_local_experts=8 num_experts_per_tok=1 max_position_embeddings=512
+plan top1
+must run top1 top1 --steps 1
+must "$MOEC" export "$WORK/top1" -o "$WORK/zero" -q
+zero_routers "$WORK/zero"
+from=(--init-from "$WORK/zero")
+must run top1 zero1
+plan top4 --ranks 4 $E 4 $X 1
+plan top4s2 --ranks 8 $E 4 $S 2 $X 1
+layer() { printf '{"layer": %d, "slots": [[0, 1, -1], [2, 3, 0], [4, 0, 5], [6, 7, -1]]}' "$1"; }
+printf '{"format_version": 1, "layers": [%s, %s]}' "$(layer 0)" "$(layer 1)" >"$WORK/three.json"
+all_to_one() { awk -F, '$1 == 1 && !($4 > 0 && $5 + $6 + $7 + $8 + $9 + $10 + $11 == 0) { bad = 1 } END { exit bad || NR < 17 }' "$WORK/zero1/trace.csv"; }
+expect "the first step's tokens all go to one expert" all_to_one
+first_imbalance() { python3 - "$WORK/$1/log.jsonl" "$2" <<'PY'
+import json, sys
+r = json.loads(open(sys.argv[1]).readline())
+assert r["imbalance"] == [float(sys.argv[2])] * 2, r["imbalance"]
+PY
+}
+expect "all tokens to one expert with three copies" same zero1 top4 three
+expect "... whose rows are cut inside a virtual shard" first_imbalance top4-three 1.375
+expect "all tokens to one expert, two groups" same zero1 top4s2 three
+expect "... whose rows are cut inside a virtual shard" first_imbalance top4s2-three 1.5
+from=()
 
 refuses "extra slots without expert parallelism" 2 'extra-slots 2.*expert parallel degree of 2' "$MOEC" compile "$WORK/config.json" -o "$WORK/no.plan" --ranks 2 $S 2 $X 2 -q
 refuses "more slots than experts" 2 'slots a rank for the 8 experts of layer 0' "$MOEC" compile "$WORK/config.json" -o "$WORK/no.plan" --ranks 2 $E 2 $X 5 -q

@@ -2,6 +2,7 @@
 # Ranks as threads: on any layout the logs carry the losses and gradient norms of one rank to the last digit, the load trace is the same and the exported
 # weights are byte for byte the same; a run goes on at another layout; sampling, signals and errors with several ranks. (tests/same-bits has the whole matrix.)
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/lib_ranks.sh"
 steps=6
 make_text "$WORK/text.txt" 40000
 # Four layers, tensors of several slices; the fixture's model with two sequences, so that some ranks have none; a dense model.
@@ -84,16 +85,7 @@ layout dense dense "a dense model on 4 ranks" --ranks 4 $S 2
 
 # ---- routing at its worst: a router of zeros sends every token to experts 0 and 1 ----
 cp -r "$WORK/four.hf" "$WORK/zero"
-python3 - "$WORK/zero/model.safetensors" <<'PY'
-import json, struct, sys
-with open(sys.argv[1], "r+b") as f:
-    n = struct.unpack("<Q", f.read(8))[0]
-    for name, t in json.loads(f.read(n)).items():
-        if name.endswith("block_sparse_moe.gate.weight"):
-            a, b = t["data_offsets"]
-            f.seek(8 + n + a)
-            f.write(bytes(b - a))
-PY
+zero_routers "$WORK/zero"
 must train skew four --init-from "$WORK/zero" --steps 2
 if head -n 5 "$WORK/skew/trace.csv" | tail -n 4 | grep -qv ',0,0,0,0,0,0$'; then not_ok "the first step's tokens all go to two experts" "$WORK/skew/trace.csv"; fi
 layout four skew "all tokens to two experts: 4 ranks" --ranks 4 $E 4 -- --init-from "$WORK/zero" --steps 2
