@@ -65,7 +65,8 @@ for plan in e8 e4s2 micro mixed; do expect "$plan: random moves, the bits of one
 expect "tensor parallel: random moves" moved reference-t2 e2t2d2 random
 expect "5 experts on 4 ranks: random moves" moved reference5 e4of5 random
 least=1
-for policy in $("$MOEC" run "$WORK/e8.plan" --data x --placement none 2>&1 | sed -n 's/.*there are //p' | tr -d ','); do
+policies=$("$MOEC" run "$WORK/e8.plan" --data x --placement none 2>&1 | sed -n 's/.*there are //p' | tr -d ',')
+for policy in $policies; do
   case $policy in
     static | program) ;;
     lpt | smartmoe | optimal) expect "$policy" moved reference micro $policy ;;
@@ -93,6 +94,28 @@ over() {
   [ "$(moves over)" -ge 4 ] && same reference over
 }
 for how in "${hows[@]}"; do expect "moves over $how" over "$how"; done
+# MOE_EVERY_POLICY=1: every policy at every layout of 8 ranks, over threads, TCP and MPI (half an hour).
+anyhow() { # anyhow HOW PLAN POLICY OPTIONS...: moves or not, the bits of one rank
+  local options=(--out "$WORK/any" "${common[@]}" --threads 1 --placement "$3" "${often[@]}" "${@:4}")
+  rm -rf "$WORK/any" "$WORK/any.hf"
+  if [ "$1" = threads ]; then "$MOEC" run "$WORK/$2.plan" "${options[@]}"; else ranks "$1" 8 "$MOEC" run "$WORK/$2.plan" "${options[@]}"; fi >"$WORK/.log" 2>&1 || { cat "$WORK/.log"; return 1; }
+  same reference any
+}
+if [ -n "${MOE_EVERY_POLICY:-}" ]; then
+  for policy in $policies; do
+    for plan in e8 e4s2 x8 x4s2; do
+      for how in threads "${hows[@]}"; do
+        options=()
+        [ $policy != program ] || options=(--placement-program "python3 $ROOT/tests/data/policy_hottest.py")
+        if [ $policy = optimal ] && "$MOEC" run "$WORK/$plan.plan" --out "$WORK/any" "${common[@]}" --steps 1 --placement optimal 2>&1 | grep -q 'too many maps'; then
+          skip "$policy, $plan: too large for it"
+          break
+        fi
+        expect "$policy, $plan, $how" anyhow $how $plan $policy ${options[@]+"${options[@]}"}
+      done
+    done
+  done
+fi
 
 # ---- stopped and resumed ----
 stop() { # stop PLAN RUN: after five steps
