@@ -189,10 +189,10 @@ static MoeStatus begin_run(MoeTrainer *s, bool holds) {
     const MoeTrainOptions *o = s->o;
     if (!s->speaks || !o->out_dir)
         return NULL;
-    if (!holds)
-        MOE_TRY(note_first_maps(s));
     MOE_TRY(moe_checkpoint_set_newer_aside(o->out_dir, s->state.step));
     MOE_TRY(moe_run_config_write(o->out_dir, s->plan, o->plan_dir, o->data_path, o->resolved));
+    if (!holds) /* behind config.json: a directory with anything but that is no run's */
+        MOE_TRY(note_first_maps(s));
     return moe_log_open(o->out_dir, o->trace && s->plan->n_moe_layers, s->plan->experts,
                         s->state.step, &s->log);
 }
