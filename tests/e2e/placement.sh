@@ -94,7 +94,7 @@ over() {
   [ "$(moves over)" -ge 4 ] && same reference over
 }
 for how in "${hows[@]}"; do expect "moves over $how" over "$how"; done
-# MOE_EVERY_POLICY=1: every policy at every layout of 8 ranks, over threads, TCP and MPI (half an hour).
+# MOE_EVERY_POLICY=1: every policy at every layout of 8 ranks, over threads, TCP and MPI (minutes).
 anyhow() { # anyhow HOW PLAN POLICY OPTIONS...: moves or not, the bits of one rank
   local options=(--out "$WORK/any" "${common[@]}" --threads 1 --placement "$3" "${often[@]}" "${@:4}")
   rm -rf "$WORK/any" "$WORK/any.hf"
