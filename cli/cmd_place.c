@@ -185,7 +185,8 @@ static MoeStatus replay_all(Place *p, MoeReport *report) {
     for (size_t i = 0; i < p->n_policies; i++) {
         MoeReplay *to = &all[report->n_replays];
         MoeStatus st = replay(p, report, p->policies[i], false, to);
-        if (st && p->all && moe_status_code(st) == MOE_E_MISUSE) {
+        /* What static cannot do is wrong for all. */
+        if (st && p->all && p->policies[i] != fixed && moe_status_code(st) == MOE_E_MISUSE) {
             moe_warn("left out: %s", moe_status_message(st));
             moe_status_free(st);
             continue;
