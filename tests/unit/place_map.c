@@ -5,7 +5,7 @@
 #include "base/rng.h"
 #include "placement/map.h"
 #include "tests/support/check_main.h"
-#include "tests/support/hold.h"
+#include "tests/support/status_checks.h"
 
 static MoeArena *arena;
 static uint64_t counter;
@@ -23,7 +23,7 @@ static int below(int n) {
 static MoePlaceMap map_of(int experts, int ranks, int slots) {
     MoePlaceMap m;
     MoeStatus st = moe_place_map_create(experts, ranks, slots, arena, &m);
-    HOLD_MSG(!st, "%s", moe_status_message(st));
+    CHECK_EACH(!st, "%s", moe_status_message(st));
     return m;
 }
 
@@ -68,8 +68,8 @@ END_TEST
 
 static void refused(const MoePlaceMap *m, const char *text) {
     MoeStatus st = moe_place_map_check(m, 7, "policy x");
-    HOLD_MSG(st && moe_status_code(st) == MOE_E_INPUT, "not refused");
-    HOLD_MSG(!strcmp(moe_status_message(st), text), "%s", moe_status_message(st));
+    CHECK_EACH(st && moe_status_code(st) == MOE_E_INPUT, "not refused");
+    CHECK_EACH(!strcmp(moe_status_message(st), text), "%s", moe_status_message(st));
     moe_status_free(st);
 }
 
@@ -126,7 +126,7 @@ START_TEST(settling_keeps_what_it_can) {
             memset(got.primary, 0xff, sizeof *got.primary * (size_t)experts);
         moe_place_map_settle(&got, &now);
         MoeStatus st = moe_place_map_check(&got, 0, "settled");
-        HOLD_MSG(!st, "%s", moe_status_message(st));
+        CHECK_EACH(!st, "%s", moe_status_message(st));
         for (int r = 0; r < ranks; r++)
             for (int e = 0; e < experts; e++)
                 HOLD(holds(&got, r, e) == holds(&want, r, e));

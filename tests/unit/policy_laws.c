@@ -7,7 +7,7 @@
 #include "base/split_flow.h"
 #include "placement/policy.h"
 #include "tests/support/check_main.h"
-#include "tests/support/hold.h"
+#include "tests/support/status_checks.h"
 
 static MoeArena *arena;
 
@@ -20,7 +20,7 @@ static void teardown(void) {
 }
 
 static void ok(MoeStatus st) {
-    HOLD_MSG(!st, "%s", moe_status_message(st));
+    CHECK_EACH(!st, "%s", moe_status_message(st));
 }
 
 static uint64_t counter;
@@ -90,7 +90,7 @@ static void propose(const MoePolicy *p, void *state, const Case *c, MoePlaceMap 
     moe_place_map_copy(out, &c->now);
     ok(p->propose(p->create ? state : (void *)&c->s, &c->ask, out));
     MoeStatus st = moe_place_map_check(out, 0, p->name);
-    HOLD_MSG(!st, "%s", moe_status_message(st));
+    CHECK_EACH(!st, "%s", moe_status_message(st));
 }
 
 static int64_t level(const Case *c, const MoePlaceMap *m, const int32_t *rows) {
@@ -121,7 +121,7 @@ START_TEST(answers_are_maps) {
             for (int again = 0; again < 8; again++) {
                 propose(p, state, &c, &c.out);
                 propose(p, twin, &c, &c.other);
-                HOLD_MSG(moe_place_map_equal(&c.out, &c.other), "%s gives two answers", p->name);
+                CHECK_EACH(moe_place_map_equal(&c.out, &c.other), "%s gives two answers", p->name);
                 moe_place_map_copy(&c.now, &c.out);
                 c.ask.step++;
             }
@@ -163,7 +163,7 @@ START_TEST(optimal_bounds_all) {
             if (p->create)
                 ok(p->create(&c.s, &state));
             propose(p, state, &c, &c.other);
-            HOLD_MSG(best <= level(&c, &c.other, rows), "%s is better than optimal", p->name);
+            CHECK_EACH(best <= level(&c, &c.other, rows), "%s is better than optimal", p->name);
             if (p->destroy)
                 p->destroy(state);
         }

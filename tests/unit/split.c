@@ -10,7 +10,7 @@
 #include "base/split.h"
 #include "base/split_flow.h"
 #include "tests/support/check_main.h"
-#include "tests/support/hold.h"
+#include "tests/support/status_checks.h"
 
 static uint64_t counter;
 
@@ -139,7 +139,7 @@ START_TEST(cuts_anywhere_are_optimal) {
             make(1 + below(10), ranks, below(4), 1 + below(3), 1 + below(40), 8, 1 + below(9), 1);
         check_runs(&c);
         int64_t got = busiest(&c.in, c.runs), best = bound(&c.in);
-        HOLD_MSG(got == best, "case %d: %d rows, %d are possible", i, (int)got, (int)best);
+        CHECK_EACH(got == best, "case %d: %d rows, %d are possible", i, (int)got, (int)best);
         drop(&c);
     }
 }
@@ -234,10 +234,10 @@ START_TEST(two_copies_are_cut_near_the_best_edge) {
         sum_best += best;
         /* fewer roots may cost 1/256 each, at most MOE_COPY_ROOTS on either side; a path down meets not every edge */
         int64_t slack = best / 32 + 8 * c.in.grain;
-        HOLD_MSG(got <= best + slack, "case %d: %d rows, %d are possible", i, (int)got, (int)best);
+        CHECK_EACH(got <= best + slack, "case %d: %d rows, %d are possible", i, (int)got, (int)best);
         drop(&c);
     }
-    HOLD_MSG((double)sum <= (double)sum_best * 1.01, "%.4f of the best edges",
+    CHECK_EACH((double)sum <= (double)sum_best * 1.01, "%.4f of the best edges",
              (double)sum / (double)sum_best);
 }
 END_TEST
@@ -267,7 +267,7 @@ START_TEST(runs_end_at_edges) {
         over += best ? (double)(got - best) / (double)(best + grain) : 0;
         drop(&c);
     }
-    HOLD_MSG(over / n < 0.03, "the busiest rank has %.4f more than with cuts anywhere", over / n);
+    CHECK_EACH(over / n < 0.03, "the busiest rank has %.4f more than with cuts anywhere", over / n);
 }
 END_TEST
 
@@ -321,7 +321,7 @@ START_TEST(a_layer_takes_microseconds) {
                    "cuts anywhere\n",
                    extra, grain, worst, over / 20);
             if (TIMED && (grain == 1 || extra == 1))
-                HOLD_MSG(worst < 100, "%.0f us", worst);
+                CHECK_EACH(worst < 100, "%.0f us", worst);
         }
 }
 END_TEST

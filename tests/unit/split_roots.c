@@ -7,7 +7,7 @@
 #include "base/rng.h"
 #include "base/split.h"
 #include "tests/support/check_main.h"
-#include "tests/support/hold.h"
+#include "tests/support/status_checks.h"
 
 static uint64_t counter;
 
@@ -86,7 +86,7 @@ static Sum fold_leaves(const Fold *f, int v, int first, int size) {
     const Sum *root = root_of(f, f->start[v] + lo, f->start[v] + (hi < rows ? hi : rows));
     if (root)
         return *root;
-    HOLD_MSG(size > 1, "leaf %d of shard %d is in no root", first, v);
+    CHECK_EACH(size > 1, "leaf %d of shard %d is in no root", first, v);
     return add(fold_leaves(f, v, first, size / 2), fold_leaves(f, v, first + size / 2, size / 2));
 }
 
