@@ -5,10 +5,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/assert.h"
 #include "base/mem.h"
+#include "base/pool.h"
 
 enum { GAIN_STEPS = 4 }; /* the last steps, on whose mean load a gain is predicted */
 
@@ -256,18 +256,12 @@ static void decide_layer(MoePlacer *p, int64_t step, int layer, MoePlaceMap *map
     moe_place_map_copy(map, &p->proposal);
 }
 
-static double now_seconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
 void moe_placer_decide(MoePlacer *p, int64_t step, MoePlaceMap *maps, MoePlaceDecision *out) {
     MOE_ASSERT(p->n > 0, "decision at step %lld without a step observed", (long long)step);
-    double start = now_seconds();
+    double start = moe_now();
     for (int l = 0; l < p->setup.layers; l++)
         decide_layer(p, step, l, &maps[l], &out[l]);
     p->n_since = 0;
     p->first = 0;
-    p->seconds += now_seconds() - start;
+    p->seconds += moe_now() - start;
 }

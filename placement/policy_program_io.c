@@ -7,22 +7,16 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "base/pool.h"
 
 struct MoeLineProgram {
     pid_t pid;
     int fd; /* a socket that is both its standard input and output: writing to it never raises a signal */
     MoeStr in; /* read, but not a whole line yet */
 };
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 /* In the new process, where only what is safe after a fork of a threaded program may be called. */
 static void become(const char *command, int fd) {
@@ -104,9 +98,9 @@ static MoeStatus transmit(MoeLineProgram *p, const MoeStr *out, size_t *at) {
 
 /* Sends all of `out`, then reads up to the end of a line. */
 static MoeStatus exchange(MoeLineProgram *p, const MoeStr *out, double seconds) {
-    double end = now() + seconds;
+    double end = moe_now() + seconds;
     for (size_t at = 0; at < out->len || !p->in.data || !memchr(p->in.data, '\n', p->in.len);) {
-        double left = end - now();
+        double left = end - moe_now();
         if (left <= 0)
             return moe_error(MOE_E_IO, "no answer within %g seconds", seconds);
         struct pollfd fd = {.fd = p->fd, .events = (short)(POLLIN | (at < out->len ? POLLOUT : 0))};
