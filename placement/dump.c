@@ -106,8 +106,7 @@ MoeStatus moe_dump_close(MoeDump *d) {
         moe_dump_abandon(d);
         return st;
     }
-    char hash[33];
-    st = moe_out_finish(d->file, NULL, hash);
+    st = moe_out_finish(d->file, NULL, NULL);
     d->file = NULL;
     moe_dump_abandon(d);
     return st;

@@ -101,8 +101,7 @@ MoeStatus moe_load_write(const char *path, const MoeLoad *l) {
         moe_out_abandon(f);
         return st;
     }
-    char hash[33];
-    return moe_out_finish(f, NULL, hash);
+    return moe_out_finish(f, NULL, NULL);
 }
 
 /* ---- other sizes ---- */
