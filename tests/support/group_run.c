@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "base/assert.h"
 #include "base/io.h"
 #include "base/kernel_abi.h"
@@ -458,13 +457,7 @@ MoeStatus moe_group_run(MoeGroupRun *r, const MoeInputs *in) {
     return NULL;
 }
 
-/* The thread's own time: what others do on a shared machine counts as little as can be. */
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
+/* By the thread's own time: what others do on a shared machine counts as little as can be. */
 double moe_group_run_time(MoeGroupRun *r, int n) {
     double best = 1e30;
     for (int rep = 0; rep < n; rep++) {
@@ -478,11 +471,11 @@ double moe_group_run_time(MoeGroupRun *r, int n) {
                 MoeStatus st = find_kernel(r, l->kernel, &tasks, &run);
                 MOE_ASSERT(!st, "group_run: %s", moe_status_message(st));
                 launch_bufs(r, &r->steps[i], l, bufs);
-                double start = now();
+                double start = moe_thread_cpu();
                 int64_t count = tasks(bufs);
                 for (int64_t t = 0; t < count; t++)
                     run(bufs, t, buffer_data(&r->scratch));
-                sum += now() - start;
+                sum += moe_thread_cpu() - start;
             }
         best = sum < best ? sum : best;
     }

@@ -3,10 +3,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
+#include "base/pool.h"
 #include "placement/placer.h"
 #include "tests/support/check_main.h"
+#include "tests/support/status_checks.h"
 
 enum { LAYERS = 2, EXPERTS = 4, RANKS = 2, SLOTS = 3, SOURCES = 2 };
 
@@ -15,10 +16,6 @@ static MoePlaceCost cost;
 static MoePolicySetup setup_of;
 static MoePlaceMap maps[LAYERS];
 static MoePlaceDecision out[LAYERS];
-
-static void ok(MoeStatus st) {
-    ck_assert_msg(!st, "%s", moe_status_message(st));
-}
 
 static void setup(void) {
     MoeCluster c = {
@@ -37,7 +34,7 @@ static void setup(void) {
                                 .seed = 1,
                                 .cost = &cost};
     for (int l = 0; l < LAYERS; l++)
-        ok(moe_place_map_create(EXPERTS, RANKS, SLOTS, arena, &maps[l]));
+        OK(moe_place_map_create(EXPERTS, RANKS, SLOTS, arena, &maps[l]));
 }
 
 static void teardown(void) {
@@ -46,13 +43,13 @@ static void teardown(void) {
 
 static MoePlacer *placer(const MoePolicy *p, MoePlacerGate gate) {
     MoePlacer *made;
-    ok(moe_placer_create(p, &setup_of, gate, &made));
+    OK(moe_placer_create(p, &setup_of, gate, &made));
     return made;
 }
 
 static const MoePolicy *find(const char *name) {
     const MoePolicy *p;
-    ok(moe_policy_find(name, &p));
+    OK(moe_policy_find(name, &p));
     return p;
 }
 
@@ -196,7 +193,7 @@ static const MoePolicy nonsense_policy = {.name = "nonsense", .doc = "", .propos
 
 START_TEST(nonsense_is_refused) {
     MoePlaceMap before;
-    ok(moe_place_map_create(EXPERTS, RANKS, SLOTS, arena, &before));
+    OK(moe_place_map_create(EXPERTS, RANKS, SLOTS, arena, &before));
     MoePlacer *p = placer(&nonsense_policy, (MoePlacerGate){0});
     observe(p, 0, skewed);
     moe_placer_decide(p, 1, maps, out);
@@ -252,12 +249,6 @@ START_TEST(groups_are_judged_by_the_slowest) {
 END_TEST
 
 /* ---- programs ---- */
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static MoePlacer *program(const char *command) {
     setup_of.program = command;
@@ -345,11 +336,11 @@ START_TEST(a_program_that_hangs_is_started_again) {
              "done; echo '{\"keep\":true}'; done",
              flag);
     MoePlacer *p = program(command);
-    double start = now();
+    double start = moe_now();
     decide(p, 1);
     refused(0, "no answer within 0.3 seconds");
     refused(1, "failed at this step");
-    ck_assert(now() - start < 5);
+    ck_assert(moe_now() - start < 5);
     unlink(flag);
     decide(p, 2);
     ck_assert_msg(out[0].verdict == MOE_PLACE_KEPT && out[1].verdict == MOE_PLACE_KEPT, "%s",

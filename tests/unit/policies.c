@@ -6,12 +6,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+#include "base/pool.h"
 #include "placement/load.h"
 #include "placement/placer.h"
 #include "placement/policy_eplb.h"
 #include "placement/synthetic.h"
 #include "tests/support/check_main.h"
+#include "tests/support/status_checks.h"
 
 static MoeArena *arena;
 
@@ -20,10 +21,6 @@ static void setup(void) {
 }
 static void teardown(void) {
     moe_arena_destroy(arena);
-}
-
-static void ok(MoeStatus st) {
-    ck_assert_msg(!st, "%s", moe_status_message(st));
 }
 
 /* The example of EPLB's README: two layers of 12 experts in 4 groups, 16 replicas on 2 nodes of 4 gpus. */
@@ -65,7 +62,7 @@ static MoeLoad read_trace(const char *name) {
     MoeLoad load;
     char path[500];
     snprintf(path, sizeof path, MOE_SOURCE_DIR "/tests/data/traces/%s.csv", name);
-    ok(moe_load_read(path, arena, &load));
+    OK(moe_load_read(path, arena, &load));
     return load;
 }
 
@@ -100,7 +97,7 @@ static Outcome replay(const MoeLoad *load, const char *name, int ranks, int extr
                       MoePlacerGate gate) {
     int slots = (load->experts + ranks - 1) / ranks + extra, n = 0;
     const MoePolicy *policy;
-    ok(moe_policy_find(name, &policy));
+    OK(moe_policy_find(name, &policy));
     MoePlaceCost cost = cost_of(ranks);
     MoePolicySetup setup = {.layers = load->layers,
                             .experts = load->experts,
@@ -114,7 +111,7 @@ static Outcome replay(const MoeLoad *load, const char *name, int ranks, int extr
                             .seed = 1,
                             .cost = &cost};
     MoePlacer *placer;
-    ok(moe_placer_create(policy, &setup, gate, &placer));
+    OK(moe_placer_create(policy, &setup, gate, &placer));
     MoePlaceMap *maps = MOE_NEW_N(arena, MoePlaceMap, load->layers);
     MoePlaceDecision *d = MOE_NEW_N(arena, MoePlaceDecision, load->layers);
     void *scratch = malloc((size_t)moe_split_scratch(load->experts, ranks, slots, 1));
@@ -122,7 +119,7 @@ static Outcome replay(const MoeLoad *load, const char *name, int ranks, int extr
     double *all = MOE_NEW_N(arena, double, load->layers * load->steps), sum = 0;
     Outcome out = {0};
     for (int l = 0; l < load->layers; l++)
-        ok(moe_place_map_create(load->experts, ranks, slots, arena, &maps[l]));
+        OK(moe_place_map_create(load->experts, ranks, slots, arena, &maps[l]));
     for (int s = 0; s < load->steps; s++) {
         if (moe_placer_due(placer, s)) {
             moe_placer_decide(placer, s, maps, d);
@@ -283,10 +280,10 @@ START_TEST(nothing_peeks) {
         if (is_program(p) || !strcmp(p->name, "optimal"))
             continue;
         for (int i = 0; i < 2; i++) {
-            ok(moe_placer_create(p, &s, (MoePlacerGate){0}, &placer[i]));
+            OK(moe_placer_create(p, &s, (MoePlacerGate){0}, &placer[i]));
             maps[i] = MOE_NEW_N(arena, MoePlaceMap, load.layers);
             for (int l = 0; l < load.layers; l++)
-                ok(moe_place_map_create(8, 4, 3, arena, &maps[i][l]));
+                OK(moe_place_map_create(8, 4, 3, arena, &maps[i][l]));
         }
         bool differ = false;
         for (int step = 0; step < STEPS; step++)
@@ -323,16 +320,10 @@ enum { TIMED = false };
 enum { TIMED = true };
 #endif
 
-static double cpu_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
-
 /* 256 experts, 58 layers, 64 ranks with one extra slot each: the first decision, from a map that is 8 times the mean, and later ones. */
 START_TEST(moec_decides_in_time) {
     MoeLoad load;
-    ok(moe_synthetic_make("zipf:1", &(MoeSyntheticSizes){256, 58, 4, 64, 8, 64 * 4096, 1}, arena,
+    OK(moe_synthetic_make("zipf:1", &(MoeSyntheticSizes){256, 58, 4, 64, 8, 64 * 4096, 1}, arena,
                           &load));
     MoeCluster cl = {
         .nodes = 8, .ranks_per_node = 8, .links = {{1e-6, 2e11}, {1e-5, 5e10}}, .flops = 4e14};
@@ -349,20 +340,20 @@ START_TEST(moec_decides_in_time) {
                         .seed = 1,
                         .cost = &cost};
     const MoePolicy *p;
-    ok(moe_policy_find("moec", &p));
+    OK(moe_policy_find("moec", &p));
     MoePlaceDecision d[58];
     MoePlaceMap maps[58];
     double first = 1e9, later = 0;
     for (int round = 0; round < 3; round++) { /* the best of three: the machine may be busy */
         MoePlacer *placer;
-        ok(moe_placer_create(p, &s, (MoePlacerGate){0}, &placer));
+        OK(moe_placer_create(p, &s, (MoePlacerGate){0}, &placer));
         for (int l = 0; l < 58; l++)
-            ok(moe_place_map_create(256, 64, 5, arena, &maps[l]));
+            OK(moe_place_map_create(256, 64, 5, arena, &maps[l]));
         for (int step = 0; step < load.steps; step++) {
             if (step > 0) {
-                double t = cpu_ms();
+                double t = moe_thread_cpu();
                 moe_placer_decide(placer, step, maps, d);
-                t = cpu_ms() - t;
+                t = (moe_thread_cpu() - t) * 1e3;
                 if (step == 1)
                     first = t < first ? t : first;
                 else
