@@ -19,11 +19,9 @@ uint64_t moe_host_id(void) {
         free(boot);
         return 0;
     }
-    uint64_t h = 1469598103934665603ull;
-    for (size_t i = 0; i < n; i++)
-        h = (h ^ (unsigned char)boot[i]) * 1099511628211ull;
+    uint64_t both[2] = {moe_hash_64(boot, n), (uint64_t)names.st_ino};
     free(boot);
-    return (h ^ (uint64_t)names.st_ino) * 1099511628211ull;
+    return moe_hash_64(both, sizeof both);
 }
 
 MoeCores moe_cores_of_process(int threads) {

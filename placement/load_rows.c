@@ -179,7 +179,7 @@ MoeStatus moe_load_check_totals(const char *path, const MoeLoad *l) {
         for (int k = 0; k < l->layers; k++) {
             const int32_t *c = moe_load_at(l, s, k);
             int64_t total = 0;
-            for (int i = 0; i < l->sources * l->experts; i++)
+            for (int64_t i = 0; i < (int64_t)l->sources * l->experts; i++)
                 total += c[i];
             if (total > INT32_MAX)
                 return moe_error(
