@@ -30,10 +30,31 @@ typedef struct {
     int64_t offset;        /* bytes from the start of the workspace (value NULL only) */
 } MoeBufRef;
 
+/* A box of a matrix in device memory that a kernel copies by its tensor map (sm_90 and later). The runtime makes the map once the
+ * buffers have addresses. dims and box: elements, innermost first; strides: bytes of dims 1 .. rank-1, multiples of 16. */
+typedef struct {
+    int buf;        /* index into the launch's bufs */
+    MoeDtype dtype; /* bf16 or f32 */
+    int rank;       /* 1 .. 5 */
+    int64_t dims[5], strides[4];
+    int box[5];
+    int swizzle; /* bytes: 0, 32, 64 or 128 */
+} MoeTensorMap;
+
+/* How a device runs a launch; all 0 on the CPU, whose kernels say themselves how many tasks they have (base/kernel_abi.h). */
+typedef struct {
+    int64_t grid; /* blocks */
+    int block;    /* threads of a block */
+    int64_t shared_bytes;
+    MoeTensorMap *maps;
+    size_t n_maps;
+} MoeLaunchShape;
+
 typedef struct {
     const char *kernel; /* symbol name */
     MoeBufRef *bufs;
     size_t n_bufs;
+    MoeLaunchShape shape;
 } MoeLaunch;
 
 typedef struct {

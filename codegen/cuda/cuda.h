@@ -1,0 +1,82 @@
+/* The CUDA target: its state, its table of kinds, and how a kind hands over kernels and launches (docs/GPU.md). */
+#ifndef MOE_CODEGEN_CUDA_CUDA_H
+#define MOE_CODEGEN_CUDA_CUDA_H
+
+#include "codegen/cuda/arch.h"
+#include "ir/target.h"
+
+typedef struct MoeCudaTarget {
+    MoeTarget base; /* first */
+    const MoeCudaArch *arch;
+    MoeArena *arena;
+    struct MoeCudaKernel *kernels; /* module.h */
+    size_t n_kernels, cap_kernels;
+} MoeCudaTarget;
+
+/* X(name): groups whose anchor is of that kind are lowered by moe_cuda_<name>_lower, their workspace asked by
+ * moe_cuda_<name>_workspace; a missing one fails at link time. The kinds are those of the CPU (codegen/cpu/cpu.h). */
+#define MOE_CUDA_KINDS(X)                                                                          \
+    X(row)       /* kind_row.c: EW and ROW ops over one row space, col_sum at the end */           \
+    X(reduce)    /* kind_reduce.c: sum_squares, its two halves, col_sum alone */                   \
+    X(gemm)      /* kind_gemm.c: matmul, dense and grouped, with gather and tail */                \
+    X(wgrad)     /* kind_wgrad.c: weight_grad, root_grad */                                        \
+    X(route)     /* kind_route.c, kind_expert_plan.c, kind_copy_plan.c */                          \
+    X(move)      /* kind_move.c: dispatch, gather_sum, dispatch_weight, collect_weight */          \
+    X(embed)     /* kind_embed.c: embedding, embedding_grad */                                     \
+    X(rope)      /* kind_rope.c */                                                                 \
+    X(attn)      /* kind_attn.c */                                                                 \
+    X(attn_grad) /* kind_attn_grad.c */                                                            \
+    X(xent)      /* kind_xent.c: linear_cross_entropy and its gradient, whole or in parts */
+
+#define X(name)                                                                                    \
+    int64_t moe_cuda_##name##_workspace(MoeCudaTarget *t, const MoeGroup *g);                      \
+    MoeStatus moe_cuda_##name##_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *out);
+MOE_CUDA_KINDS(X)
+#undef X
+
+/* arch: a name of arch.c's table ("sm_90a") or "native". */
+MoeStatus moe_cuda_target_create(const char *arch, MoeTarget **out);
+/* Whether a driver and a device that runs code of that architecture are here. */
+bool moe_cuda_runs_here(const char *arch);
+
+/* Parts of the device library, codegen/cuda/device/NAME.cuh, in the order in which a unit includes them; prelude and ptx
+ * come with every kernel. A part may use those before it. */
+#define MOE_CUDA_PARTS(X)                                                                          \
+    X(prelude) X(ptx) X(math) X(row) X(tree) X(segs) X(move) X(gemm_simt) X(gemm_mma)              \
+    X(gemm_hopper) X(wgrad) X(attn) X(xent) X(route) X(runtime)
+typedef enum {
+#define X(name) MOE_CUDA_PART_##name,
+    MOE_CUDA_PARTS(X)
+#undef X
+    MOE_CUDA_N_PARTS
+} MoeCudaPart;
+
+/* A kernel: text and attributes. Two that are equal in everything are one. */
+typedef struct {
+    const char *prefix;  /* of the name: "row", "gemm"; a number is added */
+    const char *note;    /* a line for people: what it computes, shapes; may be NULL */
+    int n_bufs;          /* buffers, a.p[0] .. */
+    int n_maps;          /* tensor maps that follow, m0, m1, .. */
+    int threads;         /* of a block: a multiple of 32 */
+    int min_blocks;      /* a multiprocessor, for __launch_bounds__; 0: not said */
+    int64_t shared_bytes; /* dynamic shared memory */
+    uint32_t parts;      /* bits 1u << MOE_CUDA_PART_x */
+    const char *body;    /* C++ statements; a: the arguments */
+} MoeCudaKernelText;
+
+/* Adds the kernel, or finds it; its name (arena's). */
+const char *moe_cuda_kernel(MoeCudaTarget *t, const MoeCudaKernelText *k);
+
+/* Buffer references for launches. */
+MoeBufRef moe_cuda_ref(const MoeValue *v);
+MoeBufRef moe_cuda_ref_work(int64_t offset); /* workspace bytes from its start; keep offsets multiples of 256 */
+/* A launch of `blocks` blocks (at least 1) of a kernel of this target; n: as many as its buffers. */
+void moe_cuda_launch(MoeCudaTarget *t, MoeLowered *out, const char *kernel, int64_t blocks,
+                     const MoeBufRef *refs, size_t n);
+/* The same with tensor maps, as many as the kernel's. */
+void moe_cuda_launch_maps(MoeCudaTarget *t, MoeLowered *out, const char *kernel, int64_t blocks,
+                          const MoeBufRef *refs, size_t n, const MoeTensorMap *maps, size_t n_maps);
+/* Blocks for a kernel that walks `tasks` tasks with stride gridDim.x: all of them, at most `waves` for each multiprocessor. */
+int64_t moe_cuda_blocks(const MoeCudaTarget *t, int64_t tasks, int waves);
+
+#endif
