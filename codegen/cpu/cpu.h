@@ -4,6 +4,7 @@
 
 #include <llvm-c/Core.h>
 #include <llvm-c/TargetMachine.h>
+#include "codegen/bufs.h"
 #include "codegen/cpu/isa.h"
 #include "ir/target.h"
 
@@ -55,13 +56,7 @@ bool moe_cpu_gemm_can_alias(const MoeGroup *g, const MoeValue *input, const MoeV
 /* cpu: "native" or a name of isa.c's table. */
 MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out);
 
-/* Buffer references for launches. */
-MoeBufRef moe_ref(const MoeValue *v);
-MoeBufRef
-moe_ref_work(int64_t offset); /* workspace bytes from its start; keep offsets multiples of 64 */
 void moe_cpu_launch(MoeLowered *out, const char *kernel, const MoeBufRef *refs, size_t n);
 void moe_cpu_need_scratch(MoeLowered *out, int64_t n_bytes);
-/* The segs value that the rows of a tensor type are ragged over; NULL for static rows. */
-const MoeValue *moe_rows_seg(const MoeType *t);
 
 #endif

@@ -303,14 +303,6 @@ MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out) {
 
 /* ---- launches ---- */
 
-MoeBufRef moe_ref(const MoeValue *v) {
-    return (MoeBufRef){.value = v, .offset = 0};
-}
-
-MoeBufRef moe_ref_work(int64_t offset) {
-    return (MoeBufRef){.value = NULL, .offset = offset};
-}
-
 void moe_cpu_launch(MoeLowered *out, const char *kernel, const MoeBufRef *refs, size_t n) {
     MoeLaunch launch = {.kernel = moe_arena_strdup(out->arena, kernel),
                         .bufs = moe_arena_copy(out->arena, refs, n * sizeof *refs),
@@ -321,8 +313,4 @@ void moe_cpu_launch(MoeLowered *out, const char *kernel, const MoeBufRef *refs, 
 void moe_cpu_need_scratch(MoeLowered *out, int64_t n_bytes) {
     if (n_bytes > out->scratch_bytes)
         out->scratch_bytes = n_bytes;
-}
-
-const MoeValue *moe_rows_seg(const MoeType *t) {
-    return t->kind == MOE_TYPE_TENSOR ? t->dims[0].seg : NULL;
 }

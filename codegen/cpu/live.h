@@ -2,19 +2,8 @@
 #ifndef MOE_CODEGEN_CPU_LIVE_H
 #define MOE_CODEGEN_CPU_LIVE_H
 
+#include "codegen/bufs.h"
 #include "codegen/cpu/emit.h"
-
-/* The buffers of a one-op kernel, in the order they are added; equal values share one. */
-typedef struct {
-    MoeBufRef refs[16];
-    int n;
-} MoeBufs;
-int moe_bufs_add(MoeBufs *b, const MoeValue *v);
-/* The segs value of t's rows; -1 for static rows. */
-int moe_bufs_add_seg(MoeBufs *b, const MoeType *t);
-int moe_bufs_add_work(MoeBufs *b, int64_t offset);
-/* Result i of the group's one op if it is read outside the group, else -1. */
-int moe_bufs_add_output(MoeBufs *b, const MoeGroup *g, int i);
 
 /* The end of the live rows of a tensor type; seg_buf: its segs table, or -1. */
 MoeVal moe_live_rows(MoeEmit *e, const MoeType *t, int seg_buf);
