@@ -1,7 +1,7 @@
-/* The CPU target: MoeTarget over the table of kinds (cpu.h).
+/* The CPU target: MoeTarget over the table of kinds (codegen/kinds.h).
  *
  * In: groups of ops. Out: launches of kernels, then one object file. A group's kind is that of its
- * anchor; a row of MOE_CPU_KINDS lowers it. Kernels are shared by key (emit.c). */
+ * anchor; a row of this table lowers it. Kernels are shared by key (emit.c). */
 #include "codegen/cpu/cpu.h"
 
 #include <llvm-c/Analysis.h>
@@ -14,132 +14,56 @@
 #include "base/assert.h"
 #include "codegen/cpu/kernel_table.h"
 #include "codegen/cpu/kind_row.h"
-
-typedef enum {
-#define X(name) CPU_##name,
-    MOE_CPU_KINDS(X)
-#undef X
-        N_CPU_KINDS
-} CpuKind;
+#include "codegen/gemm_group.h"
+#include "codegen/wgrad_group.h"
 
 typedef struct {
     int64_t (*workspace)(MoeCpuTarget *t, const MoeGroup *g);
     MoeStatus (*lower)(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out);
 } CpuKindRow;
 
-static const CpuKindRow rows[N_CPU_KINDS] = {
-#define X(name) [CPU_##name] = {moe_cpu_##name##_workspace, moe_cpu_##name##_lower},
-    MOE_CPU_KINDS(X)
+static const CpuKindRow rows[MOE_N_GROUP_KINDS] = {
+#define X(name) [MOE_GROUP_##name] = {moe_cpu_##name##_workspace, moe_cpu_##name##_lower},
+    MOE_GROUP_KINDS(X)
 #undef X
 };
 
 /* ---- groups ---- */
 
-/* The kind of a group that this op alone decides; N_CPU_KINDS: it does not (it joins others, or
- * needs no kernel). */
-static CpuKind anchor_kind(MoeKind k) {
-    switch (k) {
-    case MOE_KIND_GEMM:
-        return CPU_gemm;
-    case MOE_KIND_WGRAD:
-        return CPU_wgrad;
-    case MOE_KIND_ROUTE:
-        return CPU_route;
-    case MOE_KIND_EMBED:
-        return CPU_embed;
-    case MOE_KIND_EMBED_GRAD:
-        return CPU_embed;
-    case MOE_KIND_ROPE:
-        return CPU_rope;
-    case MOE_KIND_ATTN:
-        return CPU_attn;
-    case MOE_KIND_ATTN_GRAD:
-        return CPU_attn_grad;
-    case MOE_KIND_XENT:
-        return CPU_xent;
-    case MOE_KIND_DECL:
-    case MOE_KIND_EW:
-    case MOE_KIND_ROW:
-    case MOE_KIND_REDUCE:
-    case MOE_KIND_SYNC:
-    case MOE_KIND_MOVE:
-    case MOE_KIND_COMM:
-    case MOE_KIND_STORE:
-    case MOE_KIND_COMPOSITE:
-    case MOE_N_KINDS:
-        break;
-    }
-    return N_CPU_KINDS;
-}
-
-static MoeKind kind_of(const MoeOp *op) {
-    return moe_op_info(op->opcode)->kind;
-}
-
-/* N_CPU_KINDS: nothing to run (declarations; accumulate, batch_sum and what goes between ranks, which
- * the runtime does). */
-static CpuKind group_kind(MoeOp *const *ops, size_t n_ops) {
-    bool has_row = false, has_reduce = false, has_move = false;
-    for (size_t i = 0; i < n_ops; i++) {
-        MoeKind k = kind_of(ops[i]);
-        if (anchor_kind(k) != N_CPU_KINDS)
-            return anchor_kind(k);
-        MOE_ASSERT(k != MOE_KIND_COMPOSITE, "composite op %s reached the CPU target",
-                   moe_op_info(ops[i]->opcode)->name);
-        has_row |= k == MOE_KIND_EW || k == MOE_KIND_ROW;
-        has_reduce |= k == MOE_KIND_REDUCE;
-        has_move |= k == MOE_KIND_MOVE;
-    }
-    if (has_row)
-        return CPU_row;
-    return has_reduce ? CPU_reduce : has_move ? CPU_move : N_CPU_KINDS;
-}
-
-static bool target_implements(const MoeTarget *t, MoeOpcode op) {
-    (void)t;
-    return moe_op_info(op)->kind != MOE_KIND_COMPOSITE;
-}
-
 static bool target_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
+    static const MoeJoinRules rules = {.row = moe_cpu_row_can_join,
+                                       .gemm = moe_gemm_group_joins,
+                                       .wgrad = moe_wgrad_group_joins};
     (void)t;
-    if (n_ops == 0)
-        return true;
-    CpuKind kind = group_kind(ops, n_ops);
-    if (kind == CPU_gemm || op->opcode == MOE_OP_MATMUL)
-        return moe_cpu_gemm_joins(ops, n_ops, op);
-    if (kind == CPU_wgrad || op->opcode == MOE_OP_WEIGHT_GRAD || op->opcode == MOE_OP_ROOT_GRAD)
-        return moe_cpu_wgrad_joins(ops, n_ops, op);
-    if (ops[0]->opcode == MOE_OP_DISPATCH || op->opcode == MOE_OP_DISPATCH)
-        return moe_cpu_gemm_joins(ops, n_ops, op) || moe_cpu_wgrad_joins(ops, n_ops, op);
-    return kind == CPU_row && moe_cpu_row_can_join(ops, n_ops, op);
+    return moe_group_can_join(&rules, ops, n_ops, op);
 }
 
 static bool target_can_alias(const MoeTarget *t, const MoeGroup *group, const MoeValue *input,
                              const MoeValue *output) {
     MoeCpuTarget *cpu = (MoeCpuTarget *)(uintptr_t)t;
-    CpuKind kind = group_kind(group->ops, group->n_ops);
-    if (kind == CPU_row)
+    MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
+    if (kind == MOE_GROUP_row)
         return moe_cpu_row_can_alias(cpu, group, input, output);
-    return kind == CPU_gemm && moe_cpu_gemm_can_alias(group, input, output);
+    return kind == MOE_GROUP_gemm && moe_gemm_group_can_alias(group, input, output);
 }
 
 static int64_t target_workspace(MoeTarget *t, const MoeGroup *group) {
-    CpuKind kind = group_kind(group->ops, group->n_ops);
-    return kind == N_CPU_KINDS ? 0 : rows[kind].workspace((MoeCpuTarget *)t, group);
+    MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
+    return kind == MOE_N_GROUP_KINDS ? 0 : rows[kind].workspace((MoeCpuTarget *)t, group);
 }
 
 /* Column sums alone have workspace by rows; all others are of fixed size, or by a rank's own tokens. */
 static int64_t target_workspace_expected(MoeTarget *t, const MoeGroup *group) {
     const MoeOp *first = group->n_ops ? group->ops[0] : NULL;
-    CpuKind kind = group_kind(group->ops, group->n_ops);
-    if (kind == CPU_row || (kind == CPU_reduce && first->opcode == MOE_OP_COL_SUM))
+    MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
+    if (kind == MOE_GROUP_row || (kind == MOE_GROUP_reduce && first->opcode == MOE_OP_COL_SUM))
         return moe_cpu_row_workspace_expected((MoeCpuTarget *)t, group);
     return target_workspace(t, group);
 }
 
 static MoeStatus target_lower(MoeTarget *t, const MoeGroup *group, MoeLowered *out) {
-    CpuKind kind = group_kind(group->ops, group->n_ops);
-    return kind == N_CPU_KINDS ? NULL : rows[kind].lower((MoeCpuTarget *)t, group, out);
+    MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
+    return kind == MOE_N_GROUP_KINDS ? NULL : rows[kind].lower((MoeCpuTarget *)t, group, out);
 }
 
 /* ---- object code ---- */
@@ -267,7 +191,7 @@ MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out) {
     t->arena = moe_arena_create();
     snprintf(t->base.name, sizeof t->base.name, "cpu:%.58s", t->isa.cpu);
     t->base.fuse = (MoeFuseRules){.row = true, .gather_matmul = true, .matmul_epilogue = true};
-    t->base.implements = target_implements;
+    t->base.implements = moe_implements_primitives;
     t->base.can_join = target_can_join;
     t->base.workspace_bytes = target_workspace;
     t->base.workspace_expected = target_workspace_expected;

@@ -8,22 +8,9 @@
 #define MOE_CODEGEN_CPU_GEMM_H
 
 #include "codegen/cpu/tile.h"
+#include "codegen/row_space.h"
 
-typedef enum {
-    MOE_ROWS_STATIC, /* rows 0 .. capacity */
-    MOE_ROWS_LIVE,   /* rows 0 .. the last entry of the segs table */
-    MOE_ROWS_GROUPS, /* group g: rows s[g*V] .. s[(g+1)*V] */
-    MOE_ROWS_RANGE   /* one range: i32 lo, hi at the start of the buffer */
-} MoeRowMode;
-
-/* Which rows a product runs over. */
-typedef struct {
-    MoeRowMode mode;
-    int64_t capacity, groups, shards;
-    int64_t expected; /* rows that work is divided for (moe_segs_expected_rows) */
-    int buf;          /* the table's kernel buffer; unused for STATIC */
-} MoeRowSpace;
-MoeRowSpace moe_row_space(const MoeType *rows, bool grouped, int buf);
+/* The rows of a group. */
 void moe_row_space_range(MoeEmit *e, const MoeRowSpace *s, MoeVal group, MoeVal *lo, MoeVal *hi);
 
 typedef struct MoeGemm {
