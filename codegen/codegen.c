@@ -1,9 +1,10 @@
-/* Targets by name: one row a family. In: "cpu", "cpu:CPU". Out: an owned MoeTarget. */
+/* Targets by name: one row a family. In: "cpu", "cpu:CPU", "cuda:ARCH". Out: an owned MoeTarget. */
 #include "codegen/codegen.h"
 
 #include <string.h>
 #include "base/str.h"
 #include "codegen/cpu/cpu.h"
+#include "codegen/cuda/cuda.h"
 
 typedef struct {
     const char *family;
@@ -13,6 +14,7 @@ typedef struct {
 
 static const Family families[] = {
     {"cpu", moe_cpu_target_create, moe_isa_runs_here},
+    {"cuda", moe_cuda_target_create, moe_cuda_runs_here},
 };
 #define N_FAMILIES (sizeof families / sizeof families[0])
 
@@ -37,7 +39,8 @@ MoeStatus moe_target_create(const char *name, MoeTarget **out) {
         const char *near = moe_nearest_name(name, names, N_FAMILIES);
         return moe_error(
             MOE_E_MISUSE,
-            "unknown target '%s'%s%s%s; use cpu:native, cpu:x86-64-v4, cpu:x86-64-v3 or cpu:x86-64",
+            "unknown target '%s'%s%s%s; use cpu:native, cpu:x86-64-v4, cpu:x86-64-v3, cpu:x86-64, "
+            "cuda:native, cuda:sm_80, cuda:sm_90a or cuda:sm_100",
             name, near ? " (did you mean '" : "", near ? near : "", near ? "'?)" : "");
     }
     return family->create(variant, out);

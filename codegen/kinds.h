@@ -10,17 +10,17 @@
 
 /* X(name). In each target, kind_<name>*.c has moe_<target>_<name>_lower and moe_<target>_<name>_workspace. */
 #define MOE_GROUP_KINDS(X)                                                                         \
-    X(row)       /* EW and ROW ops over one row space, col_sum at the end */                       \
-    X(reduce)    /* sum_squares, its two halves, col_sum alone */                                  \
-    X(gemm)      /* matmul, dense and grouped, with gather and tail */                             \
-    X(wgrad)     /* weight_grad, root_grad */                                                      \
-    X(route)     /* route_plan, counts; plans between ranks, plans of copies */                    \
-    X(move)      /* dispatch, gather_sum, dispatch_weight, collect_weight */                       \
-    X(embed)     /* embedding, embedding_grad */                                                   \
+    X(row)    /* EW and ROW ops over one row space, col_sum at the end */                          \
+    X(reduce) /* sum_squares, its two halves, col_sum alone */                                     \
+    X(gemm)   /* matmul, dense and grouped, with gather and tail */                                \
+    X(wgrad)  /* weight_grad, root_grad */                                                         \
+    X(route)  /* route_plan, counts; plans between ranks, plans of copies */                       \
+    X(move)   /* dispatch, gather_sum, dispatch_weight, collect_weight */                          \
+    X(embed)  /* embedding, embedding_grad */                                                      \
     X(rope)                                                                                        \
     X(attn)                                                                                        \
     X(attn_grad)                                                                                   \
-    X(xent)      /* linear_cross_entropy and its gradient, whole or in parts of the vocabulary */
+    X(xent) /* linear_cross_entropy and its gradient, whole or in parts of the vocabulary */
 
 typedef enum {
 #define X(name) MOE_GROUP_##name,

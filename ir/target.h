@@ -76,6 +76,7 @@ typedef struct {
 
 struct MoeTarget {
     char name[64]; /* "cpu:znver4": enough to build the same target again */
+    const char *object_file, *text_file; /* their names in the plan: "kernels.o", "kernels.ll" */
     MoeFuseRules fuse;
     double peak_flops_f32, peak_flops_bf16; /* per thread, FLOP/s, estimates for the cost model */
     double memory_bandwidth;                /* bytes/s, whole machine, estimate */
@@ -93,7 +94,7 @@ struct MoeTarget {
                       const MoeValue *output);
     /* Emits (or reuses) the group's kernels and appends its launches. */
     MoeStatus (*lower)(MoeTarget *t, const MoeGroup *group, MoeLowered *out);
-    /* After the last group: the object code (malloc'd) and readable text (LLVM IR; malloc'd, may be NULL). */
+    /* After the last group: the object code (malloc'd) and readable text (LLVM IR, CUDA C++; malloc'd, may be NULL). */
     MoeStatus (*finish)(MoeTarget *t, bool want_text, void **out_object, size_t *out_n,
                         char **out_text);
     void (*destroy)(MoeTarget *t);

@@ -158,6 +158,7 @@ static json_t *json_steps(Writer *w) {
         for (size_t k = 0; k < s->lowered.n_launches; k++) {
             json_t *o = json_step(s, &s->lowered.launches[k], k == 0, name);
             set(o, "bufs", json_bufs(w, &s->lowered.launches[k], workspace));
+            moe_plan_json_shape(&s->lowered.launches[k].shape, o);
             if (s->group.parts)
                 moe_plan_json_slots(w, &s->group, o);
             if (k == 0)

@@ -55,6 +55,8 @@ void moe_plan_json_store(MoePlanWriter *w, size_t step, json_t *o);
  * MoE layers' maps; NULL: there are none. */
 void moe_plan_json_live(MoePlanWriter *w, const MoeGroup *g, json_t *o);
 json_t *moe_plan_json_placement(const MoePassContext *cx);
+/* plan_json_shape.c. What a kernel's step adds on a device that is told the shape of launches: "grid", "block", "shared", "maps". */
+void moe_plan_json_shape(const MoeLaunchShape *s, json_t *o);
 /* What a kernel's step adds when it works on one chunk of slots: "slots", "segs". */
 void moe_plan_json_slots(MoePlanWriter *w, const MoeGroup *g, json_t *o);
 

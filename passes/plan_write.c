@@ -166,9 +166,9 @@ static MoeStatus write_all(MoePassContext *cx, const MoePlanInfo *info, const ch
     MOE_TRY(moe_plan_build(cx, info, &json, &object, &n, &text));
     MoeStatus st = write_file(tmp, "plan.json", json, strlen(json));
     if (!st)
-        st = write_file(tmp, "kernels.o", object, n);
+        st = write_file(tmp, cx->target->object_file, object, n);
     if (!st && text)
-        st = write_file(tmp, "kernels.ll", text, strlen(text));
+        st = write_file(tmp, cx->target->text_file, text, strlen(text));
     if (!st && info->logical_text)
         st = write_file(tmp, "model.moe", info->logical_text, strlen(info->logical_text));
     json_t *maps = st ? NULL : moe_plan_json_maps(cx);

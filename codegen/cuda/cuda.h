@@ -2,8 +2,10 @@
 #ifndef MOE_CODEGEN_CUDA_CUDA_H
 #define MOE_CODEGEN_CUDA_CUDA_H
 
+#include "codegen/bufs.h"
 #include "codegen/cuda/arch.h"
-#include "ir/target.h"
+#include "codegen/kinds.h"
+#include "codegen/row_plan.h"
 
 typedef struct MoeCudaTarget {
     MoeTarget base; /* first */
@@ -13,26 +15,18 @@ typedef struct MoeCudaTarget {
     size_t n_kernels, cap_kernels;
 } MoeCudaTarget;
 
-/* X(name): groups whose anchor is of that kind are lowered by moe_cuda_<name>_lower, their workspace asked by
- * moe_cuda_<name>_workspace; a missing one fails at link time. The kinds are those of the CPU (codegen/cpu/cpu.h). */
-#define MOE_CUDA_KINDS(X)                                                                          \
-    X(row)       /* kind_row.c: EW and ROW ops over one row space, col_sum at the end */           \
-    X(reduce)    /* kind_reduce.c: sum_squares, its two halves, col_sum alone */                   \
-    X(gemm)      /* kind_gemm.c: matmul, dense and grouped, with gather and tail */                \
-    X(wgrad)     /* kind_wgrad.c: weight_grad, root_grad */                                        \
-    X(route)     /* kind_route.c, kind_expert_plan.c, kind_copy_plan.c */                          \
-    X(move)      /* kind_move.c: dispatch, gather_sum, dispatch_weight, collect_weight */          \
-    X(embed)     /* kind_embed.c: embedding, embedding_grad */                                     \
-    X(rope)      /* kind_rope.c */                                                                 \
-    X(attn)      /* kind_attn.c */                                                                 \
-    X(attn_grad) /* kind_attn_grad.c */                                                            \
-    X(xent)      /* kind_xent.c: linear_cross_entropy and its gradient, whole or in parts */
-
+/* Groups of each kind are lowered by moe_cuda_<name>_lower, their workspace asked by moe_cuda_<name>_workspace
+ * (kind_<name>.c). */
 #define X(name)                                                                                    \
     int64_t moe_cuda_##name##_workspace(MoeCudaTarget *t, const MoeGroup *g);                      \
     MoeStatus moe_cuda_##name##_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *out);
-MOE_CUDA_KINDS(X)
+MOE_GROUP_KINDS(X)
 #undef X
+
+/* How row groups are planned for this target (codegen/row_plan.h). kind_row.c */
+MoeRowRules moe_cuda_row_rules(const MoeCudaTarget *t);
+/* Adds the kernels moe_rt_* that the runtime itself launches. runtime_kernels.c */
+void moe_cuda_add_runtime(MoeCudaTarget *t);
 
 /* arch: a name of arch.c's table ("sm_90a") or "native". */
 MoeStatus moe_cuda_target_create(const char *arch, MoeTarget **out);
@@ -42,8 +36,8 @@ bool moe_cuda_runs_here(const char *arch);
 /* Parts of the device library, codegen/cuda/device/NAME.cuh, in the order in which a unit includes them; prelude and ptx
  * come with every kernel. A part may use those before it. */
 #define MOE_CUDA_PARTS(X)                                                                          \
-    X(prelude) X(ptx) X(math) X(row) X(tree) X(segs) X(move) X(gemm_simt) X(gemm_mma)              \
-    X(gemm_hopper) X(wgrad) X(attn) X(xent) X(route) X(runtime)
+    X(prelude) X(ptx) X(math) X(row) X(tree) X(segs) X(sort) X(move) X(gemm_simt) X(gemm_mma)      \
+    X(gemm_hopper) X(wgrad) X(attn) X(xent) X(route) X(split) X(embed) X(runtime)
 typedef enum {
 #define X(name) MOE_CUDA_PART_##name,
     MOE_CUDA_PARTS(X)
@@ -51,12 +45,15 @@ typedef enum {
     MOE_CUDA_N_PARTS
 } MoeCudaPart;
 
+enum { MOE_CUDA_MAX_MAPS = 4 };
+
 /* A kernel: text and attributes. Two that are equal in everything are one. */
 typedef struct {
     const char *prefix;  /* of the name: "row", "gemm"; a number is added */
+    bool exact;          /* no number is: prefix is the name */
     const char *note;    /* a line for people: what it computes, shapes; may be NULL */
     int n_bufs;          /* buffers, a.p[0] .. */
-    int n_maps;          /* tensor maps that follow, m0, m1, .. */
+    int n_maps;          /* tensor maps that follow, m0, m1, ..: at most MOE_CUDA_MAX_MAPS */
     int threads;         /* of a block: a multiple of 32 */
     int min_blocks;      /* a multiprocessor, for __launch_bounds__; 0: not said */
     int64_t shared_bytes; /* dynamic shared memory */
@@ -67,9 +64,6 @@ typedef struct {
 /* Adds the kernel, or finds it; its name (arena's). */
 const char *moe_cuda_kernel(MoeCudaTarget *t, const MoeCudaKernelText *k);
 
-/* Buffer references for launches. */
-MoeBufRef moe_cuda_ref(const MoeValue *v);
-MoeBufRef moe_cuda_ref_work(int64_t offset); /* workspace bytes from its start; keep offsets multiples of 256 */
 /* A launch of `blocks` blocks (at least 1) of a kernel of this target; n: as many as its buffers. */
 void moe_cuda_launch(MoeCudaTarget *t, MoeLowered *out, const char *kernel, int64_t blocks,
                      const MoeBufRef *refs, size_t n);

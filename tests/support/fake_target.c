@@ -105,6 +105,8 @@ void moe_fake_target_init(MoeFakeTarget *t) {
     memset(t, 0, sizeof *t);
     snprintf(t->base.name, sizeof t->base.name, "fake:1");
     t->base.fuse = (MoeFuseRules){true, true, true};
+    t->base.object_file = "kernels.o";
+    t->base.text_file = "kernels.ll";
     t->base.peak_flops_f32 = 1e11;
     t->base.peak_flops_bf16 = 2e11;
     t->base.memory_bandwidth = 4e10;
