@@ -9,10 +9,6 @@
 #include "base/assert.h"
 #include "base/split_internal.h"
 
-enum {
-    ROOT_PRICE = 256, /* one root less is worth 1/256 of the busiest rank's rows */
-    RETRIES = 2       /* tries to relieve a busiest rank, a rank */
-};
 #define NO_COST INT64_MAX
 
 /* The rows of one expert as trees see them. */
@@ -170,7 +166,7 @@ static int candidates(const Rows *x, int32_t row, int32_t reach, MoeSplitEdge *o
 static int64_t run_cost(const MoeSplitWork *w, const Rows *x, MoeSplitEdge a, MoeSplitEdge b,
                         int64_t load, int64_t most) {
     int64_t above = load + (b.row - a.row) - w->flow.level,
-            cost = (above > 0 ? above : 0) * ROOT_PRICE;
+            cost = (above > 0 ? above : 0) * MOE_SPLIT_ROOT_PRICE;
     if (cost >= most)
         return NO_COST;
     Roots r = {.enough = MOE_COPY_ROOTS, .at = a.row};
@@ -296,7 +292,7 @@ void moe_split_to_edges(MoeSplitWork *w) {
     const MoeSplit *in = w->in;
     for (int i = 0; i < w->flow.n_order; i++)
         cut_expert(w, w->flow.order[i], false);
-    for (int tries = RETRIES * in->ranks; tries > 0; tries--) {
+    for (int tries = MOE_SPLIT_RETRIES * in->ranks; tries > 0; tries--) {
         int busiest = 0;
         for (int r = 1; r < in->ranks; r++)
             busiest = w->flow.load[r] > w->flow.load[busiest] ? r : busiest;

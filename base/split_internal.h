@@ -11,8 +11,12 @@ typedef struct {
     int32_t row, shard, leaf;
 } MoeSplitEdge;
 
-/* Candidates of one cut: the two ends and one a level of both trees, at most 31 each. */
-enum { MOE_SPLIT_EDGES = 64 };
+/* Constants of the search for cuts, also of the one on devices (codegen/cuda/device/split.cuh), which must find the same. */
+enum {
+    MOE_SPLIT_EDGES = 64,       /* candidates of one cut: the two ends and one a level of both trees, at most 31 each */
+    MOE_SPLIT_ROOT_PRICE = 256, /* one root less is worth 1/256 of the busiest rank's rows */
+    MOE_SPLIT_RETRIES = 2       /* tries to relieve a busiest rank, a rank */
+};
 
 typedef struct {
     const MoeSplit *in;
