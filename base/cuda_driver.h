@@ -118,6 +118,7 @@ typedef struct { /* CUtensorMap */
     X(device_count, "cuDeviceGetCount", (int *n))                                                  \
     X(device_get, "cuDeviceGet", (MoeCuDevice * device, int ordinal))                              \
     X(device_name, "cuDeviceGetName", (char *name, int bytes, MoeCuDevice device))                 \
+    X(device_memory, "cuDeviceTotalMem_v2", (size_t * bytes, MoeCuDevice device))                  \
     X(device_attribute, "cuDeviceGetAttribute", (int *value, int attribute, MoeCuDevice device))   \
     X(context_retain, "cuDevicePrimaryCtxRetain", (MoeCuContext * context, MoeCuDevice device))    \
     X(context_release, "cuDevicePrimaryCtxRelease_v2", (MoeCuDevice device))                       \
@@ -190,7 +191,7 @@ typedef struct {
 /* The driver, opened and initialised (cuInit). MOE_E_IO: no driver here, one that is too old, or no device; says what to do.
  * Any thread. */
 MoeStatus moe_cuda_driver(const MoeCudaDriver **out);
-/* Whether a status of moe_cuda_driver can be had without it: the file that was opened; "" before. */
+/* The file that was opened; "" before. */
 const char *moe_cuda_driver_path(void);
 
 /* NULL for MOE_CU_SUCCESS. Else an error that says what was done (the call, and its sizes: "cuMemAlloc of 3 GiB for the
