@@ -57,6 +57,7 @@ void moe_cuda_attn_launch(MoeCudaTarget *t, const MoeCudaAttn *a, const MoeCudaA
                                                 .note = moe_str_c(&note),
                                                 .n_bufs = (int)n,
                                                 .threads = k->threads,
+                                .min_blocks = 1, /* unsaid, ptxas spills for occupancy */
                                                 .shared_bytes = k->shared_bytes,
                                                 .parts = 1u << MOE_CUDA_PART_attn |
                                                          1u << (a->mma ? MOE_CUDA_PART_attn_mma

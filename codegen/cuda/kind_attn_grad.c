@@ -10,7 +10,7 @@ enum { DQ_Q, DQ_K, DQ_V, DQ_DO, DQ_SEG, DQ_DELTA, DQ_LSE, DQ_OUT, N_DQ, DKV_V = 
 static const struct {
     int64_t max_dim;
     int mt, warps, step;
-} dq_tiles[] = {{64, 2, 4, 64}, {128, 2, 4, 32}, {256, 1, 4, 32}};
+} dq_tiles[] = {{64, 2, 4, 48}, {128, 2, 4, 32}, {256, 1, 4, 32}};
 static const struct {
     int64_t max_dim;
     int mt, warps, step, parts;
