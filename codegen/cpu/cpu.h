@@ -28,9 +28,6 @@ typedef struct MoeCpuTarget {
 MOE_GROUP_KINDS(X)
 #undef X
 
-/* What of a row group's workspace balanced routing touches, from its start. kind_row.c */
-int64_t moe_cpu_row_workspace_expected(MoeCpuTarget *t, const MoeGroup *g);
-
 /* cpu: "native" or a name of isa.c's table. */
 MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out);
 

@@ -31,7 +31,7 @@ static const CpuKindRow rows[MOE_N_GROUP_KINDS] = {
 /* ---- groups ---- */
 
 static bool target_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
-    static const MoeJoinRules rules = {.row = moe_cpu_row_can_join,
+    static const MoeJoinRules rules = {.row = moe_row_can_join,
                                        .gemm = moe_gemm_group_joins,
                                        .wgrad = moe_wgrad_group_joins};
     (void)t;
@@ -40,10 +40,10 @@ static bool target_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops,
 
 static bool target_can_alias(const MoeTarget *t, const MoeGroup *group, const MoeValue *input,
                              const MoeValue *output) {
-    MoeCpuTarget *cpu = (MoeCpuTarget *)(uintptr_t)t;
+    MoeRowRules row_rules = moe_cpu_row_rules((const MoeCpuTarget *)t);
     MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
     if (kind == MOE_GROUP_row)
-        return moe_cpu_row_can_alias(cpu, group, input, output);
+        return moe_row_can_alias(&row_rules, group, input, output);
     return kind == MOE_GROUP_gemm && moe_gemm_group_can_alias(group, input, output);
 }
 
@@ -56,8 +56,10 @@ static int64_t target_workspace(MoeTarget *t, const MoeGroup *group) {
 static int64_t target_workspace_expected(MoeTarget *t, const MoeGroup *group) {
     const MoeOp *first = group->n_ops ? group->ops[0] : NULL;
     MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
-    if (kind == MOE_GROUP_row || (kind == MOE_GROUP_reduce && first->opcode == MOE_OP_COL_SUM))
-        return moe_cpu_row_workspace_expected((MoeCpuTarget *)t, group);
+    if (kind == MOE_GROUP_row || (kind == MOE_GROUP_reduce && first->opcode == MOE_OP_COL_SUM)) {
+        MoeRowRules row_rules = moe_cpu_row_rules((const MoeCpuTarget *)t);
+        return moe_row_workspace_expected(&row_rules, group);
+    }
     return target_workspace(t, group);
 }
 
@@ -190,6 +192,8 @@ MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out) {
     }
     t->arena = moe_arena_create();
     snprintf(t->base.name, sizeof t->base.name, "cpu:%.58s", t->isa.cpu);
+    t->base.object_file = "kernels.o";
+    t->base.text_file = "kernels.ll";
     t->base.fuse = (MoeFuseRules){.row = true, .gather_matmul = true, .matmul_epilogue = true};
     t->base.implements = moe_implements_primitives;
     t->base.can_join = target_can_join;

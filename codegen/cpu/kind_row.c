@@ -404,25 +404,19 @@ void moe_row_emit_rows(MoeCpuTarget *t, const MoeRowPlan *p, MoeLowered *out) {
             moe_row_emit_fold(t, p, &p->ops[i], out);
 }
 
-int64_t moe_cpu_row_workspace(MoeCpuTarget *t, const MoeGroup *g) {
-    MoeArena *a = moe_arena_create();
-    int64_t n = moe_row_plan(a, g, t->isa.lanes)->workspace;
-    moe_arena_destroy(a);
-    return n;
+MoeRowRules moe_cpu_row_rules(const MoeCpuTarget *t) {
+    return (MoeRowRules){.lanes = t->isa.lanes, .scalars_in_place = true};
 }
 
-int64_t moe_cpu_row_workspace_expected(MoeCpuTarget *t, const MoeGroup *g) {
-    MoeArena *a = moe_arena_create();
-    const MoeRowPlan *p = moe_row_plan(a, g, t->isa.lanes);
-    int64_t rows = p->seg < 0 ? p->rows : moe_segs_expected_rows(p->values[p->seg].v, p->rows);
-    int64_t n = moe_row_workspace_for(p, rows);
-    moe_arena_destroy(a);
-    return n;
+int64_t moe_cpu_row_workspace(MoeCpuTarget *t, const MoeGroup *g) {
+    MoeRowRules rules = moe_cpu_row_rules(t);
+    return moe_row_workspace(&rules, g);
 }
 
 MoeStatus moe_cpu_row_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out) {
     MoeArena *a = moe_arena_create();
-    const MoeRowPlan *p = moe_row_plan(a, g, t->isa.lanes);
+    MoeRowRules rules = moe_cpu_row_rules(t);
+    const MoeRowPlan *p = moe_row_plan(a, g, &rules);
     if (p->flat)
         moe_row_emit_flat(t, p, out);
     else

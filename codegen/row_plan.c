@@ -1,8 +1,8 @@
-/* The analysis of a row group: kind_row.h says what it decides. In: a MoeGroup. Out: a MoeRowPlan,
+/* The analysis of a row group: row_plan.h says what it decides. In: a MoeGroup. Out: a MoeRowPlan,
  * with a key that covers all that the emitted code depends on. Example, softmax over [T, 64]: stage
  * 0: loop: row_max(x)      stage 1: loop: e = exp(x - top), row_sum(e)      stage 2: loop: y = e /
  * sum, with e kept in a row buffer. */
-#include "codegen/cpu/kind_row.h"
+#include "codegen/row_plan.h"
 
 #include <limits.h>
 #include <stdlib.h>
@@ -234,15 +234,29 @@ static void read_at(MoeRowPlan *p, int at, int stage) {
     }
 }
 
-static void keep(MoeRowPlan *p) {
+/* Whether one more value of so many columns may be kept beside those that are. */
+static bool room_for(const MoeRowPlan *p, const MoeRowRules *rules, int64_t cols) {
+    int64_t all = cols;
+    int n = 1;
+    for (int i = 0; i < p->n_values; i++)
+        if (p->values[i].kept && p->values[i].in_loop) {
+            all += p->values[i].cols;
+            n++;
+        }
+    return (!rules->kept_values || n <= rules->kept_values) &&
+           (!rules->kept_cols || all <= rules->kept_cols);
+}
+
+static void keep(MoeRowPlan *p, const MoeRowRules *rules) {
     for (int i = 0; i < p->n_ops; i++) {
         const MoeRowOp *o = &p->ops[i];
         bool local = is_local(o->op->opcode);
         for (int n = 0; n < o->n_in; n++) {
             MoeRowValue *x = &p->values[o->in[n]];
-            if (x->def >= 0 && (local || (x->in_loop && x->stage < o->stage &&
-                                          cost_again(p, o->in[n]) > CHEAP_OPS)))
-                x->kept = true;
+            if (x->def < 0 || x->kept)
+                continue;
+            x->kept = local || (x->in_loop && x->stage < o->stage &&
+                                cost_again(p, o->in[n]) > CHEAP_OPS && room_for(p, rules, x->cols));
         }
         if (local)
             p->values[o->out].kept = true;
@@ -354,7 +368,7 @@ static int choose_lanes(const MoeRowPlan *p, int lanes) {
     return lanes;
 }
 
-MoeRowPlan *moe_row_plan(MoeArena *arena, const MoeGroup *g, int lanes) {
+MoeRowPlan *moe_row_plan(MoeArena *arena, const MoeGroup *g, const MoeRowRules *rules) {
     MoeRowPlan *p = MOE_NEW(arena, MoeRowPlan);
     collect(arena, p, g);
     find_rows(p);
@@ -363,12 +377,12 @@ MoeRowPlan *moe_row_plan(MoeArena *arena, const MoeGroup *g, int lanes) {
         for (int i = 0; i < p->n_ops; i++)
             stage_op(p, &p->ops[i]);
         sink(p);
-        keep(p);
+        keep(p, rules);
         for (int i = 0; i < p->n_ops; i++)
             if (p->ops[i].stage >= p->n_stages)
                 p->n_stages = p->ops[i].stage + 1;
     }
-    p->lanes = p->flat ? lanes : choose_lanes(p, lanes);
+    p->lanes = p->flat ? rules->lanes : choose_lanes(p, rules->lanes);
     place(arena, p, g, p->lanes);
     make_key(arena, p);
     return p;

@@ -1,6 +1,6 @@
 /* What the target answers about row groups: whether fuse may add an op, and whether memplan may
  * reuse a buffer. */
-#include "codegen/cpu/kind_row.h"
+#include "codegen/row_plan.h"
 
 static bool is_reduce(MoeOpcode o) {
     return o == MOE_OP_ROW_SUM || o == MOE_OP_ROW_MAX;
@@ -38,7 +38,7 @@ static bool reads(const MoeOp *op, const MoeValue *v) {
     return false;
 }
 
-bool moe_cpu_row_can_join(MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
+bool moe_row_can_join(MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
     enum { MAX_OPS = 64, MAX_BUFS = 48, MAX_SUMS = 8 };
     if (!is_row_op(op) || n_ops >= MAX_OPS)
         return false;
@@ -67,10 +67,10 @@ bool moe_cpu_row_can_join(MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
     return same_rows(rows, moe_row_type(op));
 }
 
-bool moe_cpu_row_can_alias(MoeCpuTarget *t, const MoeGroup *g, const MoeValue *input,
-                           const MoeValue *output) {
+bool moe_row_can_alias(const MoeRowRules *rules, const MoeGroup *g, const MoeValue *input,
+                       const MoeValue *output) {
     MoeArena *arena = moe_arena_create();
-    const MoeRowPlan *p = moe_row_plan(arena, g, t->isa.lanes);
+    const MoeRowPlan *p = moe_row_plan(arena, g, rules);
     int i = moe_row_find(p, input), o = moe_row_find(p, output);
     bool ok = i >= 0 && o >= 0 && p->values[i].def < 0 && p->values[o].buf_out >= 0;
     if (ok) {
@@ -79,13 +79,29 @@ bool moe_cpu_row_can_alias(MoeCpuTarget *t, const MoeGroup *g, const MoeValue *i
              in->cols == out->cols && moe_dtype_bytes(in->dtype) == moe_dtype_bytes(out->dtype) &&
              moe_type_elements(&in->v->type) == moe_type_elements(&out->v->type) &&
              moe_rows_seg(&in->v->type) == moe_rows_seg(&out->v->type);
-        /* Row scalars are read before anything of the row is written; a vector must not be read
-         * after its place is. */
+        /* Row scalars are read before anything of the row is written, where one thread has the row; a vector must not
+         * be read after its place is. */
         if (ok && !p->flat && in->cls == MOE_ROW_VECTOR)
             ok = out->in_loop && in->last_read <= out->stage;
         if (ok && !p->flat && in->cls == MOE_ROW_SCALAR)
-            ok = in->last_read != MOE_ROW_READ_LATE;
+            ok = rules->scalars_in_place && in->last_read != MOE_ROW_READ_LATE;
     }
     moe_arena_destroy(arena);
     return ok;
+}
+
+int64_t moe_row_workspace(const MoeRowRules *rules, const MoeGroup *g) {
+    MoeArena *a = moe_arena_create();
+    int64_t n = moe_row_plan(a, g, rules)->workspace;
+    moe_arena_destroy(a);
+    return n;
+}
+
+int64_t moe_row_workspace_expected(const MoeRowRules *rules, const MoeGroup *g) {
+    MoeArena *a = moe_arena_create();
+    const MoeRowPlan *p = moe_row_plan(a, g, rules);
+    int64_t rows = p->seg < 0 ? p->rows : moe_segs_expected_rows(p->values[p->seg].v, p->rows);
+    int64_t n = moe_row_workspace_for(p, rows);
+    moe_arena_destroy(a);
+    return n;
 }
