@@ -38,12 +38,16 @@ template <class T, int N> __device__ __forceinline__ T *buf(const MoeArgs<N> &a,
 
 /* MOE_KERNEL(name, buffers, threads of a block, blocks a multiprocessor at least) { body; a: the arguments }
  * Returns at once where the step was stopped. MOE_KERNEL_1 .. _4: with tensor maps m0 .. m3. */
+#ifndef MOE_ENTRY
+#define MOE_ENTRY(name, threads) /* the simulator's: how a host calls the kernel */
+#endif
 #define MOE_FRAME(name, threads, min_blocks, params, refs, names)                                  \
     static __device__ __forceinline__ void name##_body refs;                                       \
     extern "C" __global__ void __launch_bounds__(threads, min_blocks) name params {                \
         if (*a.stop == 0)                                                                          \
             name##_body names;                                                                     \
     }                                                                                              \
+    MOE_ENTRY(name, threads)                                                                       \
     static __device__ __forceinline__ void name##_body refs
 #define MOE_ARGS(n) const __grid_constant__ moe::MoeArgs<n> a
 #define MOE_MAP(m)  const __grid_constant__ moe::MoeMap m
