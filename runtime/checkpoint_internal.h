@@ -32,10 +32,12 @@ typedef struct {
 /* The execution's, in the arena of `list`. */
 void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList *list,
                             MoeCheckpointTensors *out);
+/* n floats at `from`, in a buffer of the execution. */
+MoeStatus moe_checkpoint_copy_out(MoeExec *x, float *from, int64_t n, float *out);
 /* a[i] of all ranks added up, modulo 2^64. Collective. */
 MoeStatus moe_checkpoint_add_up(MoeComm *c, uint64_t *a, size_t n);
-/* The sum over what this rank writes of each tensor. */
-void moe_checkpoint_sums(const MoeCheckpointTensors *t, size_t n, uint64_t *out);
+/* The sum over what this rank writes of each tensor, as it is in memory. */
+MoeStatus moe_checkpoint_sums(MoeExec *x, const MoeCheckpointTensors *t, size_t n, uint64_t *out);
 
 /* ---- the manifest ---- */
 

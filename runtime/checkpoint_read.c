@@ -69,6 +69,18 @@ static MoeStatus read_file(const Loading *l, size_t i) {
     return st;
 }
 
+/* What was read is in the host's mirrors. */
+static MoeStatus send_loaded(const Loading *l) {
+    for (size_t i = 0; i < l->n; i++) {
+        const MoeCheckpointTensor *t = &l->into.items[i];
+        float *data = t->buffer + t->weight->piece.offset;
+        int64_t bytes = t->weight->piece.count * (int64_t)sizeof *data;
+        MOE_TRY(moe_exec_send(l->x, data, bytes));
+        moe_exec_forget(l->x, data, bytes);
+    }
+    return NULL;
+}
+
 /* This rank's part of the loading, up to where the ranks meet again. */
 static MoeStatus load_own(Loading *l, const char *dir, bool with_optimizer, MoeTrainState *state) {
     MoeComm *c = moe_exec_comm(l->x);
@@ -95,9 +107,8 @@ static MoeStatus load_own(Loading *l, const char *dir, bool with_optimizer, MoeT
         if (with_optimizer || l->from.files[i].group == 0)
             MOE_TRY(read_file(l, i));
     MOE_TRY(moe_stored_census(&l->from, l->cover, l->n));
-    if (l->from.version > 1)
-        moe_checkpoint_sums(&l->into, l->n, l->sums);
-    return NULL;
+    MOE_TRY(send_loaded(l));
+    return l->from.version > 1 ? moe_checkpoint_sums(l->x, &l->into, l->n, l->sums) : NULL;
 }
 
 /* What the memory of all ranks holds now is what was saved. */

@@ -39,11 +39,23 @@ void moe_checkpoint_tensors(const MoePlan *plan, MoeExec *x, const MoeWeightList
     }
 }
 
-void moe_checkpoint_sums(const MoeCheckpointTensors *t, size_t n, uint64_t *out) {
+MoeStatus moe_checkpoint_copy_out(MoeExec *x, float *from, int64_t n, float *out) {
+    int64_t bytes = n * (int64_t)sizeof *from;
+    MOE_TRY(moe_exec_fetch(x, from, bytes));
+    memcpy(out, from, (size_t)bytes);
+    moe_exec_forget(x, from, bytes);
+    return NULL;
+}
+
+MoeStatus moe_checkpoint_sums(MoeExec *x, const MoeCheckpointTensors *t, size_t n, uint64_t *out) {
     for (size_t i = 0; i < n; i++) {
-        const MoeWeight *w = t->items[i].weight;
-        out[i] = moe_piece_sum(&w->written, t->items[i].buffer + w->written.offset);
+        const MoePiece *p = &t->items[i].weight->written;
+        float *data = t->items[i].buffer + p->offset;
+        MOE_TRY(moe_exec_fetch(x, data, p->count * (int64_t)sizeof *data));
+        out[i] = moe_piece_sum(p, data);
+        moe_exec_forget(x, data, p->count * (int64_t)sizeof *data);
     }
+    return NULL;
 }
 
 #define ADD_UP_BYTES ((size_t)1 << 20) /* of all ranks' numbers, at a time */

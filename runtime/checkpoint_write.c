@@ -53,7 +53,7 @@ static MoeStOut out_of(const Save *s, const MoeCheckpointTensor *t) {
     const MoePiece *p = &t->weight->written;
     MoeStOut out = {.name = t->name, .dtype = MOE_ST_F32, .rank = 1, .dims = {p->count}};
     MoeRun r = {0, 0, 0};
-    out.data = t->buffer + p->offset;
+    out.data = moe_exec_on_host(s->x) ? t->buffer + p->offset : NULL;
     bool one = moe_piece_run(p, 0, &r) && r.n == p->count;
     if (p->count == t->elements) {
         out.rank = t->rank;
@@ -73,13 +73,28 @@ static bool is_ours(const Save *s, const MoeCheckpointTensor *t) {
     return t->weight->written.count || s->c->size == 1;
 }
 
+/* The tensors of a file, for a device whose memory is copied out block by block. */
+typedef struct {
+    MoeExec *x;
+    const MoeCheckpointTensor **tensors;
+} Fill;
+
+static MoeStatus fill(void *ctx, size_t tensor, int64_t first, int64_t n, void *out) {
+    const Fill *f = ctx;
+    const MoeCheckpointTensor *t = f->tensors[tensor];
+    return moe_checkpoint_copy_out(f->x, t->buffer + t->weight->written.offset + first, n, out);
+}
+
 static MoeStatus write_group(Save *s, int group) {
     static const char *const metadata[] = {"format", "pt"};
     MoeStOut *outs = MOE_NEW_N(s->list.arena, MoeStOut, s->tensors.n);
+    Fill from = {s->x, MOE_NEW_N(s->list.arena, const MoeCheckpointTensor *, s->tensors.n)};
     size_t n = 0;
     for (size_t i = 0; i < s->tensors.n; i++)
-        if (s->tensors.items[i].group == group && is_ours(s, &s->tensors.items[i]))
+        if (s->tensors.items[i].group == group && is_ours(s, &s->tensors.items[i])) {
+            from.tensors[n] = &s->tensors.items[i];
             outs[n++] = out_of(s, &s->tensors.items[i]);
+        }
     s->mine.bytes[group] = -1;
     if (!n && s->c->size > 1)
         return NULL;
@@ -88,7 +103,7 @@ static MoeStatus write_group(Save *s, int group) {
     file_name(s, s->c->rank, group, name);
     path = moe_path_join(s->tmp, name);
     MoeStatus st =
-        moe_st_write_blocks(path, outs, n, metadata, 1, NULL, NULL, &bytes, &s->hashes[group]);
+        moe_st_write_blocks(path, outs, n, metadata, 1, fill, &from, &bytes, &s->hashes[group]);
     s->mine.bytes[group] = (int64_t)bytes;
     s->mine.blocks[group] = (int64_t)s->hashes[group].n;
     free(path);
@@ -111,8 +126,7 @@ static MoeStatus write_mine(Save *s) {
     for (size_t i = 0; i < n; i++)
         if (is_ours(s, &s->tensors.items[i]))
             s->cover[i] = moe_piece_cover(&s->tensors.items[i].weight->written);
-    moe_checkpoint_sums(&s->tensors, n, s->sums);
-    return NULL;
+    return moe_checkpoint_sums(s->x, &s->tensors, n, s->sums);
 }
 
 /* ---- what all ranks wrote ---- */

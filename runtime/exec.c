@@ -5,8 +5,6 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/mem.h"
 #include "runtime/emulate.h"
@@ -31,7 +29,7 @@ static MoeStatus alloc_buffers(MoeExec *x) {
     for (size_t i = 0; i < p->n_buffers; i++)
         if (!moe_add_i64(total, round_up(p->buffers[i].bytes, MOE_BUFFER_ALIGN), &total))
             return moe_error(MOE_E_NOMEM, "the plan's parameters and states do not fit in memory");
-    MOE_TRY(moe_alloc_big((size_t)total, "parameters and optimiser states", &x->region));
+    MOE_TRY(x->device->ops->alloc(x->device, total, "parameters and optimiser states", &x->region));
     x->region_bytes = total;
     char *at = x->region;
     for (size_t i = 0; i < p->n_buffers; i++) {
@@ -45,6 +43,23 @@ static MoeExecInput *find_input(const MoeExec *x, const char *name) {
     for (size_t i = 0; i < x->n_inputs; i++)
         if (!strcmp(x->inputs[i].name, name))
             return &x->inputs[i];
+    return NULL;
+}
+
+/* One run of memory, so that a device gets them all at once. */
+static MoeStatus place_inputs(MoeExec *x) {
+    int64_t total = 0;
+    for (size_t i = 0; i < x->n_inputs; i++)
+        if (!moe_add_i64(total, round_up(x->inputs[i].bytes, MOE_BUFFER_ALIGN) + MOE_BUFFER_SLACK,
+                         &total))
+            return moe_error(MOE_E_NOMEM, "the plan's inputs do not fit in memory");
+    MOE_TRY(x->device->ops->alloc(x->device, total, "a batch", &x->input_memory));
+    x->input_bytes = total;
+    char *at = x->input_memory;
+    for (size_t i = 0; i < x->n_inputs; i++) {
+        x->inputs[i].data = at;
+        at += round_up(x->inputs[i].bytes, MOE_BUFFER_ALIGN) + MOE_BUFFER_SLACK;
+    }
     return NULL;
 }
 
@@ -69,28 +84,11 @@ static MoeStatus alloc_inputs(MoeExec *x) {
             if (v->bytes > in->bytes)
                 in->bytes = v->bytes;
         }
-    for (size_t i = 0; i < x->n_inputs; i++) {
-        void *data;
-        MOE_TRY(moe_alloc_big((size_t)x->inputs[i].bytes, x->inputs[i].name, &data));
-        x->inputs[i].data = data;
-    }
-    return NULL;
+    return place_inputs(x);
 }
 
 static int64_t larger(int64_t a, int64_t b) {
     return a > b ? a : b;
-}
-
-/* Address space for the worst case. The end, for elastic values, is touched by live rows alone: there a huge page
- * would be memory that nobody asked for. */
-static MoeStatus alloc_slab(MoeExec *x) {
-    void *data;
-    int64_t page = sysconf(_SC_PAGESIZE), from = round_up(x->fixed_bytes + MOE_BUFFER_SLACK, page);
-    MOE_TRY(moe_alloc_big((size_t)x->slab_bytes, "activations and gradients", &data));
-    x->slab = data;
-    if (x->slab_bytes > from)
-        (void)madvise(x->slab + from, (size_t)(x->slab_bytes - from), MADV_NOHUGEPAGE);
-    return NULL;
 }
 
 static MoeStatus alloc_work(MoeExec *x) {
@@ -104,7 +102,7 @@ static MoeStatus alloc_work(MoeExec *x) {
         x->scratch_stride = larger(x->scratch_stride, g->scratch_bytes);
     }
     x->fixed_bytes = moe_plan_fixed_bytes(p);
-    MOE_TRY(alloc_slab(x));
+    MOE_TRY(x->device->ops->slab(x->device, x->slab_bytes, x->fixed_bytes, &x->slab));
     /* Whole cache lines and a gap, so that threads do not share lines at the seams. */
     x->scratch_stride = round_up(x->scratch_stride + MOE_BUFFER_SLACK, 256);
     x->scratch_bytes = x->scratch_stride * threads;
@@ -257,6 +255,12 @@ static void set_numbers(MoeExec *x) {
 }
 
 MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, MoeExec **out) {
+    return moe_exec_create_on(plan, comm, n_threads, NULL, out);
+}
+
+MoeStatus moe_exec_create_on(const MoePlan *plan, MoeComm *comm, int n_threads,
+                             const MoeDevicePlace *place, MoeExec **out) {
+    MoeDevicePlace at = place ? *place : (MoeDevicePlace){-1, -1};
     *out = NULL;
     MOE_TRY(check_ports(plan));
     MoeExec *x = calloc(1, sizeof *x);
@@ -267,6 +271,8 @@ MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, Moe
     MOE_TRY_GOTO(st, join(x, comm), fail);
     MOE_TRY_GOTO(st, moe_pool_create(n_threads > 0 ? n_threads : moe_cpu_count(), &x->pool), fail);
     moe_emulate_pool(x->comm, x->pool);
+    at.local = at.local >= 0 ? at.local : x->rank;
+    MOE_TRY_GOTO(st, moe_device_open(plan, &at, &x->device), fail);
     MOE_TRY_GOTO(st, alloc_buffers(x), fail);
     MOE_TRY_GOTO(st, alloc_inputs(x), fail);
     MOE_TRY_GOTO(st, alloc_work(x), fail);
@@ -283,6 +289,7 @@ MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, Moe
     MOE_TRY_GOTO(st, moe_exec_elastic_create(x), fail);
     MOE_TRY_GOTO(st, moe_exec_comm_create(x), fail);
     MOE_TRY_GOTO(st, moe_exec_store_create(x), fail);
+    MOE_TRY_GOTO(st, x->device->ops->bind(x->device, x), fail);
     *out = x;
     return NULL;
 fail:
@@ -307,11 +314,13 @@ void moe_exec_destroy(MoeExec *x) {
         free(p->seconds);
     }
     free(x->programs);
-    for (size_t i = 0; i < x->n_inputs; i++)
-        moe_free_big(x->inputs[i].data, (size_t)x->inputs[i].bytes);
     free(x->inputs);
-    moe_free_big(x->region, (size_t)x->region_bytes);
-    moe_free_big(x->slab, (size_t)x->slab_bytes);
+    if (x->device) {
+        x->device->ops->release(x->device, x->input_memory, x->input_bytes);
+        x->device->ops->release(x->device, x->region, x->region_bytes);
+        x->device->ops->release(x->device, x->slab, x->slab_bytes);
+    }
+    moe_device_close(x->device);
     moe_free_big(x->scratch, (size_t)x->scratch_bytes);
     free(x->buffers);
     free(x->load);
@@ -342,6 +351,26 @@ void *moe_exec_buffer(MoeExec *x, int buffer) {
     return x->buffers[buffer];
 }
 
+MoeStatus moe_exec_fetch(MoeExec *x, const void *at, int64_t bytes) {
+    return moe_device_read(x->device, at, bytes);
+}
+
+MoeStatus moe_exec_send(MoeExec *x, const void *at, int64_t bytes) {
+    return moe_device_write(x->device, at, bytes);
+}
+
+void moe_exec_forget(MoeExec *x, void *at, int64_t bytes) {
+    moe_device_forget(x->device, at, bytes);
+}
+
+MoeStatus moe_exec_zero(MoeExec *x, void *at, int64_t bytes) {
+    return moe_device_zero(x->device, at, bytes);
+}
+
+bool moe_exec_on_host(const MoeExec *x) {
+    return moe_device_is_host(x->device);
+}
+
 MoeExecProgram *moe_exec_program(const MoeExec *x, const char *name) {
     for (size_t g = 0; g < x->plan->n_programs; g++)
         if (!strcmp(x->plan->programs[g].name, name))
@@ -366,6 +395,9 @@ const void *moe_exec_output(MoeExec *x, const char *program, const char *name,
     const MoePlanPort *q = g ? find_port(g->plan->outputs, g->plan->n_outputs, name) : NULL;
     if (out_port)
         *out_port = q;
+    if (q) /* an error is final: the next run returns it */
+        moe_status_free(moe_exec_fetch(x, g->values[q->value],
+                                       q->elements * (int64_t)moe_plan_dtype_bytes(q->dtype)));
     return q ? g->values[q->value] : NULL;
 }
 

@@ -12,9 +12,18 @@
 
 typedef struct MoeExec MoeExec;
 
+/* Which of a host's devices, where the plan's target has several. */
+typedef struct {
+    int device; /* its number; -1: the rank's number on its host, modulo the devices there */
+    int local;  /* this rank's number among those of its host; -1: its rank */
+} MoeDevicePlace;
+
 /* Allocates everything. One exec runs all programs of the plan (they share the slab). comm: of as many ranks as the plan
  * has, borrowed; NULL for a plan of one rank. n_threads: of this rank; 0 = one a core. */
 MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, MoeExec **out);
+/* The same on a device of the caller's choice. place: NULL as above. */
+MoeStatus moe_exec_create_on(const MoePlan *plan, MoeComm *comm, int n_threads,
+                             const MoeDevicePlace *place, MoeExec **out);
 void moe_exec_destroy(MoeExec *x);
 int moe_exec_threads(const MoeExec *x);
 int moe_exec_rank(const MoeExec *x);
@@ -44,10 +53,18 @@ MoeStatus moe_exec_offload_to(MoeExec *x, const char *dir);
 int64_t moe_exec_offloaded_bytes(MoeExec *x); /* written so far */
 /* The training step that the next runs belong to, for the messages of other ranks. */
 void moe_exec_set_step(MoeExec *x, int64_t step);
-/* The memory of shared buffer i (a parameter or state), valid as long as x. */
+/* The host's address of shared buffer i (a parameter or state), valid as long as x. On a CPU that is its memory; where a
+ * device has memory of its own a mirror of it: moe_exec_fetch copies memory to mirror before it is read, moe_exec_send
+ * mirror to memory once it is written (any part of one buffer); moe_exec_forget gives the mirror's memory back to the process.
+ * On a CPU these three do nothing. */
 void *moe_exec_buffer(MoeExec *x, int buffer);
-/* The memory of a named input/output of a program; NULL if the program has none of that name. Outputs are valid until
- * the next run of any program. */
+MoeStatus moe_exec_fetch(MoeExec *x, const void *at, int64_t bytes);
+MoeStatus moe_exec_send(MoeExec *x, const void *at, int64_t bytes);
+void moe_exec_forget(MoeExec *x, void *at, int64_t bytes);
+MoeStatus moe_exec_zero(MoeExec *x, void *at, int64_t bytes); /* memory and mirror; also on a CPU */
+bool moe_exec_on_host(const MoeExec *x); /* whether mirrors are the memory itself */
+/* The host's address of a named input/output of a program; NULL if the program has none of that name. Inputs are sent
+ * when the program runs next. Outputs are fetched by the call, and valid until the next run of any program. */
 void *moe_exec_input(MoeExec *x, const char *program, const char *name);
 const void *moe_exec_output(MoeExec *x, const char *program, const char *name,
                             const MoePlanPort **out_port);

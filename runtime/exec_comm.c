@@ -122,6 +122,7 @@ void moe_exec_comm_destroy(MoeExec *x) {
         if (c->flights[f].request) /* after an error: nothing may write into our memory any more */
             moe_status_free(moe_comm_wait(x->comm, c->flights[f].request));
         moe_free_big(c->flights[f].stage, (size_t)c->flights[f].bytes);
+        free(c->flights[f].results);
     }
     for (size_t g = 0; c->flight && g < x->plan->n_programs; g++)
         free(c->flight[g]);
@@ -219,12 +220,16 @@ static MoeStatus begin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s
                        MoeExecFlight *f) {
     MoeExecComm *c = x->between;
     MOE_ASSERT(!f->request, "%s: the flight is taken", s->name);
+    MOE_TRY(moe_exec_mirror_tables(x, g, s));
     MOE_TRY(make_room(x, g, s, f));
     char *stage = f->stage;
     clear_lists(c);
     for (size_t i = 0; i < s->n_comm; i++) {
+        MoeExecPlaces from = {c->sends.n, c->recvs.n, c->n_copies,
+                              c->recvs.n ? c->recvs.items[c->recvs.n - 1].row_bytes : 0};
         MOE_TRY(
             moe_status_prefix(moe_exec_op_blocks(x, g, &s->comm[i], stage), "step %s", s->name));
+        MOE_TRY(moe_exec_mirror_rows(x, g, &s->comm[i], &from, f));
         stage += op_stage(x, g, &s->comm[i]);
     }
     if (c->failed)
@@ -274,7 +279,8 @@ static MoeStatus finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *
             MOE_TRY(moe_exec_copies_fold(x, g, &s->comm[i], stage));
         stage += op_stage(x, g, &s->comm[i]);
     }
-    return rejoin(x, g, s);
+    MOE_TRY(rejoin(x, g, s));
+    return moe_exec_mirror_results(x, f);
 }
 
 void moe_exec_comm_begin_run(MoeExec *x) {

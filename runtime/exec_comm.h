@@ -52,13 +52,26 @@ typedef struct {
     const int32_t *index;
 } MoeExecCopy;
 
+typedef struct {
+    const char *at;
+    int64_t bytes;
+} MoeExecRange;
+
 /* An exchange under way, and the staging memory it uses. */
 typedef struct {
     char *stage;
     int64_t bytes;
     bool busy;
     MoeRequest *request; /* NULL: none of its ranks is another */
+    MoeExecRange *results; /* what the exchange writes, where a device must be told */
+    size_t n_results, cap_results;
 } MoeExecFlight;
+
+/* Ends of the lists of a step; bytes of the last block to receive, which what follows may become part of. */
+typedef struct {
+    size_t sends, recvs, copies;
+    int64_t last_recv;
+} MoeExecPlaces;
 
 struct MoeExecComm {
     MoeExecGroup groups[MOE_N_GROUPS];
@@ -88,6 +101,14 @@ int64_t moe_exec_copies_stage(const MoeExec *x, const MoeExecProgram *g, const M
 /* fold_copies: what came and this rank's own roots become the gradients. */
 MoeStatus moe_exec_copies_fold(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
                                const char *stage);
+
+/* exec_comm_mirror.c: exchanges are the host's work, over mirrors of a device's memory (runtime/device.h). Before the lists of a
+ * step are made its tables are read; with op o's blocks in the lists, from the given places on, what it reads of other values;
+ * at its end what it wrote is sent to the device. On a CPU nothing is done. */
+MoeStatus moe_exec_mirror_tables(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s);
+MoeStatus moe_exec_mirror_rows(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
+                               const MoeExecPlaces *from, MoeExecFlight *f);
+MoeStatus moe_exec_mirror_results(MoeExec *x, MoeExecFlight *f);
 
 /* exec_comm_sum.c */
 bool moe_exec_is_sum(const MoePlanComm *o);

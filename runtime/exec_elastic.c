@@ -81,18 +81,24 @@ void moe_exec_elastic_destroy(MoeExec *x) {
     free(x->touched);
 }
 
+void moe_exec_elastic_used(MoeExec *x, MoeExecProgram *g, int value, int64_t used) {
+    int64_t most = g->plan->values[value].bytes;
+    used = used < most ? used : most;
+    g->ran = true;
+    if (used > g->used[value]) {
+        g->used[value] = used;
+        x->elastic_grew = true;
+    }
+}
+
 void moe_exec_elastic_step(MoeExec *x, MoeExecProgram *g, size_t i) {
     g->ran = true;
     for (size_t k = g->elastic_at[i]; k < g->elastic_at[i + 1]; k++) {
-        MoeExecElastic *e = &g->elastic[k];
+        const MoeExecElastic *e = &g->elastic[k];
         const MoePlanValue *v = &g->plan->values[e->value];
         const int32_t *segs = (const int32_t *)(const void *)g->values[v->rows];
-        int64_t used = segs[g->plan->values[v->rows].bytes / 4 - 1] * v->row_bytes;
-        used = used < v->bytes ? used : v->bytes;
-        if (used > g->used[e->value]) {
-            g->used[e->value] = used;
-            x->elastic_grew = true;
-        }
+        moe_exec_elastic_used(x, g, e->value,
+                              segs[g->plan->values[v->rows].bytes / 4 - 1] * v->row_bytes);
     }
 }
 

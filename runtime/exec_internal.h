@@ -2,7 +2,7 @@
 #ifndef MOE_RUNTIME_EXEC_INTERNAL_H
 #define MOE_RUNTIME_EXEC_INTERNAL_H
 
-#include "runtime/exec.h"
+#include "runtime/device.h"
 #include "runtime/touched.h"
 
 /* The runtime's memory for one input name; all programs share it. */
@@ -17,18 +17,21 @@ typedef struct {
     int value, layer; /* layer: of that step, -1 none */
 } MoeExecElastic;
 
-typedef struct {
+/* Addresses here are the host's (runtime/device.h). */
+struct MoeExecProgram {
     const MoePlanProgram *plan;
     char **values;           /* [n_values] */
     void ***step_bufs;       /* [n_steps][n_bufs] */
     double *seconds;         /* [n_steps], when profiling */
     int32_t **windows; /* [n_steps]: the table that a step on some slots gets; NULL without any */
+    char *window_memory;
+    int64_t window_bytes;
     MoeExecElastic *elastic; /* [n_elastic], by step; NULL without any */
     size_t n_elastic;
     size_t *elastic_at; /* [n_steps + 1]: the first of a step */
     int64_t *used;      /* [n_values]: bytes of an elastic value, the most so far; NULL without any */
     bool ran;           /* with elastic values: a step of it has run */
-} MoeExecProgram;
+};
 
 /* What was said of a layer's growth. */
 typedef struct {
@@ -52,7 +55,8 @@ struct MoeExec {
     MoeExecComm *between;
     MoeStore *store; /* of offloaded rows; NULL: the plan has none */
     MoePool *pool;
-    void *region; /* all shared buffers */
+    MoeDevice *device;
+    char *region; /* all shared buffers */
     int64_t region_bytes;
     char **buffers;
     char *slab;
@@ -66,6 +70,8 @@ struct MoeExec {
     size_t n_layers;
     char *scratch; /* [threads][scratch_stride] */
     int64_t scratch_stride, scratch_bytes;
+    char *input_memory; /* of all inputs */
+    int64_t input_bytes;
     MoeExecInput *inputs;
     size_t n_inputs;
     MoeExecProgram *programs; /* like plan->programs */
@@ -78,11 +84,15 @@ struct MoeExec {
 };
 
 MoeExecProgram *moe_exec_program(const MoeExec *x, const char *name);
+/* The micro-batches whose sums wait for micro-batch m's: as many slots of the tree are added to its own (docs/PLAN.md). */
+int moe_exec_fold_depth(int m);
 /* exec_elastic.c: finds the elastic values; after step i, how much of those that it begins is used; after a run, how
  * much memory that makes. */
 MoeStatus moe_exec_elastic_create(MoeExec *x);
 void moe_exec_elastic_destroy(MoeExec *x);
 void moe_exec_elastic_step(MoeExec *x, MoeExecProgram *g, size_t i);
+/* `used` bytes of elastic value v of program g are in use. */
+void moe_exec_elastic_used(MoeExec *x, MoeExecProgram *g, int value, int64_t used);
 void moe_exec_elastic_sum(MoeExec *x);
 
 /* exec_window.c: tables for steps that work on the rows of some slots (docs/RANKS.md, "Overlap"). Once the steps' buffers are

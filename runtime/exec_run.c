@@ -10,48 +10,21 @@
 
 /* ---- steps ---- */
 
-typedef struct {
-    MoeKernelFn run;
-    void *const *bufs;
-    char *scratch;
-    int64_t stride;
-} Launch;
-
-static void run_task(void *ctx, int64_t task, int thread) {
-    const Launch *l = ctx;
-    l->run(l->bufs, task, l->scratch + l->stride * thread);
-}
-
 /* Takes the step's work into account for the clock of emulated links: of the rows of experts that are really here. */
-static void emulate_work(const MoeExec *x, const MoeExecProgram *g, size_t i) {
+static MoeStatus emulate_work(const MoeExec *x, const MoeExecProgram *g, size_t i) {
     const MoePlanStep *s = &g->plan->steps[i];
     double more = 0;
     if (!moe_comm_emulated(x->comm))
-        return;
+        return NULL;
     if (s->live.rows >= 0) {
         bool window = s->slot_hi > 0 && s->segs == s->live.rows;
-        const int32_t *segs = (const int32_t *)(const void *)g->values[s->live.rows];
+        const int32_t *segs =
+            window ? g->windows[i] : (const int32_t *)(const void *)g->values[s->live.rows];
         int64_t last = g->plan->values[s->live.rows].bytes / 4 - 1;
-        more = (window ? g->windows[i][last] - g->windows[i][0] : segs[last]) - s->live.expect;
+        MOE_TRY(moe_device_read(x->device, segs, (last + 1) * 4));
+        more = segs[last] - (window ? segs[0] : 0) - s->live.expect;
     }
     moe_emulate_work(x->comm, s->flops + more * s->live.flops, s->bytes + more * s->live.bytes);
-}
-
-static MoeStatus run_kernel(MoeExec *x, MoeExecProgram *g, size_t i) {
-    const MoePlanStep *s = &g->plan->steps[i];
-    if (!s->run || !s->tasks)
-        return moe_error(MOE_E_INTERNAL,
-                         "step %s of program %s has no code: the plan is not linked", s->name,
-                         g->plan->name);
-    if (s->slot_hi)
-        moe_exec_window_fill(x, g, i);
-    Launch l = {s->run, g->step_bufs[i], x->scratch, x->scratch_stride};
-    int64_t n = s->tasks(g->step_bufs[i]);
-    if (n < 0)
-        return moe_error(MOE_E_INTERNAL, "step %s (%s) of program %s asks for %lld tasks", s->name,
-                         s->kernel, g->plan->name, (long long)n);
-    moe_pool_run(x->pool, n, run_task, &l);
-    emulate_work(x, g, i);
     return NULL;
 }
 
@@ -82,8 +55,10 @@ static void tell_phase(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s
 
 static MoeStatus run_step(MoeExec *x, MoeExecProgram *g, size_t i) {
     const MoePlanStep *s = &g->plan->steps[i];
-    if (s->kernel)
-        return run_kernel(x, g, i);
+    if (s->kernel) {
+        MOE_TRY(x->device->ops->run(x->device, x, g, i));
+        return emulate_work(x, g, i);
+    }
     bool store = s->n_moves || (s->wait >= 0 && g->plan->steps[s->wait].n_moves);
     return store ? moe_exec_store_step(x, g, i) : moe_exec_comm_step(x, g, i);
 }
@@ -94,33 +69,60 @@ static double watched_clock(const MoeExec *x) {
     return moe_comm_emulated(x->comm) ? moe_emulate_stats(x->comm).clock : moe_now();
 }
 
-/* Steps of phases lo..hi; counting: only those of the counting pass. */
+/* A step that is due: what the other ranks are told of it, and how long it took. */
+static MoeStatus take_step(MoeExec *x, MoeExecProgram *g, size_t i, bool counting,
+                           const MoePlanStep *before) {
+    const MoePlanStep *s = &g->plan->steps[i];
+    double start = x->profile ? moe_now() : 0, began = watched_clock(x);
+    if (x->plan->ranks > 1) {
+        tell_phase(x, g, s, before);
+        moe_comm_poll(x->comm);
+        count_compute(x, s->kernel != NULL);
+    }
+    MOE_TRY(run_step(x, g, i));
+    if (g->elastic)
+        MOE_TRY(x->device->ops->stepped(x->device, x, g, i));
+    if (x->profile || x->watch)
+        MOE_TRY(x->device->ops->timed ? x->device->ops->timed(x->device, &start, &began) : NULL);
+    if (x->profile)
+        g->seconds[i] += moe_now() - start;
+    if (x->watch)
+        x->watch(x->watch_ctx, &(MoeExecSpan){.step = i,
+                                              .micro = x->micro,
+                                              .counting = counting,
+                                              .begin = began,
+                                              .end = watched_clock(x)});
+    return NULL;
+}
+
+static bool is_due(const MoePlanStep *s, MoePlanPhase lo, MoePlanPhase hi, bool counting) {
+    return s->phase >= lo && s->phase <= hi && (s->count || !counting);
+}
+
+/* Steps of phases lo..hi; counting: only those of the counting pass. Before a step that is no kernel, and at the end, a
+ * device says whether all that was started has run: if not, it goes on from there. */
 static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePlanPhase hi,
                            bool counting) {
+    const MoeDeviceOps *ops = x->device->ops;
     const MoePlanStep *before = NULL;
-    bool ranks = x->plan->ranks > 1;
-    for (size_t i = 0; i < g->plan->n_steps; i++) {
-        const MoePlanStep *s = &g->plan->steps[i];
-        if (s->phase < lo || s->phase > hi || (counting && !s->count))
+    const size_t n = g->plan->n_steps;
+    bool done = false;
+    if (ops->replay)
+        MOE_TRY(ops->replay(x->device, x, g, lo, hi, counting, &done));
+    for (size_t i = done ? n : 0; i <= n; i++) {
+        const MoePlanStep *s = i < n ? &g->plan->steps[i] : NULL;
+        size_t again = n;
+        if (s && !is_due(s, lo, hi, counting))
             continue;
-        double start = x->profile ? moe_now() : 0, began = watched_clock(x);
-        if (ranks) {
-            tell_phase(x, g, s, before);
-            moe_comm_poll(x->comm);
-            count_compute(x, s->kernel != NULL);
-            before = s;
+        if (ops->settle && (!s || !s->kernel))
+            MOE_TRY(ops->settle(x->device, x, g, &again));
+        if (again < n) {
+            i = again - 1; /* the loop's increment: 0 wraps round */
+            continue;
         }
-        MOE_TRY(run_step(x, g, i));
-        if (g->elastic)
-            moe_exec_elastic_step(x, g, i);
-        if (x->profile)
-            g->seconds[i] += moe_now() - start;
-        if (x->watch)
-            x->watch(x->watch_ctx, &(MoeExecSpan){.step = i,
-                                                  .micro = x->micro,
-                                                  .counting = counting,
-                                                  .begin = began,
-                                                  .end = watched_clock(x)});
+        if (s)
+            MOE_TRY(take_step(x, g, i, counting, before));
+        before = s;
     }
     count_compute(x, false);
     return NULL;
@@ -158,8 +160,9 @@ static int64_t fill_tok(const MoeExec *x, const Run *r, int m, int d, int n, int
     return last - first;
 }
 
-/* Fills tok, ids, labels with this rank's part of micro-batch m; returns the sequences that all ranks have in it. */
-static int64_t set_micro_batch(MoeExec *x, const Run *r, int m) {
+/* Fills tok, ids, labels with this rank's part of micro-batch m, and sends all inputs to the device; *out: the sequences that
+ * all ranks have in it. */
+static MoeStatus set_micro_batch(MoeExec *x, const Run *r, int m, int64_t *out) {
     const MoePlan *p = x->plan;
     int64_t first, unused, n = p->seq;
     int32_t *ids = moe_exec_input(x, r->program, "ids"),
@@ -178,7 +181,8 @@ static int64_t set_micro_batch(MoeExec *x, const Run *r, int m) {
         fill_tok(x, r, m, x->coords.data / d.ep * d.ep, d.ep, moe_exec_input(x, r->program, name),
                  &unused);
     }
-    return fill_tok(x, r, m, 0, moe_mesh_data_ranks(&p->mesh), NULL, &unused);
+    *out = fill_tok(x, r, m, 0, moe_mesh_data_ranks(&p->mesh), NULL, &unused);
+    return moe_device_write(x->device, x->input_memory, x->input_bytes);
 }
 
 /* The batch against the plan: kernels index tables by ids and labels, so none may be outside the
@@ -219,46 +223,33 @@ static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b,
     return st;
 }
 
-static double output_f32(MoeExec *x, const char *program, const char *name) {
-    const float *v = moe_exec_output(x, program, name, NULL);
-    return v ? (double)*v : NAN;
+/* The first element of an output; NULL: the program has none of that name. */
+static MoeStatus read_output(MoeExec *x, const MoeExecProgram *g, const char *name,
+                             const void **out) {
+    *out = NULL;
+    for (size_t i = 0; i < g->plan->n_outputs; i++)
+        if (!strcmp(g->plan->outputs[i].name, name)) {
+            *out = g->values[g->plan->outputs[i].value];
+            return moe_device_read(x->device, *out, 4);
+        }
+    return NULL;
 }
 
-static int64_t output_i32(MoeExec *x, const char *program, const char *name) {
-    const int32_t *v = moe_exec_output(x, program, name, NULL);
-    return v ? *v : 0;
+static MoeStatus output_f32(MoeExec *x, const MoeExecProgram *g, const char *name, double *out) {
+    const void *v;
+    MOE_TRY(read_output(x, g, name, &v));
+    *out = v ? (double)*(const float *)v : NAN;
+    return NULL;
 }
 
-/* ---- the tree over micro-batches ---- */
-
-#define FOLD_CHUNK 32768 /* elements a task */
-#define FOLD_BLOCK 512
-
-typedef struct {
-    const float *source;
-    const float *slots[32];
-    int n_slots;
-    float *out; /* may be one of the others */
-    int64_t n;
-} Fold;
-
-/* out = slots[b-1] + ( ... (slots[0] + source)): older operands on the left. */
-static void fold_task(void *ctx, int64_t task, int thread) {
-    (void)thread;
-    const Fold *f = ctx;
-    int64_t end = (task + 1) * FOLD_CHUNK < f->n ? (task + 1) * FOLD_CHUNK : f->n;
-    float acc[FOLD_BLOCK];
-    for (int64_t i = task * FOLD_CHUNK; i < end; i += FOLD_BLOCK) {
-        int64_t n = end - i < FOLD_BLOCK ? end - i : FOLD_BLOCK;
-        memcpy(acc, f->source + i, sizeof *acc * (size_t)n);
-        for (int s = 0; s < f->n_slots; s++)
-            for (int64_t k = 0; k < n; k++)
-                acc[k] = f->slots[s][i + k] + acc[k];
-        memcpy(f->out + i, acc, sizeof *acc * (size_t)n);
-    }
+static MoeStatus output_i32(MoeExec *x, const MoeExecProgram *g, const char *name, int64_t *out) {
+    const void *v;
+    MOE_TRY(read_output(x, g, name, &v));
+    *out = v ? *(const int32_t *)v : 0;
+    return NULL;
 }
 
-static int trailing_ones(int m) {
+int moe_exec_fold_depth(int m) {
     int n = 0;
     while (m & 1) {
         n++;
@@ -267,38 +258,17 @@ static int trailing_ones(int m) {
     return n;
 }
 
-static void fold_gradients(MoeExec *x, MoeExecProgram *g, int m) {
-    for (size_t i = 0; i < g->plan->n_accumulates; i++) {
-        const MoePlanAccumulate *a = &g->plan->accumulates[i];
-        Fold f = {.source = (const float *)(const void *)g->values[a->source],
-                  .n = a->elements,
-                  .n_slots = trailing_ones(m)};
-        for (int s = 0; s < f.n_slots; s++)
-            f.slots[s] = (const float *)(const void *)g->values[a->slots[s]];
-        bool last = m == x->plan->micro_batches - 1;
-        f.out = (float *)(void *)g->values[last ? a->value : a->slots[f.n_slots]];
-        moe_pool_run(x->pool, (f.n + FOLD_CHUNK - 1) / FOLD_CHUNK, fold_task, &f);
-    }
-}
-
 /* ---- training ---- */
 
 static MoeStatus count_pass(MoeExec *x, const Run *r) {
-    const MoePlanProgram *p = r->g->plan;
-    if (!p->n_batch_sums)
+    if (!r->g->plan->n_batch_sums)
         return NULL;
-    for (size_t i = 0; i < p->n_batch_sums; i++)
-        memset(r->g->values[p->batch_sums[i].value], 0,
-               sizeof(int32_t) * (size_t)p->batch_sums[i].elements);
+    MOE_TRY(x->device->ops->clear_sums(x->device, x, r->g));
     for (int m = 0; m < x->plan->micro_batches; m++) {
-        set_micro_batch(x, r, m);
+        int64_t unused;
+        MOE_TRY(set_micro_batch(x, r, m, &unused));
         MOE_TRY(run_steps(x, r->g, MOE_PHASE_FWD, MOE_PHASE_BWD, true));
-        for (size_t i = 0; i < p->n_batch_sums; i++) {
-            int32_t *sum = (int32_t *)(void *)r->g->values[p->batch_sums[i].value];
-            const int32_t *v = (const int32_t *)(const void *)r->g->values[p->batch_sums[i].source];
-            for (int64_t k = 0; k < p->batch_sums[i].elements; k++)
-                sum[k] += v[k];
-        }
+        MOE_TRY(x->device->ops->add_sums(x->device, x, r->g));
     }
     return NULL;
 }
@@ -335,6 +305,57 @@ static void set_hyper(MoeExec *x, const MoeHyper *h) {
     set_scalar(x, "max_grad_norm", h->max_grad_norm > 0 ? h->max_grad_norm : INFINITY);
 }
 
+/* Forward and backward of all micro-batches. */
+static MoeStatus run_micro_batches(MoeExec *x, const Run *r) {
+    const int M = x->plan->micro_batches;
+    MOE_TRY(count_pass(x, r));
+    for (int m = 0; m < M; m++) {
+        int64_t unused;
+        MOE_TRY(set_micro_batch(x, r, m, &unused));
+        MOE_TRY(run_steps(x, r->g, MOE_PHASE_FWD, MOE_PHASE_BWD, false));
+        if (m < M - 1 || moe_device_is_host(x->device))
+            add_load(x);
+        if (M > 1)
+            MOE_TRY(x->device->ops->fold(x->device, x, r->g, m));
+    }
+    return NULL;
+}
+
+static MoeStatus read_results(MoeExec *x, const MoeExecProgram *g, MoeStepResult *out) {
+    const void *aux;
+    *out = (MoeStepResult){0};
+    MOE_TRY(output_f32(x, g, "loss", &out->loss));
+    MOE_TRY(output_f32(x, g, "ce_loss", &out->ce_loss));
+    MOE_TRY(output_f32(x, g, "grad_norm", &out->grad_norm));
+    MOE_TRY(output_i32(x, g, "tokens", &out->tokens));
+    MOE_TRY(read_output(x, g, "aux_loss", &aux));
+    out->has_aux = aux != NULL;
+    return aux ? output_f32(x, g, "aux_loss", &out->aux_loss) : NULL;
+}
+
+/* Whether the update is kernels alone: a device that can guard them need not ask the host before. */
+static bool updates_alone(const MoeExec *x, const MoeExecProgram *g) {
+    for (size_t i = 0; i < g->plan->n_steps; i++)
+        if (g->plan->steps[i].phase == MOE_PHASE_UPD && !g->plan->steps[i].kernel)
+            return false;
+    return x->device->ops->guard != NULL;
+}
+
+/* The update, unless loss or gradient norm are not finite; and what came out. */
+static MoeStatus finish_step(MoeExec *x, MoeExecProgram *g, bool update, MoeStepResult *out) {
+    bool alone = update && updates_alone(x, g);
+    if (alone) {
+        MOE_TRY(x->device->ops->guard(x->device, x, g));
+        MOE_TRY(run_steps(x, g, MOE_PHASE_UPD, MOE_PHASE_UPD, false));
+    }
+    if (!moe_device_is_host(x->device))
+        add_load(x); /* of the last micro-batch; here nothing is left to wait for */
+    MOE_TRY(moe_exec_collect_load(x));
+    MOE_TRY(read_results(x, g, out));
+    out->updated = update && isfinite(out->loss) && isfinite(out->grad_norm);
+    return out->updated && !alone ? run_steps(x, g, MOE_PHASE_UPD, MOE_PHASE_UPD, false) : NULL;
+}
+
 static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool update,
                        MoeStepResult *out) {
     double start = moe_now(), compute = x->compute;
@@ -344,27 +365,9 @@ static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool up
     set_hyper(x, h);
     memset(x->load, 0,
            sizeof *x->load * p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts);
-    MOE_TRY(count_pass(x, &r));
-    for (int m = 0; m < p->micro_batches; m++) {
-        set_micro_batch(x, &r, m);
-        MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_BWD, false));
-        add_load(x);
-        if (p->micro_batches > 1)
-            fold_gradients(x, r.g, m);
-    }
+    MOE_TRY(run_micro_batches(x, &r));
     MOE_TRY(run_steps(x, r.g, MOE_PHASE_RED, MOE_PHASE_RED, false));
-    MOE_TRY(moe_exec_collect_load(x));
-    *out = (MoeStepResult){.loss = output_f32(x, "train", "loss"),
-                           .ce_loss = output_f32(x, "train", "ce_loss"),
-                           .grad_norm = output_f32(x, "train", "grad_norm"),
-                           .tokens = output_i32(x, "train", "tokens"),
-                           .has_aux = moe_exec_output(x, "train", "aux_loss", NULL) != NULL};
-    if (out->has_aux)
-        out->aux_loss = output_f32(x, "train", "aux_loss");
-    if (update && isfinite(out->loss) && isfinite(out->grad_norm)) {
-        MOE_TRY(run_steps(x, r.g, MOE_PHASE_UPD, MOE_PHASE_UPD, false));
-        out->updated = true;
-    }
+    MOE_TRY(finish_step(x, r.g, update, out));
     moe_exec_elastic_sum(x);
     out->seconds = moe_now() - start;
     out->compute_seconds = x->compute - compute;
@@ -389,15 +392,19 @@ MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int6
     float slots[32] = {0}, sum = 0;
     MOE_TRY(check_batch(x, "eval", b, true, &r));
     for (int m = 0; m < x->plan->micro_batches; m++) {
-        sum = 0;
-        if (set_micro_batch(x, &r, m)) {
+        int64_t seqs, n_tokens;
+        double part = 0;
+        MOE_TRY(set_micro_batch(x, &r, m, &seqs));
+        if (seqs) {
             MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
-            sum = (float)output_f32(x, "eval", "nll_sum");
-            tokens += output_i32(x, "eval", "tokens");
+            MOE_TRY(output_f32(x, r.g, "nll_sum", &part));
+            MOE_TRY(output_i32(x, r.g, "tokens", &n_tokens));
+            tokens += n_tokens;
         }
+        sum = (float)part;
         /* The tree over micro-batches, as for gradients, so that the sum's bits do not depend on
          * their number. */
-        int n = trailing_ones(m);
+        int n = moe_exec_fold_depth(m);
         for (int s = 0; s < n; s++)
             sum = slots[s] + sum;
         slots[n] = sum;
@@ -418,8 +425,10 @@ MoeStatus moe_exec_logits(MoeExec *x, const MoeBatch *b, const float **out_logit
     if (b->n_seqs > room)
         return moe_error(MOE_E_INPUT, "logits of %lld sequences at once; the plan holds %lld",
                          (long long)b->n_seqs, (long long)room);
-    set_micro_batch(x, &r, 0);
+    int64_t unused;
+    MOE_TRY(set_micro_batch(x, &r, 0, &unused));
     MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
+    MOE_TRY(moe_device_read(x->device, logits, port->elements * (int64_t)sizeof *logits));
     *out_logits = logits;
     return moe_exec_collect_logits(x, logits, b->n_seqs);
 }

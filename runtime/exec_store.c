@@ -48,12 +48,30 @@ int64_t moe_exec_offloaded_bytes(MoeExec *x) {
 }
 
 /* The bytes of a move's rows that are live. */
-static int64_t live_bytes(const MoeExecProgram *g, const MoePlanMove *m) {
+static MoeStatus live_bytes(MoeExec *x, const MoeExecProgram *g, const MoePlanMove *m,
+                            int64_t *out) {
+    *out = m->bytes;
     if (m->rows < 0)
-        return m->bytes;
-    const int32_t *segs = (const int32_t *)(const void *)g->values[m->rows];
-    int64_t n = segs[g->plan->values[m->rows].bytes / 4 - 1] * m->row_bytes;
-    return n < m->bytes ? n : m->bytes;
+        return NULL;
+    const int32_t *segs = (const int32_t *)(const void *)g->values[m->rows],
+                  *last = &segs[g->plan->values[m->rows].bytes / 4 - 1];
+    MOE_TRY(moe_device_read(x->device, last, sizeof *last));
+    int64_t n = *last * m->row_bytes;
+    *out = n < m->bytes ? n : m->bytes;
+    return NULL;
+}
+
+/* The loads of a step are over: their rows into the slab. */
+static MoeStatus send_loads(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s) {
+    for (size_t k = 0; k < s->n_moves && !moe_device_is_host(x->device); k++) {
+        const MoePlanMove *m = &s->moves[k];
+        int64_t n;
+        MOE_TRY(live_bytes(x, g, m, &n));
+        if (m->load)
+            MOE_TRY(moe_device_write(x->device, g->values[m->value], n));
+        moe_device_forget(x->device, g->values[m->value], n);
+    }
+    return NULL;
 }
 
 MoeStatus moe_exec_store_step(MoeExec *x, MoeExecProgram *g, size_t i) {
@@ -62,13 +80,18 @@ MoeStatus moe_exec_store_step(MoeExec *x, MoeExecProgram *g, size_t i) {
     first_of(x, g, &slot, &ticket);
     for (size_t k = 0; k < s->n_moves; k++) {
         const MoePlanMove *m = &s->moves[k];
+        int64_t n;
+        MOE_TRY(live_bytes(x, g, m, &n));
+        if (!m->load)
+            MOE_TRY(moe_device_read(x->device, g->values[m->value], n));
         MOE_TRY(moe_store_start(x->store, ticket + i, slot + (size_t)m->slot, m->load,
-                                g->values[m->value], live_bytes(g, m)));
+                                g->values[m->value], n));
     }
     if (s->wait < 0)
         return NULL;
     ticket += (size_t)s->wait;
     while (!moe_store_done(x->store, ticket, POLL_SECONDS))
         moe_comm_poll(x->comm);
-    return moe_status_prefix(moe_store_result(x->store, ticket), "step %s", s->name);
+    MOE_TRY(moe_status_prefix(moe_store_result(x->store, ticket), "step %s", s->name));
+    return send_loads(x, g, &g->plan->steps[s->wait]);
 }

@@ -9,27 +9,37 @@ static int64_t entries(const MoeExec *x, const MoePlanStep *s) {
     return (int64_t)s->n_slots * x->plan->virtual_shards + 1;
 }
 
-static MoeStatus create(MoeExec *x, MoeExecProgram *g) {
-    const MoePlanProgram *p = g->plan;
-    MoeStatus no_memory = NULL;
-    for (size_t i = 0; i < p->n_steps && !no_memory; i++) {
-        const MoePlanStep *s = &p->steps[i];
+static int64_t window_bytes(const MoeExec *x, const MoePlanStep *s) {
+    return (entries(x, s) * (int64_t)sizeof(int32_t) + 127) / 64 * 64;
+}
+
+/* The windows into the steps' buffers. */
+static void bind(const MoeExec *x, MoeExecProgram *g) {
+    char *at = g->window_memory;
+    for (size_t i = 0; i < g->plan->n_steps; i++) {
+        const MoePlanStep *s = &g->plan->steps[i];
         if (!s->slot_hi)
             continue;
-        if (!g->windows)
-            g->windows = calloc(p->n_steps, sizeof *g->windows);
-        int32_t *w = g->windows ? aligned_alloc(64, ((size_t)entries(x, s) * sizeof *w + 127) / 64 * 64)
-                                : NULL;
-        if (!w) {
-            no_memory = moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
-            continue;
-        }
-        g->windows[i] = w;
+        g->windows[i] = (int32_t *)(void *)at;
+        at += window_bytes(x, s);
         for (size_t b = 0; b < s->n_bufs; b++)
             if (s->buf_value[b] == s->segs)
-                g->step_bufs[i][b] = w;
+                g->step_bufs[i][b] = g->windows[i];
     }
-    return no_memory;
+}
+
+static MoeStatus create(MoeExec *x, MoeExecProgram *g) {
+    const MoePlanProgram *p = g->plan;
+    for (size_t i = 0; i < p->n_steps; i++)
+        g->window_bytes += p->steps[i].slot_hi ? window_bytes(x, &p->steps[i]) : 0;
+    if (!g->window_bytes)
+        return NULL;
+    if (!(g->windows = calloc(p->n_steps, sizeof *g->windows)))
+        return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
+    MOE_TRY(x->device->ops->alloc(x->device, g->window_bytes, "tables of chunks of experts' rows",
+                                  &g->window_memory));
+    bind(x, g);
+    return NULL;
 }
 
 MoeStatus moe_exec_windows_create(MoeExec *x) {
@@ -41,8 +51,8 @@ MoeStatus moe_exec_windows_create(MoeExec *x) {
 void moe_exec_windows_destroy(MoeExec *x) {
     for (size_t g = 0; x->programs && g < x->plan->n_programs; g++) {
         MoeExecProgram *p = &x->programs[g];
-        for (size_t i = 0; p->windows && i < p->plan->n_steps; i++)
-            free(p->windows[i]);
+        if (p->window_memory)
+            x->device->ops->release(x->device, p->window_memory, p->window_bytes);
         free(p->windows);
     }
 }

@@ -5,10 +5,16 @@
 #include "base/io.h"
 #include "runtime/checkpoint_internal.h"
 
+/* An execution's weights. */
+typedef struct {
+    MoeExec *x;
+    const MoeCheckpointTensors *tensors;
+} Memory;
+
 static MoeStatus read_memory(void *ctx, size_t tensor, int64_t first, int64_t n, float *out) {
-    const MoeCheckpointTensor *t = (const MoeCheckpointTensor *)ctx + tensor;
-    memcpy(out, t->buffer + t->weight->piece.offset + first, sizeof *out * (size_t)n);
-    return NULL;
+    const Memory *m = ctx;
+    const MoeCheckpointTensor *t = &m->tensors->items[tensor];
+    return moe_checkpoint_copy_out(m->x, t->buffer + t->weight->piece.offset + first, n, out);
 }
 
 /* The weights among the tensors, as they are exported; malloc'd. */
@@ -36,7 +42,8 @@ MoeStatus moe_export_model(const MoePlan *plan, MoeExec *x, const char *dir,
     moe_checkpoint_tensors(plan, x, &list, &t);
     MoeStatus st = export_list(&t, &items);
     if (!st)
-        st = moe_export_tensors(items, t.n_weights, read_memory, t.items, plan->model, dir, o);
+        st = moe_export_tensors(items, t.n_weights, read_memory, &(Memory){x, &t}, plan->model, dir,
+                                o);
     free(items);
     moe_weight_list_free(&list);
     return st;

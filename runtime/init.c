@@ -49,16 +49,21 @@ MoeStatus moe_init_params(const MoePlan *plan, MoeExec *x, uint64_t seed) {
             for (int64_t k = 0; k < w->piece.count; k++)
                 data[k] = v;
         }
+        int64_t bytes = w->piece.count * (int64_t)sizeof *data;
+        st = moe_exec_send(x, data, bytes);
+        moe_exec_forget(x, data, bytes);
     }
     moe_pool_destroy(pool);
     moe_weight_list_free(&list);
     return st;
 }
 
-void moe_init_states(const MoePlan *plan, MoeExec *x) {
+MoeStatus moe_init_states(const MoePlan *plan, MoeExec *x) {
     for (size_t i = 0; i < plan->n_params; i++)
         for (size_t k = 0; k < plan->params[i].n_states; k++) {
             int b = plan->params[i].states[k].buffer;
-            memset(moe_exec_buffer(x, b), 0, (size_t)plan->buffers[b].elements * sizeof(float));
+            MOE_TRY(moe_exec_zero(x, moe_exec_buffer(x, b),
+                                  plan->buffers[b].elements * (int64_t)sizeof(float)));
         }
+    return NULL;
 }

@@ -7,6 +7,6 @@
 #include "runtime/exec.h"
 
 MoeStatus moe_init_params(const MoePlan *plan, MoeExec *x, uint64_t seed);
-void moe_init_states(const MoePlan *plan, MoeExec *x); /* all states to zero */
+MoeStatus moe_init_states(const MoePlan *plan, MoeExec *x); /* all states to zero */
 
 #endif

@@ -5,7 +5,7 @@
 
 #include "runtime/exec.h"
 
-/* One tensor of a layer's experts on this rank: `bytes` a slot. */
+/* One tensor of a layer's experts on this rank: `bytes` a slot. base: the host's address (moe_exec_buffer). */
 typedef struct {
     char *base;
     int64_t bytes;

@@ -52,9 +52,13 @@ static MoeStatus prepare(Move *m, int lo, int hi) {
     int64_t bytes = 0;
     size_t n = (size_t)(hi - lo), tensors = 0;
     for (int i = lo; i < hi; i++) {
-        const MoePlaceLayer *l = &m->h.layers[m->h.hops[i].layer];
+        const MoePlaceHop *h = &m->h.hops[i];
+        const MoePlaceLayer *l = &m->h.layers[h->layer];
         tensors += (size_t)l->n;
-        bytes += comes_here(m, &m->h.hops[i]) ? l->slot_bytes : 0;
+        bytes += comes_here(m, h) ? l->slot_bytes : 0;
+        for (int t = 0; t < l->n && leaves_here(m, h); t++)
+            MOE_TRY(moe_exec_fetch(m->x, slot_data(m, h, &l->tensors[t], h->from),
+                                   l->tensors[t].bytes));
     }
     MOE_TRY(moe_place_point(m->c->rank, MOE_PLACE_AT_LISTED, NULL, 0));
     m->stage_bytes = bytes;
@@ -168,7 +172,7 @@ static void passed(const Move *m, MoePlacePoint point) {
 }
 
 /* What came into its slots; slots that were left and not taken: zero. */
-static void copy_in(Move *m, int lo, int hi) {
+static MoeStatus copy_in(Move *m, int lo, int hi) {
     const char *at = m->stage;
     passed(m, MOE_PLACE_AT_AGREED);
     for (int i = lo; i < hi; i++) {
@@ -177,6 +181,7 @@ static void copy_in(Move *m, int lo, int hi) {
         for (int t = 0; t < l->n && comes_here(m, h); t++) {
             const MoePlaceTensor *q = &l->tensors[t];
             memcpy(slot_data(m, h, q, h->to), at, (size_t)q->bytes);
+            MOE_TRY(moe_exec_send(m->x, slot_data(m, h, q, h->to), q->bytes));
             at += q->bytes;
         }
         if (i == lo)
@@ -187,9 +192,11 @@ static void copy_in(Move *m, int lo, int hi) {
         const MoePlaceHop *h = &m->h.hops[i];
         const MoePlaceLayer *l = &m->h.layers[h->layer];
         for (int t = 0; t < l->n && h->frees && leaves_here(m, h); t++)
-            memset(slot_data(m, h, &l->tensors[t], h->from), 0, (size_t)l->tensors[t].bytes);
+            MOE_TRY(
+                moe_exec_zero(m->x, slot_data(m, h, &l->tensors[t], h->from), l->tensors[t].bytes));
     }
     passed(m, MOE_PLACE_AT_ZEROED);
+    return NULL;
 }
 
 /* Layer k's map once some of its experts have moved: of the copies that are to be those that there is room for. */
@@ -265,7 +272,7 @@ static MoeStatus batch(Move *m, int lo, int hi, const MoePlaceMap *to, MoePlaceM
     MOE_TRY(transfer(m, lo, hi));
     MOE_TRY(tell_hashes(m, lo, hi));
     MOE_TRY(agree(m, compare(m, lo, hi), out));
-    copy_in(m, lo, hi);
+    MOE_TRY(copy_in(m, lo, hi)); /* fails with its device alone, and then the run ends */
     return set_maps(m, lo, hi, to);
 }
 

@@ -1,5 +1,4 @@
-/* Loading a plan: read plan.json (plan_read.c), check the hash of kernels.o, link it (plan_link.c).
- */
+/* Loading a plan: read plan.json (plan_read.c), check the hash of its code, link that (plan_link.c; plan_cubins.c for GPUs). */
 #include "runtime/plan.h"
 
 #include <stdlib.h>
@@ -34,6 +33,22 @@ static MoeStatus plan_from_json(json_t *json, const char *name, MoePlan **out) {
     return NULL;
 }
 
+bool moe_plan_is_cuda(const MoePlan *p) {
+    return strncmp(p->target, "cuda:", 5) == 0;
+}
+
+static const char *code_file(const MoePlan *p) {
+    return moe_plan_is_cuda(p) ? "kernels.cubin" : "kernels.o";
+}
+
+/* The code of every step, from the bytes of its file. */
+static MoeStatus link_code(MoePlan *p, const char *name, const void *code, size_t n) {
+    if (moe_plan_is_cuda(p))
+        return moe_plan_link_cubins(p, name, code, n);
+    MOE_TRY(moe_plan_target_check(p, name));
+    return moe_plan_link(p, name, code, n);
+}
+
 static MoeStatus check_hash(const MoePlan *p, const char *name, const char *data, size_t n) {
     const char *want = json_string_value(json_object_get(p->json, "kernels_xxh3"));
     if (!want)
@@ -44,16 +59,15 @@ static MoeStatus check_hash(const MoePlan *p, const char *name, const char *data
     if (strcmp(want, have))
         return moe_error(
             MOE_E_CORRUPT,
-            "%s: kernels.o does not match the plan (XXH3 %s, expected %s); compile the "
+            "%s: %s does not match the plan (XXH3 %s, expected %s); compile the "
             "plan again",
-            name, have, want);
+            name, code_file(p), have, want);
     return NULL;
 }
 
 MoeStatus moe_plan_load(const char *dir, MoePlan **out) {
     *out = NULL;
-    char *json_path = moe_path_join(dir, "plan.json"),
-         *object_path = moe_path_join(dir, "kernels.o");
+    char *json_path = moe_path_join(dir, "plan.json"), *object_path = NULL;
     char *object = NULL;
     size_t object_bytes = 0;
     json_t *json = NULL;
@@ -79,10 +93,12 @@ MoeStatus moe_plan_load(const char *dir, MoePlan **out) {
     if (st)
         goto done;
     p->dir = strdup(dir);
-    MOE_TRY_GOTO(st, moe_plan_target_check(p, dir), done);
+    if (!moe_plan_is_cuda(p))
+        MOE_TRY_GOTO(st, moe_plan_target_check(p, dir), done);
+    object_path = moe_path_join(dir, code_file(p));
     MOE_TRY_GOTO(st, moe_file_read(object_path, MAX_OBJECT_BYTES, &object, &object_bytes), done);
     MOE_TRY_GOTO(st, check_hash(p, dir, object, object_bytes), done);
-    MOE_TRY_GOTO(st, moe_plan_link(p, dir, object, object_bytes), done);
+    MOE_TRY_GOTO(st, link_code(p, dir, object, object_bytes), done);
     *out = p;
     p = NULL;
 done:
@@ -101,11 +117,8 @@ MoeStatus moe_plan_load_memory(const char *json_text, size_t n, const char *name
     MOE_TRY(moe_json_load_text(json_text, n, name, &json));
     MOE_TRY(plan_from_json(json, name, &p));
     MoeStatus st = NULL;
-    if (object) {
-        st = moe_plan_target_check(p, name);
-        if (!st)
-            st = moe_plan_link(p, name, object, object_bytes);
-    }
+    if (object)
+        st = link_code(p, name, object, object_bytes);
     if (st) {
         moe_plan_free(p);
         return st;
@@ -118,6 +131,7 @@ void moe_plan_free(MoePlan *p) {
     if (!p)
         return;
     moe_plan_unlink(p);
+    moe_plan_unlink_cubins(p);
     moe_arena_destroy(p->arena);
     json_decref(p->json);
     free(p->dir);

@@ -1,10 +1,12 @@
-/* A loaded plan: plan.json parsed and checked, kernels.o linked by ORC. The only thing the runtime knows of the compiler. */
+/* A loaded plan: plan.json parsed and checked, kernels.o linked by ORC, or kernels.cubin read. The only thing the runtime knows
+ * of the compiler. */
 #ifndef MOE_RUNTIME_PLAN_H
 #define MOE_RUNTIME_PLAN_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include "base/cubins.h"
 #include "base/json.h"
 #include "base/kernel_abi.h"
 #include "base/mesh.h"
@@ -112,6 +114,26 @@ typedef struct {
     double expect, flops, bytes;
 } MoePlanLive;
 
+/* A box of a matrix that a kernel on a GPU copies by tensor map (docs/GPU.md, ir/target.h): elements, innermost first;
+ * strides: bytes of dims 1 .. rank-1. */
+typedef struct {
+    int buf; /* of the step's */
+    MoePlanDtype dtype;
+    int rank;
+    int64_t dims[5], strides[4];
+    int box[5];
+    int swizzle; /* bytes */
+} MoePlanTensorMap;
+
+/* How a GPU runs a kernel. */
+typedef struct {
+    int64_t grid; /* blocks */
+    int block;    /* threads of a block */
+    int64_t shared_bytes;
+    MoePlanTensorMap *maps;
+    size_t n_maps;
+} MoePlanShape;
+
 /* A step is a kernel, an exchange (n_comm > 0), offloads or loads (n_moves > 0), or the wait for one of these that was started
  * (wait >= 0). */
 typedef struct {
@@ -133,8 +155,9 @@ typedef struct {
     int64_t *buf_offset;
     double flops, bytes, seconds;
     MoePlanLive live; /* a kernel's */
-    MoeKernelTasksFn tasks; /* after linking */
+    MoeKernelTasksFn tasks; /* after linking, on a CPU */
     MoeKernelFn run;
+    MoePlanShape shape; /* on a GPU */
 } MoePlanStep;
 
 typedef struct {
@@ -194,16 +217,20 @@ typedef struct MoePlan {
     MoePlanProgram *programs;
     size_t n_programs;
     void *arena; /* MoeArena * */
-    void *jit;   /* the ORC instance that owns the code */
+    void *jit;   /* the ORC instance that owns the code, on a CPU */
+    MoeCubins cubins; /* on a GPU: the code, in the bytes of kernels.cubin; none: not linked */
+    void *code;
 } MoePlan;
 
-/* Reads DIR/plan.json, checks every index, size and offset (a damaged plan is MOE_E_CORRUPT naming the entry), the hash of kernels.o, and links it.
+/* Reads DIR/plan.json, checks every index, size and offset (a damaged plan is MOE_E_CORRUPT naming the entry), the hash of kernels.o, and links it;
+ * of a plan for a GPU kernels.cubin, for which no GPU need be there before an execution is made.
  * A plan whose target does not run here: MOE_E_INPUT; the command line compiles such plans again from model.moe first. */
 MoeStatus moe_plan_load(const char *dir, MoePlan **out);
 /* From memory; object may be NULL: nothing is linked (moec explain). */
 MoeStatus moe_plan_load_memory(const char *json_text, size_t n, const char *name,
                                const void *object, size_t object_bytes, MoePlan **out);
 void moe_plan_free(MoePlan *p);
+bool moe_plan_is_cuda(const MoePlan *p); /* target "cuda:..." */
 const MoePlanProgram *moe_plan_program(const MoePlan *p, const char *name); /* NULL if absent */
 
 #endif

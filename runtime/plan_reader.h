@@ -51,6 +51,8 @@ void moe_plan_read_slots(MoePlanReader *r, const json_t *o, MoePlanProgram *g, s
 /* plan_read_place.c: how the work of step i goes by rows of experts; the costs of the layers' maps. */
 void moe_plan_read_live(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
 void moe_plan_read_placement(MoePlanReader *r, const json_t *root);
+/* plan_read_shape.c: how a GPU runs the kernel of step i. */
+void moe_plan_read_shape(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
 /* Every exchange that is started ends. */
 void moe_plan_check_waits(MoePlanReader *r, MoePlanProgram *g);
 

@@ -91,7 +91,7 @@ static MoeStatus load_or_init(MoeTrainer *s, bool holds, bool *out_resumed) {
     if (loaded)
         return NULL;
     s->state = (MoeTrainState){.seed = o->seed};
-    moe_init_states(s->plan, s->x);
+    MOE_TRY(moe_init_states(s->plan, s->x));
     return o->init_from ? moe_weights_load(s->plan, s->x, o->init_from)
                         : moe_init_params(s->plan, s->x, o->seed);
 }

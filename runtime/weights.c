@@ -263,8 +263,12 @@ static MoeStatus read_sources(const MoePlan *plan, MoeExec *x, const Source *sou
             MOE_TRY_GOTO(st, moe_block_open(s->t->file, 0, NULL, &f), done);
         }
         float *data = moe_exec_buffer(x, plan->params[s->w->param].buffer);
+        float *piece = data + s->w->piece.offset;
+        int64_t bytes = s->w->piece.count * (int64_t)sizeof *data;
         MOE_TRY_GOTO(st, read_piece(f, s, data), done);
         warn_not_finite(s->w, data, path);
+        MOE_TRY_GOTO(st, moe_exec_send(x, piece, bytes), done);
+        moe_exec_forget(x, piece, bytes);
     }
 done:
     moe_block_close(f);

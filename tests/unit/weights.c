@@ -246,7 +246,7 @@ START_TEST(test_init) {
     float w[8], u[24];
     ((float *)moe_exec_buffer(x, 1))[3] = 5;
     OK(moe_init_params(plan, x, 7));
-    moe_init_states(plan, x);
+    OK(moe_init_states(plan, x));
     ck_assert_float_eq(((float *)moe_exec_buffer(x, 1))[3], 0);
     memcpy(w, moe_exec_buffer(x, 0), sizeof w);
     memcpy(u, moe_exec_buffer(x, 3), sizeof u);

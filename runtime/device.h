@@ -1,0 +1,85 @@
+/* Where an execution's memory is, and what runs its kernels: the process itself (device_cpu.c), or a GPU (device_cuda.c,
+ * docs/GPU.md). Nothing else in the runtime knows on what a plan runs.
+ *
+ * All memory has an address for the host. On the CPU that is the memory itself. On a device with memory of its own it is
+ * the mirror: as much address space, in which host code finds what moe_device_read copied there last, and from which
+ * moe_device_write copies back; memory of the process is used by what was touched of it. So host code says what it is about
+ * to read and what it has written, and on the CPU nothing happens then.
+ *
+ * One device an execution. Calls are the execution's thread's, but for reading and writing mirrors. An error of a device is
+ * final: every later call returns it again. */
+#ifndef MOE_RUNTIME_DEVICE_H
+#define MOE_RUNTIME_DEVICE_H
+
+#include "runtime/exec.h"
+
+typedef struct MoeExecProgram MoeExecProgram;
+typedef struct MoeDevice MoeDevice;
+
+typedef struct {
+    void (*close)(MoeDevice *d);
+    /* `bytes` of zeros, and MOE_BUFFER_SLACK more that may be read. `what` is for the error. */
+    MoeStatus (*alloc)(MoeDevice *d, int64_t bytes, const char *what, char **out);
+    /* The slab: beyond `fixed` address space alone, for the plan's elastic values. */
+    MoeStatus (*slab)(MoeDevice *d, int64_t bytes, int64_t fixed, char **out);
+    void (*release)(MoeDevice *d, char *at, int64_t bytes); /* of alloc or slab; NULL is fine */
+    /* NULL, all four, where mirrors are the memory itself. */
+    MoeStatus (*read)(MoeDevice *d, const char *at, int64_t bytes);
+    MoeStatus (*write)(MoeDevice *d, const char *at, int64_t bytes);
+    MoeStatus (*zero)(MoeDevice *d, char *at, int64_t bytes); /* the memory; the mirror too */
+    void (*forget)(MoeDevice *d, char *at, int64_t bytes);
+    /* Once the execution's programs have their buffers, before anything runs. */
+    MoeStatus (*bind)(MoeDevice *d, MoeExec *x);
+    /* Step i, a kernel. It may return before it has run. */
+    MoeStatus (*run)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
+    /* Behind micro-batch m: its gradients into the tree over micro-batches (docs/PLAN.md). */
+    MoeStatus (*fold)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, int m);
+    /* The counting pass: sums to zero; the sources of a micro-batch to the sums. */
+    MoeStatus (*clear_sums)(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
+    MoeStatus (*add_sums)(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
+    /* Behind step i of a program with elastic values: how much of those that it begins is used. */
+    MoeStatus (*stepped)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
+    /* The rest may be NULL. */
+    /* While steps are timed: waits for the one that was just started; *start and *began, seconds of two clocks when it was
+     * started, move by what passed until it really began. */
+    MoeStatus (*timed)(MoeDevice *d, double *start, double *began);
+    /* Waits for what was started. *out_again: the step from which on nothing has run, since rows outgrew their memory;
+     * there is more of it now, and the caller goes on there. n_steps: all have run. */
+    MoeStatus (*settle)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t *out_again);
+    /* What runs from now to the next settle does so only if loss and gradient norm are finite. */
+    MoeStatus (*guard)(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
+    /* Starts all steps of phases lo .. hi (of the counting pass) at once, if it can. */
+    MoeStatus (*replay)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, MoePlanPhase lo,
+                        MoePlanPhase hi, bool counting, bool *out_done);
+} MoeDeviceOps;
+
+/* What every device's own struct begins with. */
+struct MoeDevice {
+    const MoeDeviceOps *ops;
+};
+
+/* For the plan's target, of its family ("cpu:", "cuda:"). MOE_E_INPUT where that is not there, with what to do. */
+MoeStatus moe_device_open(const MoePlan *plan, const MoeDevicePlace *place, MoeDevice **out);
+MoeStatus moe_device_cpu(MoeDevice **out);
+MoeStatus moe_device_cuda(const MoePlan *plan, const MoeDevicePlace *place, MoeDevice **out);
+void moe_device_close(MoeDevice *d); /* NULL is fine; memory must be released before */
+
+static inline bool moe_device_is_host(const MoeDevice *d) {
+    return !d->ops->read;
+}
+/* Memory to mirror, for the host to read. */
+static inline MoeStatus moe_device_read(MoeDevice *d, const void *at, int64_t bytes) {
+    return d->ops->read && bytes > 0 ? d->ops->read(d, at, bytes) : NULL;
+}
+/* Mirror to memory, once the host has written. */
+static inline MoeStatus moe_device_write(MoeDevice *d, const void *at, int64_t bytes) {
+    return d->ops->write && bytes > 0 ? d->ops->write(d, at, bytes) : NULL;
+}
+MoeStatus moe_device_zero(MoeDevice *d, void *at, int64_t bytes);
+/* The mirror is not needed for now: its memory goes back to the process. */
+static inline void moe_device_forget(MoeDevice *d, void *at, int64_t bytes) {
+    if (d->ops->forget && bytes > 0)
+        d->ops->forget(d, at, bytes);
+}
+
+#endif
