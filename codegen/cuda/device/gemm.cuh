@@ -21,8 +21,8 @@ template <class T> struct Gemm {
     int n, k;
     const T *a; /* [rows][lda] */
     i64 lda;
-    const i32 *src; /* not null: row r is row src[r] / gather of a */
-    int gather;
+    int gather; /* > 0: row r is row src[r] / gather of a */
+    const i32 *src;
     const T *b[2]; /* of each product, of group 0: [n][ldb] where TB, else [k][ldb] */
     i64 ldb, b_group; /* b_group: from one group's matrix to the next one's */
     const i32 *table; /* rows of group g: table[g * shards] .. table[(g + 1) * shards]; null: 0 .. rows, one group */
@@ -32,7 +32,7 @@ template <class T> struct Gemm {
 
 /* Row r of a. */
 template <class T> __device__ __forceinline__ const T *gemm_row(const Gemm<T> &g, int r) {
-    i64 row = g.src ? g.src[r] / g.gather : r;
+    i64 row = g.gather > 0 ? g.src[r] / g.gather : r;
     return g.a + row * g.lda;
 }
 
@@ -115,6 +115,14 @@ __device__ __forceinline__ void load_cols(const T *p, int live, float (&v)[TAIL_
         for (int i = 0; i < TAIL_COLS; i++)
             v[i] = i < live ? (float)load(p + i) : 0.0f;
     }
+}
+
+/* Integers arrive as floats: tails only convert them. */
+template <bool WHOLE>
+__device__ __forceinline__ void load_cols(const i32 *p, int live, float (&v)[TAIL_COLS]) {
+#pragma unroll
+    for (int i = 0; i < TAIL_COLS; i++)
+        v[i] = i < live ? (float)p[i] : 0.0f;
 }
 
 template <bool WHOLE, class T>
