@@ -113,6 +113,20 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], 
         c[i] = f.c[i];
 }
 
+/* ---- numbers ---- */
+
+__device__ __forceinline__ float ex2(float x) {
+    float y = exp2f(fabsf(x) < 0x1p-126f ? 0.0f : x);
+    return y < 0x1p-126f ? 0.0f : y;
+}
+__device__ __forceinline__ unsigned sim_to_bf16(float f) {
+    unsigned u = __float_as_uint(f);
+    return (u & 0x7fffffffu) > 0x7f800000u ? 0x7fff : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+}
+__device__ __forceinline__ unsigned cvt_bf16x2(float low, float high) {
+    return sim_to_bf16(low) | sim_to_bf16(high) << 16;
+}
+
 } /* namespace moe */
 
 #endif

@@ -16,6 +16,7 @@
 #include "codegen/codegen.h"
 #include "runtime/plan_functions.h"
 #include "codegen/cpu/cpu.h"
+#include "tests/support/group_gpu.h"
 
 /* Bytes of memory that nobody wrote: NaNs as floats; integers get others, for all ones are -1. */
 enum { FENCE = 256, PATTERN = 0xff, INT_PATTERN = 0x5a };
@@ -24,6 +25,7 @@ typedef struct {
     unsigned char *base;   /* fence, data, slack and fence */
     size_t bytes;          /* of data */
     int alias;             /* value id whose memory this one uses, -1 */
+    MoeCuPtr device;       /* of base, on a GPU */
     unsigned char *before; /* copy of the data, to compare */
 } Buffer;
 
@@ -38,6 +40,7 @@ struct MoeGroupRun {
     MoeTarget *target;
     MoeArena *arena;
     LLVMOrcLLJITRef jit; /* of `linked` */
+    MoeGroupGpu *gpu;    /* instead, on a GPU */
     Step *steps;
     size_t n_steps, n_launches, n_aliases;
     int64_t n_tasks; /* of the last run */
@@ -49,14 +52,18 @@ struct MoeGroupRun {
 
 /* ---- memory ---- */
 
+/* With its fences. */
+static size_t buffer_all(const Buffer *b) {
+    return (2 * FENCE + b->bytes + 63) / 64 * 64;
+}
+
 static void buffer_make(Buffer *b, size_t bytes) {
     b->bytes = bytes;
     b->alias = -1;
-    size_t all = (2 * FENCE + bytes + 63) / 64 * 64;
-    b->base = aligned_alloc(64, all);
+    b->base = aligned_alloc(64, buffer_all(b));
     b->before = malloc(bytes ? bytes : 1);
     MOE_ASSERT(b->base && b->before, "group_run: no memory");
-    memset(b->base, PATTERN, all);
+    memset(b->base, PATTERN, buffer_all(b));
 }
 
 static unsigned char *buffer_data(const Buffer *b) {
@@ -246,7 +253,49 @@ static MoeStatus compile(MoeGroupRun *r, LLVMOrcLLJITRef *out) {
     return st;
 }
 
+/* ---- on a GPU ---- */
+
+/* Every buffer of the run in turn: values, then workspaces; NULL after the last. */
+static Buffer *buffer_at(MoeGroupRun *r, size_t i) {
+    size_t n = (size_t)r->g->n_values;
+    return i < n ? &r->buffers[i] : i - n < r->n_steps ? &r->steps[i - n].work : NULL;
+}
+
+static MoeStatus gpu_open(MoeGroupRun *r) {
+    void *object = NULL;
+    char *text = NULL;
+    size_t n = 0;
+    MOE_TRY(r->target->finish(r->target, getenv("MOE_DUMP_KERNELS") != NULL, &object, &n, &text));
+    if (text && getenv("MOE_DUMP_KERNELS"))
+        fputs(text, stderr);
+    free(text);
+    MOE_TRY(moe_group_gpu_create(object, n, &r->gpu));
+    Buffer *b;
+    for (size_t i = 0; (b = buffer_at(r, i)); i++)
+        if (b->base)
+            MOE_TRY(moe_group_gpu_alloc(r->gpu, buffer_all(b), &b->device));
+    return NULL;
+}
+
+/* All buffers to the device (in) or back. */
+static MoeStatus gpu_copy(MoeGroupRun *r, bool in) {
+    Buffer *b;
+    for (size_t i = 0; (b = buffer_at(r, i)); i++)
+        if (b->base)
+            MOE_TRY(in ? moe_group_gpu_write(r->gpu, b->device, b->base, buffer_all(b))
+                       : moe_group_gpu_read(r->gpu, b->base, b->device, buffer_all(b)));
+    return NULL;
+}
+
+static void gpu_bufs(MoeGroupRun *r, const Step *s, const MoeLaunch *l, MoeCuPtr *out) {
+    for (size_t i = 0; i < l->n_bufs; i++)
+        out[i] = FENCE + (l->bufs[i].value ? home(r, l->bufs[i].value)->device
+                                           : s->work.device + (MoeCuPtr)l->bufs[i].offset);
+}
+
 static MoeStatus link_kernels(MoeGroupRun *r) {
+    if (strncmp(r->target->name, "cuda:", 5) == 0)
+        return gpu_open(r);
     char *text = LLVMPrintModuleToString(((MoeCpuTarget *)r->target)->module), key[33];
     MoeStr named = {0};
     moe_str_printf(&named, "%s\n%s", r->target->name, text);
@@ -418,7 +467,20 @@ static MoeStatus run_on_pool(MoeGroupRun *r, void *const *bufs, int64_t n, MoeKe
     return NULL;
 }
 
+static MoeStatus run_on_gpu(MoeGroupRun *r, const Step *s, const MoeLaunch *l) {
+    MoeCuPtr bufs[64];
+    MOE_ASSERT(l->n_bufs <= 64, "group_run: a launch of %zu buffers", l->n_bufs);
+    gpu_bufs(r, s, l, bufs);
+    copy_before(r);
+    r->n_tasks += l->shape.grid;
+    MOE_TRY(moe_group_gpu_launch(r->gpu, l, bufs));
+    MOE_TRY(gpu_copy(r, false));
+    return check_memory(r, s, l->kernel);
+}
+
 static MoeStatus run_launch(MoeGroupRun *r, const Step *s, const MoeLaunch *l) {
+    if (r->gpu)
+        return run_on_gpu(r, s, l);
     void *bufs[64];
     MoeKernelTasksFn tasks;
     MoeKernelFn run;
@@ -451,10 +513,34 @@ MoeStatus moe_group_run(MoeGroupRun *r, const MoeInputs *in) {
     for (size_t i = 0; i < r->n_steps; i++)
         memset(buffer_data(&r->steps[i].work), PATTERN, r->steps[i].work.bytes);
     r->n_tasks = 0;
+    if (r->gpu)
+        MOE_TRY(gpu_copy(r, true));
     for (size_t i = 0; i < r->n_steps; i++)
         for (size_t k = 0; k < r->steps[i].lowered.n_launches; k++)
             MOE_TRY(run_launch(r, &r->steps[i], &r->steps[i].lowered.launches[k]));
     return NULL;
+}
+
+static double launch_time(MoeGroupRun *r, const Step *s, const MoeLaunch *l) {
+    MoeKernelTasksFn tasks;
+    MoeKernelFn run;
+    if (r->gpu) {
+        MoeCuPtr at[64];
+        double seconds = 0;
+        gpu_bufs(r, s, l, at);
+        MoeStatus st = moe_group_gpu_time(r->gpu, l, at, &seconds);
+        MOE_ASSERT(!st, "group_run: %s", moe_status_message(st));
+        return seconds;
+    }
+    void *bufs[64];
+    MoeStatus st = find_kernel(r, l->kernel, &tasks, &run);
+    MOE_ASSERT(!st, "group_run: %s", moe_status_message(st));
+    launch_bufs(r, s, l, bufs);
+    double start = moe_thread_cpu();
+    int64_t count = tasks(bufs);
+    for (int64_t t = 0; t < count; t++)
+        run(bufs, t, buffer_data(&r->scratch));
+    return moe_thread_cpu() - start;
 }
 
 /* By the thread's own time: what others do on a shared machine counts as little as can be. */
@@ -463,20 +549,8 @@ double moe_group_run_time(MoeGroupRun *r, int n) {
     for (int rep = 0; rep < n; rep++) {
         double sum = 0;
         for (size_t i = 0; i < r->n_steps; i++)
-            for (size_t k = 0; k < r->steps[i].lowered.n_launches; k++) {
-                const MoeLaunch *l = &r->steps[i].lowered.launches[k];
-                void *bufs[64];
-                MoeKernelTasksFn tasks;
-                MoeKernelFn run;
-                MoeStatus st = find_kernel(r, l->kernel, &tasks, &run);
-                MOE_ASSERT(!st, "group_run: %s", moe_status_message(st));
-                launch_bufs(r, &r->steps[i], l, bufs);
-                double start = moe_thread_cpu();
-                int64_t count = tasks(bufs);
-                for (int64_t t = 0; t < count; t++)
-                    run(bufs, t, buffer_data(&r->scratch));
-                sum += moe_thread_cpu() - start;
-            }
+            for (size_t k = 0; k < r->steps[i].lowered.n_launches; k++)
+                sum += launch_time(r, &r->steps[i], &r->steps[i].lowered.launches[k]);
         best = sum < best ? sum : best;
     }
     return best;
@@ -513,6 +587,7 @@ void moe_group_run_destroy(MoeGroupRun *r) {
         return;
     if (r->target)
         r->target->destroy(r->target);
+    moe_group_gpu_destroy(r->gpu);
     for (int i = 0; i < r->g->n_values; i++)
         buffer_free(&r->buffers[i]);
     for (size_t i = 0; i < r->n_steps; i++)

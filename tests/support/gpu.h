@@ -1,0 +1,16 @@
+/* The GPU of a test: the simulator of tests/sim where it was built, or the machine's own with MOE_TEST_GPU=real.
+ *
+ *   MOE_TEST_GPU=real build/tests/ops      on a machine with a GPU: the same cases, kernels compiled by NVRTC */
+#ifndef MOE_TESTS_SUPPORT_GPU_H
+#define MOE_TESTS_SUPPORT_GPU_H
+
+#include <stdbool.h>
+
+/* Opens the simulator's libraries, so that what asks for libcuda and libnvrtc finds them, with devices of these compute
+ * capabilities ("90,80"); false where it was not built. Before the first use of a driver in this process. */
+bool moe_test_simulate(const char *devices);
+/* Whether code for the target runs in this process. A "cuda:" target gets a device that can, simulated unless MOE_TEST_GPU is
+ * real. Other targets: moe_target_runs_here. */
+bool moe_test_runs(const char *target);
+
+#endif
