@@ -42,28 +42,27 @@ static void say_link(const char *what, const MoeLink *l) {
     printf("%s: latency %.1f us, bandwidth %.2f GB/s of a rank, each way\n", what, 1e6 * l->latency, l->bandwidth / 1e9);
 }
 
-static void say(const Probe *p, const MoeCluster *c, double memory) {
+static void say(const Probe *p, const MoeCluster *c) {
     printf("%d rank%s on %d host%s%s\n", moe_cluster_ranks(c), moe_cluster_ranks(c) == 1 ? "" : "s", c->nodes,
            c->nodes == 1 ? "" : "s", p->processes ? "" : ", threads of this process");
     say_rates(&c->rates);
-    printf("memory: %.1f GB/s of a rank, copying\n", memory / 1e9);
-    if (c->ranks_per_node > 1)
+    if (c->ranks_per_node > 1) {
         say_link("links inside a host", &c->links[MOE_LINK_INTRA]);
+        printf("  %s\n", c->by_cores ? "ranks' own cores carry: nothing is computed beside" : "beside them ranks compute");
+    }
     if (c->nodes > 1)
         say_link("links between hosts", &c->links[MOE_LINK_INTER]);
     printf("%s written, %.1f s; 'moec compile --cluster %s' plans for it\n", p->path, moe_now() - p->start, p->path);
 }
 
-static MoeStatus write_cluster(const char *path, const MoeCluster *c, double memory) {
+static MoeStatus write_cluster(const char *path, const MoeCluster *c) {
     json_t *o = moe_cluster_json(c);
-    MoeStr text = {0}, note = {0};
-    moe_str_printf(&note, "measured by moec probe; memory copies at %.3g bytes/s", memory);
-    json_object_set_new(o, "note", json_string(moe_str_c(&note)));
+    MoeStr text = {0};
+    json_object_set_new(o, "note", json_string("measured by moec probe"));
     moe_json_dump(o, &text);
     json_decref(o);
     MoeStatus st = moe_file_write_atomic(path, moe_str_c(&text), text.len);
     moe_str_free(&text);
-    moe_str_free(&note);
     return st;
 }
 
@@ -87,9 +86,10 @@ static MoeStatus probe_rank(void *ctx, MoeComm *comm) {
     int threads = p->threads ? p->threads : moe_cpu_count() / sharing;
     MOE_TRY(moe_probe_compute(p->models, p->n_models, threads > 1 ? threads : 1, comm, &c.rates));
     MOE_TRY(moe_probe_memory(comm, &memory));
-    MoeStatus st = comm->rank == 0 ? write_cluster(p->path, &c, memory) : NULL;
+    c.rates.tables[MOE_RATE_copy] = (MoeRateTable){1, {{1, memory}}};
+    MoeStatus st = comm->rank == 0 ? write_cluster(p->path, &c) : NULL;
     if (!st && comm->rank == 0 && !p->quiet)
-        say(p, &c, memory);
+        say(p, &c);
     return moe_comm_agree(comm, st, "writing the cluster file");
 }
 

@@ -1,5 +1,7 @@
 /* Links between ranks, as docs/CLUSTER.md has them: each rank's to its node and to other nodes. In: a communicator. Out: nodes, latency,
- * bandwidth. All ranks exchange with all others of a class at once, as training does. */
+ * bandwidth, whether a rank's cores have to do it. All ranks exchange with all others of a class at once, as training does. */
+#include <math.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -7,8 +9,9 @@
 #include "base/pool.h"
 #include "cli/probe.h"
 
-enum { NAME_BYTES = 64, SMALL = 8, REPEATS = 200, LARGE_REPEATS = 5 };
-#define LARGE ((int64_t)8 << 20) /* bytes that a rank sends, to all peers together */
+enum { NAME_BYTES = 64, SMALL = 8, REPEATS = 200, LARGE_REPEATS = 8 };
+#define LARGE  ((int64_t)8 << 20)  /* bytes that a rank sends, to all peers together */
+#define MEMORY ((int64_t)64 << 20) /* that the large ones go through in turn: what training sends is in no cache any more */
 
 typedef struct {
     MoeComm *comm;
@@ -18,39 +21,85 @@ typedef struct {
     int n_peers;
 } Probe;
 
-/* The time of an exchange of `bytes` with each peer: the best of some, the slowest rank's. */
-static MoeStatus exchange(Probe *p, int64_t bytes, int repeats, double *out) {
-    double best = 1e30, *all = malloc((size_t)p->comm->size * sizeof *all);
-    MoeStatus st = all ? NULL : moe_error(MOE_E_NOMEM, "no memory to measure links");
-    for (int i = 0; i < p->n_peers; i++) {
-        p->sends[i] = (MoeBlock){.peer = p->peers[i], .base = p->out + i * bytes, .row_bytes = bytes, .n = 1};
-        p->recvs[i] = (MoeBlock){.peer = p->peers[i], .base = p->in + i * bytes, .row_bytes = bytes, .n = 1};
+static double minimum(double a, double b) {
+    return a < b ? a : b;
+}
+
+/* Work that touches no memory, so many rounds of it, and polls between them as between the steps of a plan. */
+static void work(Probe *p, int64_t rounds) {
+    volatile uint64_t sink; /* so that there is work */
+    uint64_t x = 1;
+    for (int64_t i = 0; i < rounds; i++) {
+        for (int k = 0; k < 20000; k++)
+            x = x * 6364136223846793005u + 1442695040888963407u;
+        moe_comm_poll(p->comm);
     }
+    sink = x;
+    (void)sink;
+}
+
+/* The slowest rank's seconds. */
+static MoeStatus slowest(Probe *p, double *seconds, double *all) {
+    MOE_TRY(moe_comm_all_gather(p->comm, seconds, sizeof *seconds, all, "probe of links"));
+    for (int r = 0; r < p->comm->size; r++)
+        *seconds = all[r] > *seconds ? all[r] : *seconds;
+    return NULL;
+}
+
+/* An exchange of `bytes` with each peer, its rows `at` bytes from the start of the memory, and beside it rounds of work. */
+static MoeStatus once(Probe *p, int64_t bytes, int64_t at, int64_t rounds, double *seconds) {
+    MoeRequest *request = NULL;
+    for (int i = 0; i < p->n_peers; i++) {
+        p->sends[i] = (MoeBlock){.peer = p->peers[i], .base = p->out + at + i * bytes, .row_bytes = bytes, .n = 1};
+        p->recvs[i] = (MoeBlock){.peer = p->peers[i], .base = p->in + at + i * bytes, .row_bytes = bytes, .n = 1};
+    }
+    MOE_TRY(moe_comm_barrier(p->comm, "probe of links"));
+    double start = moe_now();
+    if (bytes)
+        MOE_TRY(moe_comm_start(p->comm, p->sends, (size_t)p->n_peers, p->recvs, (size_t)p->n_peers, "probe of links", &request));
+    work(p, rounds);
+    MOE_TRY(bytes ? moe_comm_wait(p->comm, request) : NULL);
+    *seconds = moe_now() - start;
+    return NULL;
+}
+
+/* The time of it: the best of some, the slowest rank's. */
+static MoeStatus exchange(Probe *p, int64_t bytes, int repeats, int64_t rounds, double *out) {
+    double *all = malloc((size_t)p->comm->size * sizeof *all);
+    MoeStatus st = all ? NULL : moe_error(MOE_E_NOMEM, "no memory to measure links");
+    *out = INFINITY;
     for (int k = 0; k < repeats && !st; k++) {
-        st = moe_comm_barrier(p->comm, "probe of links");
-        double start = moe_now();
+        double mine = 0;
+        st = once(p, bytes, bytes * p->n_peers < LARGE / 2 ? 0 : k * LARGE % MEMORY, rounds, &mine);
         if (!st)
-            st = moe_comm_exchange(p->comm, p->sends, (size_t)p->n_peers, p->recvs, (size_t)p->n_peers, "probe of links");
-        double mine = moe_now() - start;
-        if (!st)
-            st = moe_comm_all_gather(p->comm, &mine, sizeof mine, all, "probe of links");
-        for (int r = 0; r < p->comm->size && !st; r++)
-            mine = all[r] > mine ? all[r] : mine;
-        best = mine < best ? mine : best;
+            st = slowest(p, &mine, all);
+        *out = minimum(*out, mine);
     }
     free(all);
-    *out = best;
     return st;
 }
 
-static MoeStatus measure(Probe *p, MoeLink *out) {
+/* Whether ranks' own cores carry: an exchange and work that takes as long, one beside the other, take more like their sum than
+ * like the longer of them. `large`: seconds of the exchange. */
+static MoeStatus measure_cores(Probe *p, int64_t each, double large, bool *out) {
+    double round = 0, alone = 0, both = 0;
+    MOE_TRY(exchange(p, 0, LARGE_REPEATS, 16, &round));
+    int64_t rounds = (int64_t)(16 * large / round) + 1;
+    MOE_TRY(exchange(p, 0, LARGE_REPEATS, rounds, &alone));
+    MOE_TRY(exchange(p, each, LARGE_REPEATS, rounds, &both));
+    double hidden = alone + large - both;
+    *out = hidden < minimum(alone, large) / 2;
+    return NULL;
+}
+
+static MoeStatus measure(Probe *p, MoeLink *out, bool *by_cores) {
     double small, large;
     int64_t each = LARGE / p->n_peers;
-    MOE_TRY(exchange(p, SMALL, REPEATS, &small));
-    MOE_TRY(exchange(p, each, LARGE_REPEATS, &large));
+    MOE_TRY(exchange(p, SMALL, REPEATS, 0, &small));
+    MOE_TRY(exchange(p, each, LARGE_REPEATS, 0, &large));
     double moved = (double)(each * p->n_peers);
     *out = (MoeLink){.latency = small, .bandwidth = moved / (large > small * 1.01 ? large - small : large)};
-    return NULL;
+    return by_cores ? measure_cores(p, each, large, by_cores) : NULL;
 }
 
 /* Hosts by name: as many ranks on each, consecutive. */
@@ -75,14 +124,20 @@ static MoeStatus find_nodes(MoeComm *comm, MoeCluster *out) {
     return st;
 }
 
+/* Memory whose pages are there. */
+static char *touched(int64_t bytes) {
+    char *p = malloc((size_t)bytes);
+    return p ? memset(p, 1, (size_t)bytes) : NULL;
+}
+
 static MoeStatus measure_class(MoeComm *comm, MoeLinkClass k, MoeCluster *c) {
     size_t n = (size_t)comm->size;
-    Probe p = {.comm = comm, .out = calloc(1, LARGE + n), .in = calloc(1, LARGE + n), .sends = calloc(n, sizeof *p.sends),
+    Probe p = {.comm = comm, .out = touched(MEMORY + (int64_t)n * SMALL), .in = touched(MEMORY + (int64_t)n * SMALL), .sends = calloc(n, sizeof *p.sends),
                .recvs = calloc(n, sizeof *p.recvs), .peers = calloc(n, sizeof *p.peers)};
     for (int r = 0; r < comm->size && p.peers; r++)
         if (r != comm->rank && moe_cluster_link(c, r, comm->rank) == k)
             p.peers[p.n_peers++] = r;
-    MoeStatus st = p.out && p.in && p.sends && p.recvs && p.peers ? measure(&p, &c->links[k])
+    MoeStatus st = p.out && p.in && p.sends && p.recvs && p.peers ? measure(&p, &c->links[k], k == MOE_LINK_INTRA ? &c->by_cores : NULL)
                                                                   : moe_error(MOE_E_NOMEM, "no memory to measure links");
     free(p.out);
     free(p.in);
@@ -102,18 +157,16 @@ MoeStatus moe_probe_links(MoeComm *comm, MoeCluster *out) {
 }
 
 MoeStatus moe_probe_memory(MoeComm *comm, double *out) {
-    enum { BYTES = 64 << 20, TURNS = 4 };
-    char *from = malloc(BYTES), *to = malloc(BYTES);
+    enum { BYTES = 64 << 20, PIECE = 1 << 20, TURNS = 6 }; /* large copies at once would go past the caches: those of training are not */
+    char *from = touched(BYTES), *to = touched(BYTES);
     double best = 1e30;
     MoeStatus st = from && to ? NULL : moe_error(MOE_E_NOMEM, "no memory to measure memory");
-    if (!st)
-        memset(from, 1, BYTES);
     for (int i = 0; i < TURNS && !st; i++) {
         st = moe_comm_barrier(comm, "probe of memory");
         double start = moe_now();
-        memcpy(to, from, BYTES);
-        double took = moe_now() - start;
-        best = i && took < best ? took : best;
+        for (int at = 0; at < BYTES; at += PIECE)
+            memcpy(to + at, from + at, PIECE);
+        best = minimum(best, moe_now() - start);
     }
     *out = 2.0 * BYTES / best;
     free(from);

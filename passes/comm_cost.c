@@ -152,7 +152,8 @@ static bool skewed_links(const MoeOp *op, const MoeSkewLayer *s, const MoeCluste
     return true;
 }
 
-MoeLinkSeconds moe_comm_links(const MoeGroup *g, const MoeCommModel *m) {
+/* Of all links, whoever carries. */
+static MoeLinkSeconds link_seconds(const MoeGroup *g, const MoeCommModel *m) {
     MoeLinkSeconds l = {{0}, {0}};
     if (g->ops[0]->opcode == MOE_OP_WAIT)
         return l;
@@ -168,6 +169,53 @@ MoeLinkSeconds moe_comm_links(const MoeGroup *g, const MoeCommModel *m) {
                   &m->cluster);
     }
     return l;
+}
+
+MoeLinkSeconds moe_comm_links(const MoeGroup *g, const MoeCommModel *m) {
+    MoeLinkSeconds l = link_seconds(g, m);
+    if (m->cluster.by_cores)
+        l.first[MOE_LINK_INTRA] = l.second[MOE_LINK_INTRA] = 0;
+    return l;
+}
+
+/* Bytes of a gather or of experts' rows that stay on the rank: as many as go to each of the others. They are read and written. */
+static double own_bytes(const MoeOp *op, const MoeMesh *mesh) {
+    bool moves = op->opcode == MOE_OP_ALL_GATHER || op->opcode == MOE_OP_ALL_GATHER_ROWS ||
+                 op->opcode == MOE_OP_A2A_DISPATCH || op->opcode == MOE_OP_A2A_COMBINE;
+    int others = moves ? moe_mesh_group_size(mesh, group_of(op, "group")) - 1 : 0;
+    return others > 0 ? 2 * moe_comm_sent_bytes(op, mesh) / others : 0;
+}
+
+/* Bytes that adding up reads and writes: it takes as long as copying, as it waits for memory. */
+static double fold_bytes(const MoeOp *op, const MoeMesh *mesh) {
+    if (op->opcode == MOE_OP_FOLD_COPIES)
+        return 3 * root_bytes(op, mesh);
+    if (!is_sum(op))
+        return 0;
+    bool reduce = op->opcode == MOE_OP_ALL_REDUCE;
+    int n = moe_mesh_group_size(mesh, group_of(op, reduce ? "group" : "sum"));
+    const MoeType *x = &op->operands[0]->type;
+    double rows = !reduce && moe_attr_i(op, "outer") ? (double)x->dims[0].size : 1;
+    return n > 1 ? 4 * rows * (double)shares_of(op, mesh).share * (n + 1) : 0;
+}
+
+MoeCoreSeconds moe_comm_cores(const MoeGroup *g, const MoeCommModel *m) {
+    MoeCoreSeconds c = {0};
+    if (g->ops[0]->opcode == MOE_OP_WAIT)
+        return c;
+    double own = 0, fold = 0;
+    for (size_t i = 0; i < g->n_ops; i++) {
+        own += own_bytes(g->ops[i], &m->mesh);
+        fold += fold_bytes(g->ops[i], &m->mesh);
+    }
+    c.own = moe_rates_seconds(&m->cluster.rates, MOE_RATE_copy, own);
+    c.fold = moe_rates_seconds(&m->cluster.rates, MOE_RATE_copy, fold);
+    if (m->cluster.by_cores) {
+        MoeLinkSeconds l = link_seconds(g, m);
+        c.copy[0] = l.first[MOE_LINK_INTRA];
+        c.copy[1] = l.second[MOE_LINK_INTRA];
+    }
+    return c;
 }
 
 /* Bytes that leave or come; they move beside the steps. */
@@ -205,7 +253,7 @@ MoeCost moe_step_cost(const MoeTarget *t, const MoeGroup *g, const MoeCommModel 
     for (size_t i = 0; i < g->n_ops && g->ops[0]->opcode != MOE_OP_WAIT; i++)
         c.bytes += moe_comm_sent_bytes(g->ops[i], &m->mesh);
     MoeSimProblem alone = {.latency = {m->cluster.links[0].latency, m->cluster.links[1].latency}};
-    MoeSimStep step = {.kind = MOE_SIM_OTHER_COMM, .links = moe_comm_links(g, m)};
+    MoeSimStep step = {.kind = MOE_SIM_OTHER_COMM, .links = moe_comm_links(g, m), .cores = moe_comm_cores(g, m)};
     c.seconds = moe_sim_alone(&alone, &step);
     return c;
 }

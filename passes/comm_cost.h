@@ -22,8 +22,11 @@ void moe_comm_model(const MoePassContext *cx, MoeCommModel *out);
 
 /* Bytes that a rank sends to others for a COMM op. */
 double moe_comm_sent_bytes(const MoeOp *op, const MoeMesh *mesh);
-/* Seconds that links are busy with an exchange; nothing for a group of `wait`. */
+/* Seconds that links are busy with an exchange; nothing for a group of `wait`, nor for links that are by cores. */
 MoeLinkSeconds moe_comm_links(const MoeGroup *g, const MoeCommModel *m);
+/* Seconds that the rank's own cores spend on it: copying what comes over links that are by cores, by their bandwidth; rows that stay
+ * and sums of terms, by the cluster's rate of copying, where it has one. */
+MoeCoreSeconds moe_comm_cores(const MoeGroup *g, const MoeCommModel *m);
 /* Seconds of a kernel when the rank has `rows` times the rows of experts that balanced routing gives. */
 double moe_kernel_seconds(const MoeTarget *t, const MoeGroup *g, const MoeCommModel *m, double rows);
 /* Bytes that the runtime needs beside the slab to carry out the exchange: room for other ranks' terms of sums. */

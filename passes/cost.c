@@ -215,7 +215,14 @@ MoeRateName moe_group_rate(const MoeGroup *g) {
     return name;
 }
 
+double moe_op_packed_bytes(const MoeOp *op) {
+    return op->opcode == MOE_OP_MATMUL ? 2 * (double)moe_value_expected_bytes(op->operands[1]) : 0;
+}
+
 double moe_group_rated_seconds(const MoeGroup *g, const MoeRates *r, MoeCost c) {
     MoeRateName name = moe_group_rate(g);
-    return moe_rates_seconds(r, name, moe_rate_in_flops(name) ? c.flops : c.bytes);
+    double seconds = moe_rates_seconds(r, name, moe_rate_in_flops(name) ? c.flops : c.bytes);
+    for (size_t i = 0; i < g->n_ops; i++)
+        seconds += moe_rates_seconds(r, MOE_RATE_pack, moe_op_packed_bytes(g->ops[i]));
+    return seconds;
 }

@@ -22,7 +22,9 @@ MoeElasticCost moe_group_elastic(const MoeGroup *g);
 
 /* Which table has the group's rate: by the op that most of the time goes to. */
 MoeRateName moe_group_rate(const MoeGroup *g);
-/* The group's seconds on one rank by measured rates; c: its FLOPs and bytes. */
+/* Bytes read and written to pack the op's weights before its product; 0: it packs nothing of its own. */
+double moe_op_packed_bytes(const MoeOp *op);
+/* The group's seconds on one rank by measured rates; c: its FLOPs and bytes. Packing takes as long for few rows as for many. */
 double moe_group_rated_seconds(const MoeGroup *g, const MoeRates *r, MoeCost c);
 
 /* Of a group: max(flops / (threads * peak), bytes / bandwidth). rows: of experts, times what balanced routing gives (1). */

@@ -89,9 +89,12 @@ static MoeSimStep step_of(const Steps *s, size_t i, const MoeTarget *t, const Mo
         bool a2a = op == MOE_OP_A2A_DISPATCH || op == MOE_OP_A2A_COMBINE;
         out.kind = a2a ? MOE_SIM_A2A : MOE_SIM_OTHER_COMM;
         out.links = moe_comm_links(g, m);
+        out.cores = moe_comm_cores(g, m);
         out.at_once = !s->waited[me->group];
         for (int k = 0; k < MOE_N_LINKS; k++)
             out.links.first[k] *= share;
+        out.cores.own *= share;
+        out.cores.copy[0] *= share;
     }
     for (size_t k = 0; k < g->n_inputs; k++) {
         int from = moe_groups_source(s->whole, g->inputs[k]);

@@ -1,6 +1,7 @@
 /* See predict_ranks.h. In: steps, a load, maps. Out: seconds of a step. */
 #include "passes/predict_ranks.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/assert.h"
@@ -31,7 +32,7 @@ typedef struct {
     MoeLinks *links;
     MoeTimeline ignored;
     double *clock, *compute, *exposed[MOE_N_SIM_KINDS]; /* [ranks] */
-    double **end;                                       /* by step: [ranks], of exchanges under way */
+    double **end;                                       /* by step: of exchanges under way (exchange) */
     int64_t *bytes;                                     /* [ranks][ranks]: scratch */
     MoeLinkTimes *times;
     int stretch;
@@ -195,12 +196,38 @@ static bool carry(Sim *s, int step, bool second) {
 
 /* ---- the simulation ---- */
 
-/* All ranks start the exchange now; out [ranks]: when it has ended for each. */
+/* Seconds in which rank r copies what comes to it over links that are by cores. */
+static double copying(const Sim *s, int r) {
+    const MoeCluster *c = &s->m->cluster;
+    double bytes = 0;
+    for (int p = 0; p < s->n && c->by_cores; p++)
+        if (p != r && moe_cluster_link(c, p, r) == MOE_LINK_INTRA)
+            bytes += (double)s->bytes[p * s->n + r];
+    return bytes > 0 ? bytes / c->links[MOE_LINK_INTRA].bandwidth : 0;
+}
+
+/* All ranks start the exchange now. out [3][ranks]: when its links have ended for each rank, what the rank then has to copy, and
+ * when those that copy from it can be done at the earliest. */
 static void exchange(Sim *s, double *out) {
     MoeStatus st = moe_links_exchange(s->links, s->clock, s->bytes, 0, s->times, &s->ignored);
-    for (int r = 0; r < s->n; r++)
+    double *copy = out + s->n, *taken = copy + s->n;
+    for (int r = 0; r < s->n; r++) {
         out[r] = st ? s->clock[r] : s->times[r].end; /* no memory: as if nothing were carried */
+        copy[r] = copying(s, r);
+    }
+    for (int r = 0; r < s->n; r++) {
+        taken[r] = out[r];
+        for (int q = 0; q < s->n; q++)
+            if (copy[q] > 0 && s->bytes[r * s->n + q] && out[q] + copy[q] > taken[r])
+                taken[r] = out[q] + copy[q];
+    }
     moe_status_free(st);
+}
+
+/* Rank r waits for the end of what exchange() laid down. */
+static double ended(const Sim *s, const double *end, int r) {
+    double mine = (end[r] > s->clock[r] ? end[r] : s->clock[r]) + end[s->n + r], taken = end[2 * s->n + r];
+    return taken > mine ? taken : mine;
 }
 
 static void wait_for(Sim *s, int step) {
@@ -208,7 +235,7 @@ static void wait_for(Sim *s, int step) {
     double *end = s->end[step];
     s->end[step] = NULL;
     for (int r = 0; r < s->n; r++) {
-        double later = end[r] > s->clock[r] ? end[r] : s->clock[r];
+        double later = ended(s, end, r) + s->p->steps[step].cores.fold;
         s->exposed[kind][r] += later - s->clock[r];
         s->clock[r] = later;
     }
@@ -216,8 +243,9 @@ static void wait_for(Sim *s, int step) {
         return;
     exchange(s, end);
     for (int r = 0; r < s->n; r++) {
-        s->exposed[kind][r] += end[r] - s->clock[r];
-        s->clock[r] = end[r];
+        double later = ended(s, end, r);
+        s->exposed[kind][r] += later - s->clock[r];
+        s->clock[r] = later;
     }
 }
 
@@ -251,8 +279,12 @@ static void run_step(Sim *s, int step) {
         return;
     }
     carry(s, step, false);
-    s->end[step] = MOE_NEW_N(s->a, double, s->n);
+    s->end[step] = MOE_NEW_N(s->a, double, 3 * s->n);
     exchange(s, s->end[step]);
+    for (int r = 0; r < s->n; r++) { /* its own rows, meanwhile */
+        s->clock[r] += x->cores.own;
+        s->exposed[x->kind][r] += x->cores.own;
+    }
     if (x->at_once)
         wait_for(s, step);
 }
@@ -271,7 +303,10 @@ static void run_steps(Sim *s, Which which, const bool *counted) {
 
 static bool begin(Sim *s, MoeArena *a) {
     size_t n = (size_t)s->n;
-    MoeStatus st = moe_links_create(&s->m->cluster, &s->links);
+    MoeCluster c = s->m->cluster;
+    if (c.by_cores) /* which copy when both ranks have started */
+        c.links[MOE_LINK_INTRA].bandwidth = INFINITY;
+    MoeStatus st = moe_links_create(&c, &s->links);
     bool ok = !st;
     moe_status_free(st);
     s->a = a;

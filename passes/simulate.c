@@ -25,10 +25,10 @@ static bool is_comm(const MoeSimStep *s) {
     return s->kind != MOE_SIM_COMPUTE;
 }
 
-/* Puts an exchange on the links at `clock`; when it has arrived. */
-static double carry(const MoeSimProblem *p, const double seconds[MOE_N_LINKS], double clock,
+/* Puts a turn of an exchange on the links at `clock`; when it has arrived, or can be copied. */
+static double carry(const MoeSimProblem *p, const double seconds[MOE_N_LINKS], double copy, double clock,
                     double free[MOE_N_LINKS]) {
-    double end = clock;
+    double end = copy > 0 ? clock + p->latency[MOE_LINK_INTRA] : clock;
     for (int k = 0; k < MOE_N_LINKS; k++) {
         if (!(seconds[k] > 0))
             continue;
@@ -39,9 +39,14 @@ static double carry(const MoeSimProblem *p, const double seconds[MOE_N_LINKS], d
 }
 
 double moe_sim_alone(const MoeSimProblem *p, const MoeSimStep *s) {
-    double idle[MOE_N_LINKS] = {0}, first = carry(p, s->links.first, 0, idle);
+    const MoeCoreSeconds *c = &s->cores;
+    double idle[MOE_N_LINKS] = {0}, first = carry(p, s->links.first, c->copy[0], 0, idle);
     memset(idle, 0, sizeof idle);
-    return first + carry(p, s->links.second, 0, idle);
+    return moe_sim_by_cores(s) + first + carry(p, s->links.second, c->copy[1], 0, idle);
+}
+
+double moe_sim_by_cores(const MoeSimStep *s) {
+    return s->cores.own + s->cores.copy[0] + s->cores.fold + s->cores.copy[1];
 }
 
 MoeSim *moe_sim_create(const MoeSimProblem *p, MoeArena *a) {
@@ -83,8 +88,8 @@ static void wait_for(MoeSim *s, int step) {
         if (s->under_way[i] != step)
             s->under_way[n++] = s->under_way[i];
     s->n_under_way = n;
-    s->clock = later(s->clock, s->end[step]);
-    s->clock = carry(s->p, x->links.second, s->clock, s->free);
+    s->clock = later(s->clock, s->end[step]) + x->cores.copy[0] + x->cores.fold;
+    s->clock = carry(s->p, x->links.second, x->cores.copy[1], s->clock, s->free) + x->cores.copy[1];
     s->sum.exposed[x->kind] += s->clock - before;
 }
 
@@ -107,7 +112,9 @@ void moe_sim_run(MoeSim *s, int step) {
         s->sum.compute += x->seconds;
         return;
     }
-    s->end[step] = carry(s->p, x->links.first, s->clock, s->free);
+    s->end[step] = carry(s->p, x->links.first, x->cores.copy[0], s->clock, s->free);
+    s->clock += x->cores.own;
+    s->sum.exposed[x->kind] += x->cores.own;
     s->open[step] = true;
     s->under_way[s->n_under_way++] = step;
     s->sum.communication[x->kind] += moe_sim_alone(s->p, x);
@@ -196,11 +203,11 @@ static void bound_class(const Closure *c, int k, MoeSimBound *b, bool *beside) {
         const MoeSimStep *s = &p->steps[i];
         if (!is_comm(s) || !counts(c, i) || busiest(s) != k)
             continue;
-        double alone = moe_sim_alone(p, s), free = independent(c, i, beside),
-               most = alone < free ? alone : free;
+        double carried = moe_sim_alone(p, s) - moe_sim_by_cores(s), free = independent(c, i, beside),
+               most = carried < free ? carried : free;
         hidden[s->kind] += most;
         total += most;
-        room += alone - s->links.first[k] - s->links.second[k]; /* latencies pass side by side */
+        room += carried - s->links.first[k] - s->links.second[k]; /* latencies pass side by side */
     }
     for (size_t i = 0; i < p->n_steps; i++)
         room += beside[i] ? p->steps[i].seconds : 0;

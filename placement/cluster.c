@@ -14,7 +14,7 @@
 static const char *const keys[] = {"format_version", "nodes", "ranks_per_node",   "intra",
                                    "inter",          "flops", "memory_bandwidth", "real_time",
                                    "rates",          "note"};
-static const char *const link_keys[] = {"latency", "bandwidth"};
+static const char *const link_keys[] = {"latency", "bandwidth", "by_cores"}; /* the last: intra's alone */
 static const char *const link_names[MOE_N_LINKS] = {"intra", "inter"};
 #define N_KEYS(list) (sizeof(list) / sizeof *(list))
 
@@ -59,8 +59,8 @@ static MoeStatus read_rate(const json_t *o, const char *where, const char *key, 
     return NULL;
 }
 
-static MoeStatus read_link(const json_t *root, const char *name, MoeLinkClass k, bool needed,
-                           MoeLink *out) {
+static MoeStatus read_link(const json_t *root, const char *name, MoeLinkClass k, bool needed, MoeCluster *c) {
+    MoeLink *out = &c->links[k];
     json_t *o = NULL;
     MOE_TRY(moe_json_object(root, name, link_names[k], needed, &o));
     *out = (MoeLink){0, INFINITY};
@@ -68,7 +68,9 @@ static MoeStatus read_link(const json_t *root, const char *name, MoeLinkClass k,
         return NULL;
     char where[512];
     snprintf(where, sizeof where, "%s: %s", name, link_names[k]);
-    MOE_TRY(check_keys(o, where, link_keys, N_KEYS(link_keys)));
+    MOE_TRY(check_keys(o, where, link_keys, N_KEYS(link_keys) - (k != MOE_LINK_INTRA)));
+    if (k == MOE_LINK_INTRA)
+        MOE_TRY(moe_json_bool(o, where, "by_cores", false, &c->by_cores));
     MOE_TRY(moe_json_f64(o, where, "latency", true, &out->latency));
     if (!(out->latency >= 0) || isinf(out->latency))
         return moe_error(MOE_E_INPUT, "%s: \"latency\" is %g; expected seconds, 0 or more", where,
@@ -88,9 +90,8 @@ static MoeStatus read_all(const json_t *root, const char *name, MoeCluster *c) {
     if (c->nodes > MOE_MAX_RANKS / c->ranks_per_node)
         return moe_error(MOE_E_INPUT, "%s: %d nodes of %d ranks; at most %d ranks in all", name,
                          c->nodes, c->ranks_per_node, MOE_MAX_RANKS);
-    MOE_TRY(
-        read_link(root, name, MOE_LINK_INTRA, c->ranks_per_node > 1, &c->links[MOE_LINK_INTRA]));
-    MOE_TRY(read_link(root, name, MOE_LINK_INTER, c->nodes > 1, &c->links[MOE_LINK_INTER]));
+    MOE_TRY(read_link(root, name, MOE_LINK_INTRA, c->ranks_per_node > 1, c));
+    MOE_TRY(read_link(root, name, MOE_LINK_INTER, c->nodes > 1, c));
     MOE_TRY(read_rate(root, name, "flops", false, &c->flops));
     MOE_TRY(read_rate(root, name, "memory_bandwidth", false, &c->memory_bandwidth));
     MOE_TRY(moe_json_bool(root, name, "real_time", false, &c->real_time));
@@ -138,6 +139,8 @@ json_t *moe_cluster_json(const MoeCluster *c) {
         if (used[k])
             json_object_set_new(o, link_names[k], json_pack("{s:f, s:f}", "latency", c->links[k].latency, "bandwidth",
                                                             c->links[k].bandwidth));
+    if (c->by_cores && used[MOE_LINK_INTRA])
+        json_object_set_new(json_object_get(o, link_names[MOE_LINK_INTRA]), "by_cores", json_true());
     if (c->flops > 0)
         json_object_set_new(o, "flops", json_real(c->flops));
     if (c->memory_bandwidth > 0)

@@ -21,6 +21,7 @@ typedef enum { MOE_LINK_INTRA, MOE_LINK_INTER, MOE_N_LINKS } MoeLinkClass;
 typedef struct {
     int nodes, ranks_per_node;
     MoeLink links[MOE_N_LINKS];
+    bool by_cores;           /* ranks' own cores copy what goes over links inside a node: no kernel runs beside (predictions) */
     double flops;            /* FLOP/s of a rank; 0 = not given: compute is measured */
     double memory_bandwidth; /* bytes/s of a rank; 0 = not given */
     MoeRates rates;          /* measured by kind and size; where neither of the two above is given */

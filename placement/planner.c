@@ -150,12 +150,17 @@ static Rows rows_of(const Estimate *e, const MoeLoad *load) {
     return r;
 }
 
+/* The part of the exchanges of rows that compute hides: none where ranks' own cores carry them. */
+static double rows_hidden(const MoeCluster *c) {
+    return c->by_cores && c->nodes == 1 ? 0 : ROWS_HIDDEN;
+}
+
 /* Seconds of filling extra slots and folding their gradients, as far as compute does not hide it. */
 static double copies(const Estimate *e) {
     const MoeModelSummary *m = e->m;
     MoeMeshGroup ep = MOE_GROUP_EP;
     double each = m->expert_params / m->moe_layers / m->experts / e->x->mesh.shard / e->x->mesh.tp * COPY_BYTES;
-    return e->x->extra ? m->moe_layers * to_group(e, ep, e->x->extra * each) * (1 - ROWS_HIDDEN) : 0;
+    return e->x->extra ? m->moe_layers * to_group(e, ep, e->x->extra * each) * (1 - rows_hidden(e->c)) : 0;
 }
 
 /* Seconds of the exchanges of rows in a step. */
@@ -195,8 +200,8 @@ static void score(const MoeModelSummary *m, const MoeCluster *c, const Rows *r, 
         x->imbalance = 1 + (x->imbalance - 1) * (x->extra ? COPIES_LEAVE : PLACED_LEAVES);
     x->compute = (w->dense + w->expert * x->imbalance) / moe_mesh_size(s) + (params > 0 ? m->update * local / params : 0);
     double sums = gathers_and_sums(&e), beside = sums - BESIDE * x->compute;
-    x->exchange = r ? exchange_rows(&e, r) * (1 - ROWS_HIDDEN) + copies(&e) : 0;
-    x->other = fmax(NEVER_HIDDEN * sums, beside) + tensor_sums(&e);
+    x->exchange = r ? exchange_rows(&e, r) * (1 - rows_hidden(c)) + copies(&e) : 0;
+    x->other = (rows_hidden(c) > 0 ? fmax(NEVER_HIDDEN * sums, beside) : sums) + tensor_sums(&e);
     x->seconds = x->compute + x->exchange + x->other;
     x->memory = memory_of(&e);
 }

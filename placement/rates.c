@@ -29,6 +29,8 @@ static const MoeRateTable *table_of(const MoeRates *r, MoeRateName n) {
     const char *bf16 = strstr(names[n].name, "_bf16");
     if (t->n)
         return t;
+    if (n == MOE_RATE_pack || n == MOE_RATE_copy)
+        return t;
     return bf16 ? &r->tables[n - 1] : &r->tables[MOE_RATE_row];
 }
 

@@ -22,6 +22,8 @@
     X(attn_grad_bf16, true)                                                                        \
     X(xent, true)                                                                                  \
     X(xent_bf16, true)                                                                             \
+    X(pack, false)   /* weights, into the order in which a product reads them */                   \
+    X(copy, false)   /* of one thread, memory to memory: rows to oneself, sums of ranks' terms */  \
     X(update, false) /* AdamW */                                                                   \
     X(reduce, false) /* sums, norms */                                                             \
     X(row, false)    /* everything else on activations */
@@ -47,7 +49,8 @@ typedef struct {
     MoeRateTable tables[MOE_N_RATES];
 } MoeRates;
 
-/* Seconds of a step of `size`; an empty table takes those of its f32 twin, or of row; 0 if that is empty, too. */
+/* Seconds of a step of `size`; an empty table takes those of its f32 twin, or of row; 0 if that is empty, too. pack and copy have
+ * no substitute: 0. */
 double moe_rates_seconds(const MoeRates *r, MoeRateName name, double size);
 
 /* MOE_E_INPUT naming `where` and the key. */

@@ -18,9 +18,10 @@ cp "$WORK/.out" "$WORK/said"
 checks "the file: nodes, links, rates" "$WORK/two.json" '
 assert c["format_version"] == 1 and c["nodes"] == 1 and c["ranks_per_node"] == 2 and "inter" not in c
 assert 0 < c["intra"]["latency"] < 1 and 1e6 < c["intra"]["bandwidth"] < 1e13
+assert c["intra"]["by_cores"] is True, c["intra"]   # threads: who receives copies
 r = c["rates"]
 assert r["threads"] >= 1
-for kind in ("gemm", "gemm_bf16", "wgrad", "wgrad_bf16", "attn", "attn_grad", "xent", "update", "reduce", "row"):
+for kind in ("gemm", "gemm_bf16", "wgrad", "wgrad_bf16", "attn", "attn_grad", "xent", "pack", "copy", "update", "reduce", "row"):
     sizes = [p[0] for p in r[kind]]
     assert sizes == sorted(sizes) and all(0 < rate < 1e15 for _, rate in r[kind]), kind
 assert len(r["gemm"]) >= 3, r["gemm"]'

@@ -14,7 +14,7 @@ static MoeStatus parse(const char *text, MoeCluster *out) {
 }
 
 START_TEST(test_round_trip) {
-    MoeCluster c = {.nodes = 2, .ranks_per_node = 2, .links = {{1e-6, 5e9}, {2e-5, 1e9}}}, back;
+    MoeCluster c = {.nodes = 2, .ranks_per_node = 2, .links = {{1e-6, 5e9}, {2e-5, 1e9}}, .by_cores = _i}, back;
     c.rates.threads = 3;
     c.rates.tables[MOE_RATE_gemm] = (MoeRateTable){2, {{1e6, 1e10}, {1e8, 1e11}}};
     c.rates.tables[MOE_RATE_row] = (MoeRateTable){1, {{1e6, 3e10}}};
@@ -24,7 +24,7 @@ START_TEST(test_round_trip) {
     json_decref(o);
     OK(parse(moe_str_c(&text), &back));
     ck_assert(!memcmp(&back.rates, &c.rates, sizeof c.rates) && !memcmp(back.links, c.links, sizeof c.links));
-    ck_assert(back.nodes == 2 && back.ranks_per_node == 2 && !moe_cluster_predicts(&back));
+    ck_assert(back.by_cores == c.by_cores && back.nodes == 2 && back.ranks_per_node == 2 && !moe_cluster_predicts(&back));
     moe_str_free(&text);
 }
 END_TEST
@@ -41,6 +41,8 @@ START_TEST(test_looked_up) {
     /* a kind that was not measured: its f32 twin's rate, else that of rows */
     ck_assert(moe_rates_seconds(&r, MOE_RATE_gemm_bf16, 1e6) == moe_rates_seconds(&r, MOE_RATE_gemm, 1e6));
     ck_assert(moe_rates_seconds(&r, MOE_RATE_update, 3e10) == 1);
+    ck_assert(moe_rates_seconds(&r, MOE_RATE_pack, 3e10) == 0); /* measured with the products, then */
+    ck_assert(moe_rates_seconds(&r, MOE_RATE_copy, 3e10) == 0);
     for (int i = 0; i < MOE_N_RATES; i++) { /* twins stand behind each other */
         const char *name = moe_rate_name((MoeRateName)i), *end = strstr(name, "_bf16");
         if (end)
@@ -69,6 +71,8 @@ static const struct {
     {"{\"format_version\": 1, \"nodes\": 1, \"ranks_per_node\": 2, \"intra\": {\"latency\": 0, \"bandwidth\": 0}}", "\"bandwidth\" is 0"},
     {"{\"format_version\": 1, \"nodes\": 1, \"ranks_per_node\": 2, \"intra\": {\"latency\": -1, \"bandwidth\": 1}}", "\"latency\" is -1"},
     {"{\"format_version\": 1, \"nodes\": 1, \"ranks_per_node\": 2, \"intra\": {\"latency\": NaN, \"bandwidth\": 1}}", "c.json"},
+    {HEAD ", \"intra\": {\"latency\": 0, \"bandwidth\": 1, \"by_cores\": 1}}", "by_cores"},
+    {HEAD ", \"inter\": {\"latency\": 0, \"bandwidth\": 1, \"by_cores\": true}}", "inter: unknown key \"by_cores\""},
     {"{\"format_version\": 1, \"nodes\": 1, \"ranks_per_node\": 2, \"intra\": {\"latency\": 1, \"speed\": 1}}", "speed"},
 };
 
@@ -94,7 +98,7 @@ END_TEST
 int main(void) {
     Suite *s = suite_create("cluster");
     TCase *c = tcase_create("cluster");
-    tcase_add_test(c, test_round_trip);
+    tcase_add_loop_test(c, test_round_trip, 0, 2);
     tcase_add_test(c, test_looked_up);
     tcase_add_loop_test(c, test_wrong, 0, (int)(sizeof wrong / sizeof *wrong));
     tcase_add_test(c, test_groups);

@@ -98,6 +98,44 @@ START_TEST(test_bytes_sent) {
 }
 END_TEST
 
+/* A rank copies 1 byte/s, and so do the links: seconds are bytes, whoever carries them. */
+START_TEST(test_what_cores_do) {
+    const struct {
+        const char *value;
+        double own, link, again, fold;
+    } cases[] = {
+        {"gp", 2 * 4096 * 4, 4096 * 4, 0, 0},      /* its own half is read and written */
+        {"rows", 2 * 768 * 64 * 2, 768 * 64 * 2, 0, 0},
+        {"back", 2 * 1024 * 64 * 2, 1024 * 64 * 2, 0, 0},
+        {"sum", 0, 7 * 10 * 4, 0, 9 * 10 * 4},     /* eight terms are read, one sum is written */
+        {"small", 0, 7 * 1024 * 4, 3 * 1024 * 4, 9 * 1024 * 4},
+        {"arrived", 0, 0, 0, 0},
+    };
+    MoeCommModel model = {.mesh = mesh, .cluster = {.nodes = 1, .ranks_per_node = 8, .links = {{0, 1}, {0, 1}}}};
+    for (int g = 0; g < MOE_N_GROUPS; g++) {
+        bool there = moe_mesh_has_group(&mesh, (MoeMeshGroup)g);
+        model.peers[g][MOE_LINK_INTRA] = there ? moe_mesh_group_size(&mesh, (MoeMeshGroup)g) - 1 : 0;
+        model.owners[g][MOE_LINK_INTRA] = 3;
+    }
+    model.cluster.rates.threads = 1;
+    model.cluster.rates.tables[MOE_RATE_copy] = (MoeRateTable){1, {{1, 1}}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        MoeGroup g = group_of(cases[i].value);
+        model.cluster.by_cores = false;
+        MoeCoreSeconds c = moe_comm_cores(&g, &model);
+        MoeLinkSeconds l = moe_comm_links(&g, &model);
+        ck_assert_msg(c.own == cases[i].own && c.fold == cases[i].fold && c.copy[0] == 0 && c.copy[1] == 0,
+                      "%s: own %g, fold %g", cases[i].value, c.own, c.fold);
+        ck_assert_msg(l.first[0] == cases[i].link && l.second[0] == cases[i].again, "%s: %g, then %g", cases[i].value,
+                      l.first[0], l.second[0]);
+        model.cluster.by_cores = true;
+        c = moe_comm_cores(&g, &model);
+        MoeLinkSeconds none = moe_comm_links(&g, &model);
+        ck_assert(c.copy[0] == l.first[0] && c.copy[1] == l.second[0] && none.first[0] == 0 && none.second[0] == 0);
+    }
+}
+END_TEST
+
 START_TEST(test_staging) { /* the other ranks' terms of what this rank sums up, in whole 64s */
     const struct {
         const char *value;
@@ -122,6 +160,7 @@ int main(void) {
     TCase *c = tcase_create("comm_cost");
     tcase_add_checked_fixture(c, setup, teardown);
     tcase_add_test(c, test_bytes_sent);
+    tcase_add_test(c, test_what_cores_do);
     tcase_add_test(c, test_staging);
     suite_add_tcase(s, c);
     return moe_check_main(s);

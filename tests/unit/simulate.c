@@ -108,6 +108,24 @@ START_TEST(test_the_second_turn_of_a_sum_is_exposed) {
 }
 END_TEST
 
+/* What the rank's cores copy and add up takes its own time: compute beside hides the latency, no more. */
+START_TEST(test_nothing_hides_what_cores_do) {
+    const MoeSimStep steps[] = {{.kind = MOE_SIM_OTHER_COMM, .cores = {1, {4, 3}, 5}}, COMPUTE(100, .n_needs = 0),
+                                COMPUTE(1, NEEDS(1, 0))};
+    MoeSimResult r = run(steps, 3);
+    NEAR(r.communication[MOE_SIM_OTHER_COMM], 1 + 2 + 4 + 5 + 2 + 3);
+    NEAR(r.exposed[MOE_SIM_OTHER_COMM], 1 + 4 + 5 + 2 + 3); /* the second turn begins at the wait */
+    NEAR(r.seconds, 101 + 15);
+    NEAR(r.compute, 101);
+    MoeSimProblem p = problem(steps, 3);
+    NEAR(moe_sim_by_cores(&steps[0]), 13);
+    NEAR(moe_sim_bound(&p, NULL).total, 13); /* no order hides that */
+    const MoeSimStep waits[] = {{.kind = MOE_SIM_OTHER_COMM, .cores = {0, {4, 0}, 0}}, COMPUTE(1, .n_needs = 0),
+                                COMPUTE(1, NEEDS(1, 0))};
+    NEAR(run(waits, 3).seconds, 2 + 4 + 1); /* the peer is heard of at 2 */
+}
+END_TEST
+
 START_TEST(test_a_stretch_ends_with_what_is_under_way) {
     const MoeSimStep steps[] = {INTER(5, .n_needs = 0), COMPUTE(1, .n_needs = 0),
                                 COMPUTE(2, .phase = 2, .stretch = 2)};
@@ -212,6 +230,7 @@ int main(void) {
     tcase_add_test(t, test_exchanges_queue_on_a_link);
     tcase_add_test(t, test_classes_of_links_work_side_by_side);
     tcase_add_test(t, test_the_second_turn_of_a_sum_is_exposed);
+    tcase_add_test(t, test_nothing_hides_what_cores_do);
     tcase_add_test(t, test_a_stretch_ends_with_what_is_under_way);
     tcase_add_test(t, test_an_order_is_followed);
     tcase_add_test(t, test_bound_counts_compute_that_neither_feeds_nor_needs);
