@@ -107,7 +107,7 @@ MoeStatus moe_cuda_copy_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLower
                    (long long)s.shards, (long long)s.k);
     MoeCudaSteps steps = {
         t, out, &bufs, "copy_plan", 1u << MOE_CUDA_PART_route | 1u << MOE_CUDA_PART_split,
-        moe_str_c(&begin), 0};
+        moe_str_c(&begin), 0, 0};
     moe_cuda_sort(&steps, &(MoeCudaSort){s.experts, s.choices, "n", "IdKeys{ids}",
                                          "CopySink{order, row}", "work"});
     moe_str_printf(&text, "RouteBefore{ids, order, tok_all, %lld, %lld}", (long long)s.shards,
@@ -143,7 +143,7 @@ MoeStatus moe_cuda_root_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLower
     name_buffer(&begin, "more", moe_bufs_add(&bufs, op->results[1]));
     MoeCudaSteps steps = {
         t, out, &bufs, "root_plan", 1u << MOE_CUDA_PART_route | 1u << MOE_CUDA_PART_split,
-        moe_str_c(&begin), 0};
+        moe_str_c(&begin), 0, 0};
     moe_str_printf(&body,
                    "root_plan<%d, %lld, %lld, %d, %d>(counts, runs, copies, rank[0], roots, more);\n",
                    THREADS, (long long)seg->groups, (long long)seg->shards, MOE_LEAF_ROWS,

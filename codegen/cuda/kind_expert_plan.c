@@ -61,7 +61,7 @@ static void name_buffer(Plan *p, const char *name, int buf) {
 
 static MoeCudaSteps steps_of(MoeCudaTarget *t, MoeLowered *out, const Plan *p, const char *prefix) {
     return (MoeCudaSteps){t, out, &p->bufs, prefix, 1u << MOE_CUDA_PART_route, moe_str_c(&p->begin),
-                          0};
+                          0, 0};
 }
 
 /* ---- send_plan ---- */

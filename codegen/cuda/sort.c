@@ -44,6 +44,7 @@ void moe_cuda_step(const MoeCudaSteps *s, const char *name, int threads, int64_t
     MoeCudaKernelText k = {.prefix = moe_str_c(&prefix),
                            .n_bufs = s->bufs->n,
                            .threads = threads,
+                           .min_blocks = s->min_blocks ? s->min_blocks : threads > 256 ? 1 : 4,
                            .shared_bytes = s->shared,
                            .parts = s->parts | 1u << MOE_CUDA_PART_segs | 1u << MOE_CUDA_PART_sort,
                            .body = moe_str_c(&text)};

@@ -15,6 +15,7 @@ typedef struct {
     uint32_t parts;     /* device parts beside those of the sort */
     const char *begin;  /* C++ statements at the start of every kernel: declares what texts of the caller name */
     int64_t shared;     /* bytes of dynamic shared memory */
+    int min_blocks;     /* blocks a multiprocessor; 0: as many as usual */
 } MoeCudaSteps;
 
 /* One launch of `threads` a block for the text `begin` then `body`. */

@@ -21,15 +21,16 @@ namespace moe {
 
 constexpr int SORT_THREADS = 256, SORT_WARPS = SORT_THREADS / 32, SORT_TILE = 2048, SORT_TILES = 1024;
 
+__device__ constexpr int sort_bits(int n_keys) {
+    int b = 1;
+    while (b < 31 && (1ll << b) < n_keys)
+        b++;
+    return b;
+}
+
 /* Passes over digits of at most 10 bits that are as equal as can be. */
 template <int N_KEYS> struct SortShape {
-    static constexpr int bits_of(int n) {
-        int b = 1;
-        while (b < 31 && (1 << b) < n)
-            b++;
-        return b;
-    }
-    static constexpr int KEY_BITS = bits_of(N_KEYS), PASSES = (KEY_BITS + 9) / 10,
+    static constexpr int KEY_BITS = sort_bits(N_KEYS), PASSES = (KEY_BITS + 9) / 10,
                          BITS = (KEY_BITS + PASSES - 1) / PASSES,
                          DIGITS = PASSES == 1 ? N_KEYS : 1 << BITS;
 };
