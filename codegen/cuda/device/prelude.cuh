@@ -81,6 +81,11 @@ namespace moe {
 
 /* ---- numbers ---- */
 
+/* A number that a generic lambda can take as a constant: decltype(n)::value. */
+template <int N> struct Int {
+    static constexpr int value = N;
+};
+
 template <class T> __device__ __forceinline__ T least(T a, T b) {
     return a < b ? a : b;
 }

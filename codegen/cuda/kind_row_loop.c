@@ -1,0 +1,297 @@
+/* A loop over the columns of a row (kind_row_internal.h): chunk by chunk, in each what is read is loaded, then the ops for
+ * each element in order, then what leaves the loop is stored. Where registers allow, the loads of all chunks come first. */
+#include <string.h>
+#include "base/assert.h"
+#include "codegen/cuda/kind_row_internal.h"
+
+enum { ELEMENT_INDENT = 16, CHUNKS_AHEAD = 8, MAX_LOADS = 64 };
+
+/* One loop while its text is made. */
+typedef struct {
+    MoeCudaRows *w;
+    MoeCudaRowMap m;
+    MoeStr ops;           /* lines for an element */
+    int loads[MAX_LOADS]; /* values to load in this loop */
+    int n_loads;
+    bool ahead; /* all chunks are loaded first */
+} Loop;
+
+bool moe_cuda_row_in_loop(const MoeRowOp *o, int stage, int64_t cols) {
+    return o->in_loop && o->stage == stage && o->cols == cols;
+}
+
+static int element_indent(const Loop *l) {
+    return l->w->indent + ELEMENT_INDENT;
+}
+
+/* ---- one element ---- */
+
+static const char *element(Loop *l, int at);
+
+static void compute(Loop *l, const MoeRowOp *o) {
+    const char *in[3] = {NULL, NULL, NULL};
+    for (int n = 0; n < o->n_in; n++)
+        in[n] = element(l, o->in[n]);
+    moe_cuda_row_ew(&l->w->x, &l->ops, element_indent(l), o, in);
+    l->w->done[o->out] = true;
+}
+
+static const char *external(Loop *l, int at) {
+    MoeCudaRows *w = l->w;
+    bool listed = w->held[at] && w->loaded[at];
+    for (int i = 0; i < l->n_loads; i++)
+        listed |= l->loads[i] == at;
+    if (!listed) {
+        MOE_ASSERT(l->n_loads < MAX_LOADS, "row: a loop reads more than %d values", MAX_LOADS);
+        l->loads[l->n_loads++] = at;
+        w->loads[at]++;
+    }
+    return moe_arena_printf(w->x.arena, w->held[at] || l->ahead ? "%ss[j][i]" : "%ss[i]",
+                            w->x.name[at]);
+}
+
+/* The text of value `at` for the element at hand; computes it first where that must be done here. */
+static const char *element(Loop *l, int at) {
+    MoeCudaRows *w = l->w;
+    const MoeRowValue *v = &w->p->values[at];
+    if (v->cls != MOE_ROW_VECTOR || v->is_const || w->done[at])
+        return w->x.name[at];
+    if (v->def < 0)
+        return external(l, at);
+    if (w->shared[at] >= 0)
+        return moe_arena_printf(w->x.arena, "((%s *)own)[%lld + col + i]",
+                                moe_cuda_row_value_type(v->dtype), (long long)w->shared[at]);
+    if (w->held[at])
+        return moe_arena_printf(w->x.arena, "%ss[j][i]", w->x.name[at]);
+    compute(l, &w->p->ops[v->def]);
+    return w->x.name[at];
+}
+
+/* Whether terms of a column sum are stored like a row, in wide accesses. */
+static bool wide_terms(const Loop *l, const MoeRowOp *o) {
+    return !l->w->sums_in_memory && o->partial / 4 % l->m.vec == 0 && l->w->sums % l->m.vec == 0;
+}
+
+static void column_sum(Loop *l, const MoeRowOp *o, const char *value) {
+    MoeCudaRows *w = l->w;
+    int indent = element_indent(l);
+    long long at = (long long)(o->partial / 4);
+    moe_cuda_row_comment(&w->x, &l->ops, indent, o);
+    if (wide_terms(l, o))
+        moe_str_printf(&l->ops, "%*s%ss[i] = %s;\n", indent, "", w->x.name[o->out], value);
+    else if (w->sums_in_memory)
+        moe_str_printf(&l->ops,
+                       "%*sslot[%lld + col + i] = (row == rows.lo ? 0.0f : slot[%lld + col + i]) + %s;\n",
+                       indent, "", at, at, value);
+    else
+        moe_str_printf(&l->ops, "%*sterms[%lld + col + i] = %s;\n", indent, "", at, value);
+}
+
+static void ops_of_element(Loop *l) {
+    MoeCudaRows *w = l->w;
+    const MoeRowPlan *p = w->p;
+    int indent = element_indent(l);
+    moe_str_clear(&l->ops);
+    memset(w->done, 0, (size_t)p->n_values * sizeof *w->done);
+    l->n_loads = 0;
+    for (int i = 0; i < p->n_ops; i++) {
+        const MoeRowOp *o = &p->ops[i];
+        MoeOpcode code = o->op->opcode;
+        if (!moe_cuda_row_in_loop(o, w->stage, l->m.cols))
+            continue;
+        const char *name = w->x.name[o->out];
+        if (moe_op_info(code)->kind == MOE_KIND_EW) {
+            if (!w->done[o->out])
+                compute(l, o);
+            continue;
+        }
+        const char *in = element(l, o->in[0]);
+        if (code == MOE_OP_COL_SUM) {
+            column_sum(l, o, in);
+            continue;
+        }
+        moe_cuda_row_comment(&w->x, &l->ops, indent, o);
+        if (code == MOE_OP_ROW_SUM)
+            moe_str_printf(&l->ops, "%*s%s_part += %s;\n", indent, "", name, in);
+        else
+            moe_str_printf(&l->ops, "%*s%s_part = max_nan(%s_part, %s);\n", indent, "", name, name,
+                           in);
+    }
+}
+
+/* ---- what stays or leaves ---- */
+
+static bool leaves(const Loop *l, const MoeRowOp *o) {
+    return moe_cuda_row_in_loop(o, l->w->stage, l->m.cols) &&
+           (l->w->p->values[o->out].in_loop ||
+            (o->op->opcode == MOE_OP_COL_SUM && wide_terms(l, o)));
+}
+
+static void declare_results(Loop *l, int indent) {
+    MoeCudaRows *w = l->w;
+    for (int i = 0; i < w->p->n_ops; i++) {
+        const MoeRowOp *o = &w->p->ops[i];
+        const MoeRowValue *v = &w->p->values[o->out];
+        if (leaves(l, o) && (v->buf_out >= 0 || o->op->opcode == MOE_OP_COL_SUM) && !w->held[o->out])
+            moe_str_printf(&w->x.s, "%*s%s %ss[%d];\n", indent, "",
+                           moe_cuda_row_value_type(v->dtype), w->x.name[o->out], l->m.vec);
+    }
+}
+
+static void keep_results(Loop *l) {
+    MoeCudaRows *w = l->w;
+    int indent = element_indent(l);
+    for (int i = 0; i < w->p->n_ops; i++) {
+        const MoeRowOp *o = &w->p->ops[i];
+        const char *name = w->x.name[o->out];
+        if (!leaves(l, o) || o->op->opcode == MOE_OP_COL_SUM)
+            continue;
+        if (w->held[o->out])
+            moe_str_printf(&l->ops, "%*s%ss[j][i] = %s;\n", indent, "", name, name);
+        else if (w->p->values[o->out].buf_out >= 0)
+            moe_str_printf(&l->ops, "%*s%ss[i] = %s;\n", indent, "", name, name);
+        if (w->shared[o->out] >= 0)
+            moe_str_printf(&l->ops, "%*s((%s *)own)[%lld + col + i] = %s;\n", indent, "",
+                           moe_cuda_row_value_type(w->p->values[o->out].dtype),
+                           (long long)w->shared[o->out], name);
+    }
+}
+
+static void store_results(Loop *l, int indent) {
+    MoeCudaRows *w = l->w;
+    for (int i = 0; i < w->p->n_ops; i++) {
+        const MoeRowOp *o = &w->p->ops[i];
+        const char *name = w->x.name[o->out];
+        if (!leaves(l, o))
+            continue;
+        if (o->op->opcode == MOE_OP_COL_SUM)
+            moe_str_printf(&w->x.s, "%*sstore_n(terms + %lld + col, %ss);\n", indent, "",
+                           (long long)(o->partial / 4), name);
+        else if (w->p->values[o->out].buf_out >= 0)
+            moe_str_printf(&w->x.s, "%*s%sstore_n(%s_row + col, %ss%s);\n", indent, "",
+                           w->teams > 1 ? "if (live) " : "", name, name,
+                           w->held[o->out] ? "[j]" : "");
+    }
+}
+
+/* ---- the loop ---- */
+
+/* Opens `for chunks { col; if (in the row) {`, or closes it. */
+static void open_chunks(Loop *l, int indent, bool unrolled) {
+    MoeCudaRows *w = l->w;
+    MoeStr *s = &w->x.s;
+    if (unrolled)
+        moe_str_append(s, "#pragma unroll\n");
+    moe_str_printf(s,
+                   "%*sfor (int j = 0; j < %lld; j++) {\n"
+                   "%*sconst int col = (j * %d + t) * %d;\n",
+                   indent, "", (long long)l->m.chunks, indent + 4, "", l->m.width, l->m.vec);
+    bool narrow = l->m.width < w->width;
+    if (narrow && !l->m.whole)
+        moe_str_printf(s, "%*sif (t < %d && col < %lld) {\n", indent + 4, "", l->m.width,
+                       (long long)l->m.cols);
+    else if (narrow)
+        moe_str_printf(s, "%*sif (t < %d) {\n", indent + 4, "", l->m.width);
+    else if (!l->m.whole)
+        moe_str_printf(s, "%*sif (col < %lld) {\n", indent + 4, "", (long long)l->m.cols);
+    else
+        moe_str_printf(s, "%*s{\n", indent + 4, "");
+}
+
+static void close_chunks(Loop *l, int indent) {
+    moe_str_printf(&l->w->x.s, "%*s}\n%*s}\n", indent + 4, "", indent, "");
+}
+
+static void declare_loads(Loop *l, int indent, bool of_row) {
+    MoeCudaRows *w = l->w;
+    for (int i = 0; i < l->n_loads; i++) {
+        int at = l->loads[i];
+        const char *type = moe_cuda_row_value_type(w->p->values[at].dtype);
+        if (w->held[at] || of_row != l->ahead)
+            continue;
+        if (of_row)
+            moe_str_printf(&w->x.s, "%*s%s %ss[%lld][%d];\n", indent, "", type, w->x.name[at],
+                           (long long)l->m.chunks, l->m.vec);
+        else
+            moe_str_printf(&w->x.s, "%*s%s %ss[%d];\n", indent, "", type, w->x.name[at], l->m.vec);
+    }
+}
+
+static void load_chunk(Loop *l, int indent) {
+    MoeCudaRows *w = l->w;
+    for (int i = 0; i < l->n_loads; i++) {
+        int at = l->loads[i];
+        moe_str_printf(&w->x.s, "%*sload_n(%s_row + col, %ss%s);\n", indent, "", w->x.name[at],
+                       w->x.name[at], w->held[at] || l->ahead ? "[j]" : "");
+    }
+}
+
+/* The accumulators before the loop, or the sums over the team after it. */
+static void sums(Loop *l, bool before) {
+    MoeCudaRows *w = l->w;
+    MoeStr *s = &w->x.s;
+    for (int i = 0; i < w->p->n_ops; i++) {
+        const MoeRowOp *o = &w->p->ops[i];
+        bool sum = o->op->opcode == MOE_OP_ROW_SUM;
+        const char *name = w->x.name[o->out];
+        if (!moe_cuda_row_in_loop(o, w->stage, l->m.cols) ||
+            (!sum && o->op->opcode != MOE_OP_ROW_MAX))
+            continue;
+        if (before) {
+            moe_str_printf(s, "%*sfloat %s_part = %s;\n", w->indent, "", name,
+                           sum ? "0.0f" : "-MOE_INFINITY");
+            continue;
+        }
+        moe_str_printf(s, "%*sconst float %s = team_%s<%d, %d>(%s_part);\n", w->indent, "", name,
+                       sum ? "sum" : "max", w->width, w->threads, name);
+        if (w->p->values[o->out].buf_out >= 0)
+            moe_str_printf(s, "%*sif (t == 0%s)\n%*sstore(%s_row, %s);\n", w->indent, "",
+                           w->teams > 1 ? " && live" : "", w->indent + 4, "", name, name);
+        if (w->shared[o->out] >= 0)
+            moe_str_printf(s, "%*sif (t == 0)\n%*sown[%lld] = %s;\n", w->indent, "", w->indent + 4,
+                           "", (long long)w->shared[o->out], name);
+    }
+}
+
+void moe_cuda_row_loop(MoeCudaRows *w, int64_t cols) {
+    Loop l = {.w = w, .m = moe_cuda_row_map(cols)};
+    MoeStr *s = &w->x.s;
+    int indent = w->indent;
+    ops_of_element(&l);
+    l.ahead = l.n_loads > 0 && l.m.chunks > 1 && l.m.chunks <= CHUNKS_AHEAD &&
+              l.n_loads * l.m.chunks * l.m.vec <= w->ahead;
+    if (l.ahead) { /* again, with the other names */
+        for (int i = 0; i < l.n_loads; i++)
+            w->loads[l.loads[i]]--;
+        ops_of_element(&l);
+    }
+    keep_results(&l);
+    moe_str_printf(s, "%*s// stage %d, %lld columns: %d threads, %lld chunks of %d\n", indent, "",
+                   w->stage, (long long)cols, l.m.width, (long long)l.m.chunks, l.m.vec);
+    sums(&l, true);
+    moe_str_printf(s, "%*s{\n", indent, "");
+    declare_loads(&l, indent + 4, true);
+    if (l.ahead) {
+        open_chunks(&l, indent + 4, true);
+        load_chunk(&l, indent + 12);
+        close_chunks(&l, indent + 4);
+    }
+    open_chunks(&l, indent + 4, !l.m.rolled);
+    declare_loads(&l, indent + 12, false);
+    declare_results(&l, indent + 12);
+    if (!l.ahead)
+        load_chunk(&l, indent + 12);
+    moe_str_printf(s,
+                   "#pragma unroll\n"
+                   "%*sfor (int i = 0; i < %d; i++) {\n"
+                   "%s"
+                   "%*s}\n",
+                   indent + 12, "", l.m.vec, moe_str_c(&l.ops), indent + 12, "");
+    store_results(&l, indent + 12);
+    close_chunks(&l, indent + 4);
+    moe_str_printf(s, "%*s}\n", indent, "");
+    sums(&l, false);
+    for (int i = 0; i < l.n_loads; i++)
+        w->loaded[l.loads[i]] = true;
+    moe_str_free(&l.ops);
+}
