@@ -36,8 +36,8 @@ bool moe_cuda_runs_here(const char *arch);
 /* Parts of the device library, codegen/cuda/device/NAME.cuh, in the order in which a unit includes them; prelude and ptx
  * come with every kernel. A part may use those before it. */
 #define MOE_CUDA_PARTS(X)                                                                          \
-    X(prelude) X(ptx) X(math) X(row) X(tree) X(segs) X(sort) X(move) X(gemm) X(gemm_simt)          \
-    X(gemm_mma) X(gemm_hopper) X(wgrad) X(attn) X(attn_simt) X(attn_mma) X(xent) X(route) X(split) X(embed)    \
+    X(prelude) X(ptx) X(math) X(row) X(tree) X(rope) X(segs) X(sort) X(move) X(gemm) X(gemm_simt)          \
+    X(gemm_mma) X(gemm_hopper) X(wgrad) X(wgrad_hopper) X(attn) X(attn_simt) X(attn_mma) X(xent) X(route) X(split) X(embed)    \
     X(runtime)
 typedef enum {
 #define X(name) MOE_CUDA_PART_##name,

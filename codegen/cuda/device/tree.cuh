@@ -116,6 +116,57 @@ __device__ __forceinline__ Part block_fold(int n, Item item) {
     return p;
 }
 
+/* ---- the gradient norm: blocks of 4096 elements, trees over them ---- */
+
+enum { NORM_BLOCK = 4096 };
+
+/* sums[block] of every block of every slice (slice elements each). A warp has a block: lane l takes the fours of elements
+ * 4 (l + 32 i) in ascending order, each element's square added by fmaf to one of four sums by its place in the four; those
+ * four are folded by halves, then the lanes. Elements behind the slice's end add nothing. */
+template <int THREADS, class T>
+__device__ __forceinline__ void block_squares(const T *x, float *sums, i64 slices, i64 slice,
+                                              i64 blocks) {
+    const i64 all = slices * blocks, stride = (i64)gridDim.x * (THREADS / 32);
+    for (i64 b = (i64)blockIdx.x * (THREADS / 32) + warp(); b < all; b += stride) {
+        const i64 first = b % blocks * NORM_BLOCK;
+        const T *at = x + b / blocks * slice + first;
+        const int n = (int)least((i64)NORM_BLOCK, slice - first);
+        float sum[4] = {};
+        if (n == NORM_BLOCK && (u64)at % (4 * sizeof(T)) == 0) {
+#pragma unroll 8
+            for (int i = 0; i < NORM_BLOCK; i += 128) {
+                float v[4];
+                load_n(at + i + 4 * lane(), v);
+#pragma unroll
+                for (int k = 0; k < 4; k++)
+                    sum[k] = fmaf(v[k], v[k], sum[k]);
+            }
+        } else {
+            for (int i = 4 * lane(); i < n; i += 128)
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    float v = i + k < n ? load(at + i + k) : 0.0f;
+                    sum[k] = fmaf(v, v, sum[k]);
+                }
+        }
+        float v = warp_sum((sum[0] + sum[2]) + (sum[1] + sum[3]));
+        if (lane() == 0)
+            sums[b] = v;
+    }
+}
+
+/* sums[r] = the tree over the n items of row order[r] (r without order), a block of threads a row. n <= THREADS 2^LEVELS. */
+template <int THREADS, int LEVELS>
+__device__ __forceinline__ void block_trees(const float *items, i64 rows, i64 n, const i32 *order,
+                                            float *sums) {
+    for (i64 r = (i64)blockIdx.x; r < rows; r += gridDim.x) {
+        const float *row = items + (order ? (i64)order[r] : r) * n;
+        Part p = block_fold<THREADS, LEVELS>((int)n, [&](int i) { return Part{row[i], true}; });
+        if (threadIdx.x == 0)
+            sums[r] = p.here ? p.v : 0.0f;
+    }
+}
+
 /* ---- leaves: 128 consecutive rows from the start of each entry (group, shard) of a segs table ---- */
 
 enum { LEAF_ROWS = 128 };
