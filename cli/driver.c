@@ -317,7 +317,8 @@ MoeStatus moe_driver_open_plan(const char *dir, MoePlan **out) {
     MoeStatus st = moe_json_load_file(path, (size_t)1 << 30, &json);
     if (!st)
         st = moe_json_str(json, path, "target", true, &target);
-    if (!st && !moe_target_runs_here(target)) {
+    /* A plan for a GPU stays one: whether that is here is found out when something is to run on it. */
+    if (!st && strncmp(target, "cuda:", 5) != 0 && !moe_target_runs_here(target)) {
         moe_note("%s was compiled for %s; compiling it again for this machine", dir, target);
         st = recompile(dir, json, out);
     } else if (!st)

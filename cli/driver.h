@@ -45,7 +45,8 @@ MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *out);
 /* The compiled plan, linked, without a file. */
 MoeStatus moe_driver_load(MoeCompiled *c, MoePlan **out);
 void moe_driver_free(MoeCompiled *c);
-/* Loads a plan directory; one made for another CPU is compiled again from its model.moe for this machine, with a note. */
+/* Loads a plan directory; one made for another CPU is compiled again from its model.moe for this machine, with a note. One for a GPU
+ * is loaded as it is. */
 MoeStatus moe_driver_open_plan(const char *dir, MoePlan **out);
 
 #endif

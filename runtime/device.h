@@ -40,9 +40,8 @@ typedef struct {
     /* Behind step i of a program with elastic values: how much of those that it begins is used. */
     MoeStatus (*stepped)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
     /* The rest may be NULL. */
-    /* While steps are timed: waits for the one that was just started; *start and *began, seconds of two clocks when it was
-     * started, move by what passed until it really began. */
-    MoeStatus (*timed)(MoeDevice *d, double *start, double *began);
+    /* While steps are timed: waits for the one that was just started; *out: how long it ran, < 0: the host's clock knows. */
+    MoeStatus (*timed)(MoeDevice *d, double *out_seconds);
     /* Waits for what was started. *out_again: the step from which on nothing has run, since rows outgrew their memory;
      * there is more of it now, and the caller goes on there. n_steps: all have run. */
     MoeStatus (*settle)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t *out_again);

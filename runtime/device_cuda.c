@@ -1,5 +1,165 @@
-#include "runtime/device.h"
+/* An NVIDIA GPU as a device: opened through the driver API, in the primary context of the device, which ranks that are threads
+ * share. See device_cuda.h. */
+#include "runtime/device_cuda.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/str.h"
+
+/* ---- errors ---- */
+
+MoeStatus moe_cuda_enter(MoeDeviceCuda *d) {
+    if (d->failed)
+        return moe_error(MOE_E_IO, "%s", d->failed);
+    return moe_cuda_check(d, d->cu->context_set(d->context), "cuCtxSetCurrent");
+}
+
+MoeStatus moe_cuda_check(MoeDeviceCuda *d, MoeCuResult r, const char *what, ...) {
+    if (r == MOE_CU_SUCCESS)
+        return NULL;
+    MoeStr s = {0};
+    va_list args;
+    va_start(args, what);
+    moe_str_vprintf(&s, what, args);
+    va_end(args);
+    MoeStatus st = moe_cuda_status(r, "GPU %d (%s): %s", d->ordinal, d->name, moe_str_c(&s));
+    moe_str_free(&s);
+    if (r != MOE_CU_OUT_OF_MEMORY && !d->failed)
+        d->failed = strdup(moe_status_message(st));
+    return st;
+}
+
+MoeStatus moe_cuda_wait(MoeDeviceCuda *d) {
+    MoeCuResult r = d->cu->stream_synchronize(d->stream);
+    if (!d->step)
+        return moe_cuda_check(d, r, "waiting for copies");
+    return moe_cuda_check(d, r, "running program %s up to step %s", d->program, d->step);
+}
+
+/* ---- which device ---- */
+
+/* "cuda:sm_90a" -> 9, 0, exact. */
+static MoeStatus read_target(const char *target, int *major, int *minor, bool *exact) {
+    const char *at = strstr(target, "sm_");
+    char *end = NULL;
+    long n = at ? strtol(at + 3, &end, 10) : 0;
+    if (!at || n < 10 || n > 9999 || (*end && (end[1] || !isalpha((unsigned char)*end))))
+        return moe_error(MOE_E_INPUT,
+                         "the plan is for target %s, which this moec does not know; compile it "
+                         "again, for cuda:native or cpu",
+                         target);
+    *major = (int)(n / 10);
+    *minor = (int)(n % 10);
+    *exact = *end != 0;
+    return NULL;
+}
+
+/* Code runs on its own capability; but for 'a' architectures also on later ones of the same major number. */
+static MoeStatus check_capability(const MoeDeviceCuda *d) {
+    int major = 0, minor = 0, has_major = 0, has_minor = 0;
+    bool exact = false;
+    MOE_TRY(read_target(d->plan->target, &major, &minor, &exact));
+    MOE_TRY(moe_cuda_status(d->cu->device_attribute(&has_major, MOE_CU_ATTR_MAJOR, d->device),
+                            "cuDeviceGetAttribute of GPU %d", d->ordinal));
+    MOE_TRY(moe_cuda_status(d->cu->device_attribute(&has_minor, MOE_CU_ATTR_MINOR, d->device),
+                            "cuDeviceGetAttribute of GPU %d", d->ordinal));
+    if (has_major == major && (has_minor == minor || (!exact && has_minor > minor)))
+        return NULL;
+    const char *line = json_string_value(json_object_get(d->plan->json, "compile"));
+    return moe_error(MOE_E_INPUT,
+                     "the plan is for %s, and GPU %d (%s) has compute capability %d.%d: compile it "
+                     "again with --target=cuda:native (it was made by: %s), or choose another GPU "
+                     "with --device",
+                     d->plan->target, d->ordinal, d->name, has_major, has_minor,
+                     line ? line : "moec compile");
+}
+
+static MoeStatus choose(MoeDeviceCuda *d, const MoeDevicePlace *place) {
+    int n = 0;
+    MOE_TRY(moe_cuda_status(d->cu->device_count(&n), "cuDeviceGetCount"));
+    d->ordinal = place->device >= 0 ? place->device : n > 0 ? place->local % n : 0;
+    MOE_TRY(moe_cuda_device(d->ordinal, &d->device));
+    MOE_TRY(moe_cuda_status(d->cu->device_name(d->name, (int)sizeof d->name - 1, d->device),
+                            "cuDeviceGetName of GPU %d", d->ordinal));
+    return check_capability(d);
+}
+
+/* ---- opening, closing ---- */
+
+static void cuda_close(MoeDevice *base) {
+    MoeDeviceCuda *d = (MoeDeviceCuda *)base;
+    if (d->context) {
+        const MoeCudaDriver *cu = d->cu;
+        (void)cu->context_set(d->context);
+        if (d->stream)
+            (void)cu->stream_synchronize(d->stream);
+        moe_cuda_unbind(d);
+        if (d->stop)
+            (void)cu->mem_free(d->stop);
+        if (d->begin)
+            (void)cu->event_destroy(d->begin);
+        if (d->end)
+            (void)cu->event_destroy(d->end);
+        if (d->stream)
+            (void)cu->stream_destroy(d->stream);
+        (void)cu->context_release(d->device);
+    }
+    free(d->failed);
+    free(d->has);
+    free(d->chunks);
+    free(d);
+}
+
+static const MoeDeviceOps ops = {
+    .close = cuda_close,
+    .alloc = moe_cuda_alloc,
+    .slab = moe_cuda_slab,
+    .release = moe_cuda_release,
+    .read = moe_cuda_read,
+    .write = moe_cuda_write,
+    .zero = moe_cuda_zero,
+    .forget = moe_cuda_forget,
+    .bind = moe_cuda_bind,
+    .run = moe_cuda_run,
+    .fold = moe_cuda_fold,
+    .clear_sums = moe_cuda_clear_sums,
+    .add_sums = moe_cuda_add_sums,
+    .stepped = moe_cuda_stepped,
+    .timed = moe_cuda_timed,
+    .settle = moe_cuda_settle,
+    .guard = moe_cuda_guard,
+    .replay = moe_cuda_replay,
+};
+
+static MoeStatus open_device(MoeDeviceCuda *d, const MoeDevicePlace *place) {
+    MOE_TRY(moe_cuda_driver(&d->cu));
+    MOE_TRY(choose(d, place));
+    MOE_TRY(moe_cuda_check(d, d->cu->context_retain(&d->context, d->device),
+                           "cuDevicePrimaryCtxRetain"));
+    MOE_TRY(moe_cuda_enter(d));
+    MOE_TRY(moe_cuda_check(d, d->cu->stream_create(&d->stream, MOE_CU_STREAM_NON_BLOCKING),
+                           "cuStreamCreate"));
+    MOE_TRY(
+        moe_cuda_check(d, d->cu->event_create(&d->begin, MOE_CU_EVENT_DEFAULT), "cuEventCreate"));
+    MOE_TRY(moe_cuda_check(d, d->cu->event_create(&d->end, MOE_CU_EVENT_DEFAULT), "cuEventCreate"));
+    return moe_cuda_table(d, sizeof(int32_t), "the stop flag", &d->stop);
+}
+
 MoeStatus moe_device_cuda(const MoePlan *plan, const MoeDevicePlace *place, MoeDevice **out) {
-    (void)plan, (void)place, (void)out;
-    return moe_error(MOE_E_INPUT, "plans for GPUs cannot be run yet");
+    *out = NULL;
+    if (!plan->cubins.n)
+        return moe_error(MOE_E_INTERNAL, "the plan is not linked");
+    MoeDeviceCuda *d = calloc(1, sizeof *d);
+    if (!d)
+        return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
+    d->base.ops = &ops;
+    d->plan = plan;
+    MoeStatus st = open_device(d, place);
+    if (st)
+        cuda_close(&d->base);
+    else
+        *out = &d->base;
+    return st;
 }

@@ -83,6 +83,12 @@ struct MoeExec {
     void *watch_ctx;
 };
 
+/* Whether a run of phases lo .. hi (of the counting pass alone) has that step. */
+static inline bool moe_exec_is_due(const MoePlanStep *s, MoePlanPhase lo, MoePlanPhase hi,
+                                   bool counting) {
+    return s->phase >= lo && s->phase <= hi && (s->count || !counting);
+}
+
 MoeExecProgram *moe_exec_program(const MoeExec *x, const char *name);
 /* The micro-batches whose sums wait for micro-batch m's: as many slots of the tree are added to its own (docs/PLAN.md). */
 int moe_exec_fold_depth(int m);

@@ -82,8 +82,12 @@ static MoeStatus take_step(MoeExec *x, MoeExecProgram *g, size_t i, bool countin
     MOE_TRY(run_step(x, g, i));
     if (g->elastic)
         MOE_TRY(x->device->ops->stepped(x->device, x, g, i));
-    if (x->profile || x->watch)
-        MOE_TRY(x->device->ops->timed ? x->device->ops->timed(x->device, &start, &began) : NULL);
+    if ((x->profile || x->watch) && x->device->ops->timed) {
+        double ran;
+        MOE_TRY(x->device->ops->timed(x->device, &ran));
+        start = ran < 0 ? start : moe_now() - ran;
+        began = ran < 0 || moe_comm_emulated(x->comm) ? began : moe_now() - ran;
+    }
     if (x->profile)
         g->seconds[i] += moe_now() - start;
     if (x->watch)
@@ -93,10 +97,6 @@ static MoeStatus take_step(MoeExec *x, MoeExecProgram *g, size_t i, bool countin
                                               .begin = began,
                                               .end = watched_clock(x)});
     return NULL;
-}
-
-static bool is_due(const MoePlanStep *s, MoePlanPhase lo, MoePlanPhase hi, bool counting) {
-    return s->phase >= lo && s->phase <= hi && (s->count || !counting);
 }
 
 /* Steps of phases lo..hi; counting: only those of the counting pass. Before a step that is no kernel, and at the end, a
@@ -112,7 +112,7 @@ static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePl
     for (size_t i = done ? n : 0; i <= n; i++) {
         const MoePlanStep *s = i < n ? &g->plan->steps[i] : NULL;
         size_t again = n;
-        if (s && !is_due(s, lo, hi, counting))
+        if (s && !moe_exec_is_due(s, lo, hi, counting))
             continue;
         if (ops->settle && (!s || !s->kernel))
             MOE_TRY(ops->settle(x->device, x, g, &again));

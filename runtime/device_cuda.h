@@ -1,0 +1,142 @@
+/* A GPU as a device (device.h): what device_cuda.c (opening, errors), device_cuda_memory.c, device_cuda_bind.c (code, and the
+ * arguments of launches), device_cuda_run.c and device_cuda_graph.c share. All calls go to one stream, in order. */
+#ifndef MOE_RUNTIME_DEVICE_CUDA_H
+#define MOE_RUNTIME_DEVICE_CUDA_H
+
+#include "base/cuda_abi.h"
+#include "base/cuda_driver.h"
+#include "runtime/exec_internal.h"
+
+/* Memory: the host's address space for it (the mirror), and where it is. */
+typedef struct {
+    char *host;
+    int64_t bytes; /* of both, slack included */
+    MoeCuPtr at;
+    bool mapped; /* address space, of which part is mapped: the slab with elastic values */
+} MoeCudaRegion;
+
+enum { MOE_CUDA_MAX_REGIONS = 32 };
+
+/* A run of granules of the slab with memory of its own. */
+typedef struct {
+    int64_t at, bytes;
+    MoeCuMem memory;
+} MoeCudaChunk;
+
+typedef struct {
+    const void *image;
+    MoeCuModule module;
+} MoeCudaModule;
+
+/* The launch of a step, arguments worked out. */
+typedef struct {
+    MoeCuFunction function;
+    uint64_t *args;       /* stop flag, then buffers */
+    MoeCuTensorMap *maps; /* [n_maps] */
+    void **params;        /* [1 + n_maps]: what cuLaunchKernel wants */
+} MoeCudaLaunch;
+
+/* Steps of a range of phases, captured. */
+typedef struct {
+    MoePlanPhase lo, hi;
+    bool counting;
+    MoeCuGraphExec exec; /* NULL: this range cannot be captured */
+} MoeCudaGraph;
+
+enum { MOE_CUDA_MAX_GRAPHS = 6 };
+
+typedef struct {
+    MoeCudaLaunch *launches; /* [n_steps]; of other steps empty */
+    /* Elastic values: rows are looked at before the step that first has the value, or after it where that step makes the
+     * table of rows itself (such a value has all its memory from the start). */
+    MoeRtElastic *elastic; /* [n_elastic]: what the device has, with limits that may be newer */
+    int *value;            /* [n_elastic] */
+    size_t n_elastic;
+    size_t *before, *after; /* [n_steps + 1] and [n_steps]: step i's are before[i] .. after[i]-1, after[i] .. before[i+1]-1 */
+    MoeCuPtr table;         /* of `elastic` */
+    bool stale;             /* the device's limits are older */
+    MoeCudaGraph graphs[MOE_CUDA_MAX_GRAPHS];
+    int n_graphs;
+} MoeCudaProgram;
+
+typedef struct {
+    MoeDevice base; /* first */
+    const MoeCudaDriver *cu;
+    const MoePlan *plan;
+    int ordinal;
+    char name[96];
+    MoeCuDevice device;
+    MoeCuContext context;
+    MoeCuStream stream;
+    MoeCuEvent begin, end; /* of a step that is timed */
+    bool timed;            /* both are recorded */
+    char *failed;          /* the first error; NULL: none */
+    const char *program, *step; /* last launched */
+    MoeCudaRegion regions[MOE_CUDA_MAX_REGIONS];
+    int n_regions;
+    int64_t granule; /* of the slab's mapping */
+    unsigned char *has; /* [granules of the slab] */
+    int64_t n_granules;
+    MoeCudaChunk *chunks;
+    size_t n_chunks, cap_chunks;
+    bool grew; /* limits of elastic values are to be worked out again */
+    MoeCudaModule *modules;
+    size_t n_modules;
+    MoeCuFunction runtime[MOE_RT_N_KERNELS];
+    MoeCuPtr stop; /* int32 */
+    bool guarded;  /* a guard may have stopped what was launched since */
+    bool no_graphs;
+    MoeCudaProgram *programs; /* like plan->programs */
+} MoeDeviceCuda;
+
+/* device_cuda.c: before any call; a result as a status, remembered unless it is that memory is short. */
+MoeStatus moe_cuda_enter(MoeDeviceCuda *d);
+MoeStatus moe_cuda_check(MoeDeviceCuda *d, MoeCuResult r, const char *what, ...) MOE_PRINTF(3, 4);
+MoeStatus moe_cuda_wait(MoeDeviceCuda *d); /* for all that was launched */
+
+/* device_cuda_memory.c */
+MoeStatus moe_cuda_alloc(MoeDevice *d, int64_t bytes, const char *what, char **out);
+MoeStatus moe_cuda_slab(MoeDevice *d, int64_t bytes, int64_t fixed, char **out);
+void moe_cuda_release(MoeDevice *d, char *at, int64_t bytes);
+MoeStatus moe_cuda_read(MoeDevice *d, const char *at, int64_t bytes);
+MoeStatus moe_cuda_write(MoeDevice *d, const char *at, int64_t bytes);
+MoeStatus moe_cuda_zero(MoeDevice *d, char *at, int64_t bytes);
+void moe_cuda_forget(MoeDevice *d, char *at, int64_t bytes);
+MoeCuPtr moe_cuda_address(const MoeDeviceCuda *d, const void *host);
+/* Memory of the device alone, without a mirror. */
+MoeStatus moe_cuda_table(MoeDeviceCuda *d, int64_t bytes, const char *what, MoeCuPtr *out);
+/* Memory behind bytes [at, at + bytes) of the slab, and its slack. */
+MoeStatus moe_cuda_map(MoeDeviceCuda *d, int64_t at, int64_t bytes);
+/* Bytes from `at` on that have memory, less the slack. */
+int64_t moe_cuda_mapped(const MoeDeviceCuda *d, int64_t at);
+/* What an elastic value of so many rows needs: as many more as a kernel's tile may read beyond them (docs/GPU.md). */
+int64_t moe_cuda_elastic_bytes(const MoePlanValue *v, int64_t rows);
+/* Rows that `bytes` of memory are enough for. */
+int64_t moe_cuda_elastic_rows(const MoePlanValue *v, int64_t bytes);
+
+/* device_cuda_bind.c */
+MoeStatus moe_cuda_bind(MoeDevice *d, MoeExec *x);
+void moe_cuda_unbind(MoeDeviceCuda *d);
+/* Whether the rows of elastic value v of program g are known before step i, the first that has it. */
+bool moe_cuda_rows_known(const MoePlanProgram *g, int v, size_t i);
+
+/* device_cuda_run.c */
+MoeStatus moe_cuda_run(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
+MoeStatus moe_cuda_fold(MoeDevice *d, MoeExec *x, MoeExecProgram *g, int m);
+MoeStatus moe_cuda_clear_sums(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
+MoeStatus moe_cuda_add_sums(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
+MoeStatus moe_cuda_stepped(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
+MoeStatus moe_cuda_timed(MoeDevice *d, double *out_seconds);
+MoeStatus moe_cuda_settle(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t *out_again);
+MoeStatus moe_cuda_guard(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
+
+/* device_cuda_graph.c */
+MoeStatus moe_cuda_replay(MoeDevice *d, MoeExec *x, MoeExecProgram *g, MoePlanPhase lo,
+                          MoePlanPhase hi, bool counting, bool *out_done);
+
+static inline MoeCudaProgram *moe_cuda_program(MoeDeviceCuda *d, const MoeExec *x,
+                                               const MoeExecProgram *g) {
+    return &d->programs[g - x->programs];
+}
+
+#endif
