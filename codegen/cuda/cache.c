@@ -38,9 +38,10 @@ static void write_head(const MoeCudaCode *c, MoeStr *out) {
     char hash[33];
     const MoeCudaResources *r = &c->resources;
     moe_hash_hex(c->data, c->n, hash);
-    moe_str_printf(out, "moec cubin %d: %zu bytes %s registers %d stack %d spill %d shared %d",
-                   VERSION, c->n, hash, r->registers, r->stack_bytes, r->spill_bytes,
-                   r->shared_bytes);
+    moe_str_printf(
+        out, "moec cubin %d: %zu bytes %s registers %d stack %d spill %d shared %d warnings %d",
+        VERSION, c->n, hash, r->registers, r->stack_bytes, r->spill_bytes, r->shared_bytes,
+        r->warnings);
     moe_hash_hex(moe_str_c(out), out->len, hash);
     moe_str_printf(out, " %s\n", hash);
 }
@@ -50,8 +51,10 @@ static bool read_entry(const char *data, size_t n, MoeCudaCode *out) {
     const char *end = memchr(data, '\n', n);
     MoeCudaResources r = {0};
     if (!end ||
-        sscanf(data, "moec cubin %*d: %*u bytes %*32s registers %d stack %d spill %d shared %d",
-               &r.registers, &r.stack_bytes, &r.spill_bytes, &r.shared_bytes) != 4)
+        sscanf(
+            data,
+            "moec cubin %*d: %*u bytes %*32s registers %d stack %d spill %d shared %d warnings %d",
+            &r.registers, &r.stack_bytes, &r.spill_bytes, &r.shared_bytes, &r.warnings) != 5)
         return false;
     size_t head_bytes = (size_t)(end + 1 - data);
     MoeCudaCode code = {.n = n - head_bytes, .resources = r, .cached = true};

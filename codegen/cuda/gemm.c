@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/assert.h"
+#include "codegen/cuda/gemm_hopper.h"
 #include "ir/numbers.h"
 
 enum { MMA_STAGE_K = 64, SIMT_STAGE_K = 16, SIMT_THREADS = 256, MOST_STAGES = 4 };
@@ -55,6 +56,8 @@ static const Tile *choose(const MoeCudaTarget *t, const MoeCudaGemm *g, const Ti
 
 void moe_cuda_gemm_plan(const MoeCudaTarget *t, const MoeCudaGemm *g, MoeCudaProductPlan *out) {
     memset(out, 0, sizeof *out);
+    if (moe_cuda_hopper_gemm(t, g, out))
+        return;
     bool bf16 = g->dtype == MOE_BF16, pair = g->products == 2;
     int per = 16 / (int)moe_dtype_bytes(g->dtype); /* elements that one copy moves */
     bool aligned_a = g->k % per == 0 && g->lda % per == 0;
@@ -129,8 +132,25 @@ static int levels_of(int64_t n) {
     return levels;
 }
 
+void moe_cuda_wgrad_stack(const MoeCudaTarget *t, const MoeCudaWgrad *w, int64_t tile_bytes, int64_t stages_bytes,
+                          int64_t blocks, MoeCudaProductPlan *out) {
+    out->leaf_levels = levels_of(ceil_div(w->rows.capacity, MOE_LEAF_ROWS));
+    /* Slot 0 is in registers. */
+    int64_t slots = out->leaf_levels + levels_of(w->rows.shards) - 1;
+    slots = slots > 0 ? slots : 0;
+    int64_t in_shared = least((t->arch->shared_bytes - stages_bytes) / tile_bytes, 2);
+    in_shared = least(in_shared, slots);
+    out->shared_slots = (int)in_shared;
+    out->shared_bytes = stages_bytes + in_shared * tile_bytes;
+    out->blocks = blocks;
+    out->stack_slots = slots - in_shared;
+    out->stack_bytes = blocks * out->stack_slots * tile_bytes;
+}
+
 void moe_cuda_wgrad_plan(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCudaProductPlan *out) {
     memset(out, 0, sizeof *out);
+    if (moe_cuda_hopper_wgrad(t, w, out))
+        return;
     bool bf16 = w->dtype == MOE_BF16;
     int per = 16 / (int)moe_dtype_bytes(w->dtype);
     bool aligned_dy = w->n % per == 0 && w->ld_dy % per == 0;
@@ -141,31 +161,23 @@ void moe_cuda_wgrad_plan(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCudaP
     int64_t stage = bf16 ? (int64_t)(tile->bm + tile->bn) * MMA_STAGE_K * 2
                          : (int64_t)(tile->bm + 4 + tile->bn + 4) * SIMT_STAGE_K * 4;
     int64_t tile_bytes = (int64_t)tile->bm * tile->bn * 4;
-    out->leaf_levels = levels_of(ceil_div(w->rows.capacity, MOE_LEAF_ROWS));
-    /* Slot 0 is in registers. */
-    int64_t slots = out->leaf_levels + levels_of(w->rows.shards) - 1;
-    slots = slots > 0 ? slots : 0;
     int stages = bf16 ? 3 : 2;
-    int64_t in_shared = least((t->arch->shared_bytes - stages * stage) / tile_bytes, 2);
-    in_shared = least(in_shared, slots);
     out->threads = bf16 ? tile->wm * tile->wn * 32 : SIMT_THREADS;
     out->min_blocks = 1;
-    out->shared_bytes = stages * stage + in_shared * tile_bytes;
     out->bm = tile->bm;
     out->bn = tile->bn;
-    out->blocks = moe_cuda_blocks(
-        t, w->rows.groups * ceil_div(w->n, tile->bm) * ceil_div(w->k, tile->bn), 1);
-    out->stack_slots = slots - in_shared;
-    out->stack_bytes = out->blocks * out->stack_slots * tile_bytes;
+    moe_cuda_wgrad_stack(
+        t, w, tile_bytes, stages * stage,
+        moe_cuda_blocks(t, w->rows.groups * ceil_div(w->n, tile->bm) * ceil_div(w->k, tile->bn), 1), out);
     out->parts = 1u << MOE_CUDA_PART_tree | 1u << MOE_CUDA_PART_gemm | 1u << MOE_CUDA_PART_wgrad |
                  1u << MOE_CUDA_PART_gemm_simt | 1u << MOE_CUDA_PART_gemm_mma;
     if (bf16)
         snprintf(out->call, sizeof out->call, "wgrad_mma<%d, %d, %d, %d, %d, %d, %s, %s>", tile->bm,
-                 tile->bn, tile->wm, tile->wn, stages, (int)in_shared, word(aligned_dy),
+                 tile->bn, tile->wm, tile->wn, stages, out->shared_slots, word(aligned_dy),
                  word(aligned_x));
     else
         snprintf(out->call, sizeof out->call, "wgrad_simt<%d, %d, %d, %s, %s, %s>", tile->bm,
-                 tile->bn, (int)in_shared, word(aligned_dy), word(aligned_x), word(w->k % 8 == 0));
+                 tile->bn, out->shared_slots, word(aligned_dy), word(aligned_x), word(w->k % 8 == 0));
 }
 
 static void side_text(const char *name, const char *p, int64_t ld, int64_t gather, const char *src,

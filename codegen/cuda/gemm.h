@@ -9,14 +9,16 @@
 
 /* How a product over a row space is run. */
 typedef struct {
-    char call[96]; /* "gemm_mma<128, 256, 2, 4, 3, 1, true, true, true>": then (g, tail) */
+    char call[96]; /* "gemm_mma<128, 256, 2, 4, 3, 1, true, true, true>": then (g, <maps>tail) */
+    char maps[24]; /* "m0, m1, m2, ": the kernel's tensor maps, n_maps of them; empty */
+    int n_maps;
     int bm, bn;    /* rows, columns of a block's tile, of each product */
     int threads, min_blocks;
     int64_t shared_bytes;
     int64_t blocks;    /* of the grid */
     int64_t stack_slots; /* wgrad: tiles of workspace for each block */
     int64_t stack_bytes; /* wgrad: of all blocks */
-    int leaf_levels;     /* wgrad */
+    int leaf_levels, shared_slots; /* wgrad */
     uint32_t parts;    /* of the device library */
 } MoeCudaProductPlan;
 
@@ -28,6 +30,8 @@ typedef struct {
     int64_t lda, ldb; /* elements between rows of a, of b */
     int products;     /* 1 or 2 */
     bool tb;          /* b is [n][k], else [k][n] */
+    bool gather;      /* rows of a are gathered */
+    bool maps;        /* the launch may have tensor maps (gemm_hopper.h) */
 } MoeCudaGemm;
 void moe_cuda_gemm_plan(const MoeCudaTarget *t, const MoeCudaGemm *g, MoeCudaProductPlan *out);
 /* Appends `Gemm<T> g = {..};` with all of it but pointers, which come as a, b0, b1, src (gather > 0) and table, C++ expressions; NULL:
@@ -44,9 +48,14 @@ typedef struct {
     MoeRowSpace rows;
     int64_t results; /* groups that are expected to have rows, for the division of work */
     int64_t n, k, ld_dy, ld_x;
+    bool gather_dy, gather_x; /* their rows are gathered */
+    bool maps;                /* the launch may have tensor maps (gemm_hopper.h) */
 } MoeCudaWgrad;
-/* call: then (w, groups, where). */
+/* call: then (w, groups, <maps>where). */
 void moe_cuda_wgrad_plan(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCudaProductPlan *out);
+/* What every plan of a weight gradient says of the trees' tiles: in shared memory behind stages_bytes, and in the workspace. */
+void moe_cuda_wgrad_stack(const MoeCudaTarget *t, const MoeCudaWgrad *w, int64_t tile_bytes,
+                          int64_t stages_bytes, int64_t blocks, MoeCudaProductPlan *out);
 /* Appends `Wgrad<T> w = {..};`: dy, x, their src (gather > 0), table and stack as C++ expressions. */
 typedef struct {
     const char *dy, *x, *src_dy, *src_x, *table, *stack;

@@ -10,11 +10,13 @@
 #include "codegen/bufs.h"
 #include "codegen/cuda/ew.h"
 #include "codegen/cuda/gemm.h"
+#include "codegen/cuda/gemm_hopper.h"
 
 /* A group while its kernel is written. */
 typedef struct {
     MoeGemmGroup group;
     MoeCudaRefs refs;
+    int a, b[2]; /* buffers of the operands */
     int64_t n;
     bool whole; /* rows of the result are multiples of the tail's columns */
 } Tail;
@@ -157,6 +159,8 @@ static void shapes(const MoeGemmGroup *gg, MoeCudaGemm *gemm) {
     gemm->tb = moe_attr_i(mm, "tb") != 0;
     gemm->ldb = gemm->tb ? gemm->k : gemm->n;
     gemm->products = gg->n_products;
+    gemm->gather = gg->dispatch != NULL;
+    gemm->maps = false;
     gemm->rows = moe_row_space(&mm->results[0]->type, moe_attr_i(mm, "grouped") != 0, -1);
 }
 
@@ -195,12 +199,13 @@ static void emit_operands(Tail *tail, const MoeCudaGemm *gemm, MoeStr *out) {
     char a[48], b[2][48], src[48], table[48];
     MoeCudaGemmOperands o = {.a = a, .b = {b[0], b[1]}};
     const char *type = c_type(gemm->dtype);
-    snprintf(a, sizeof a, "buf<const %s>(a, %d)", type,
-             moe_cuda_add_ref(&tail->refs, moe_ref(gg->dispatch ? gg->dispatch->operands[0]
-                                                                : mm->operands[0])));
-    for (int i = 0; i < gg->n_products; i++)
-        snprintf(b[i], sizeof b[i], "buf<const %s>(a, %d)", type,
-                 moe_cuda_add_ref(&tail->refs, moe_ref(gg->product[i]->operands[1])));
+    tail->a = moe_cuda_add_ref(&tail->refs,
+                               moe_ref(gg->dispatch ? gg->dispatch->operands[0] : mm->operands[0]));
+    snprintf(a, sizeof a, "buf<const %s>(a, %d)", type, tail->a);
+    for (int i = 0; i < gg->n_products; i++) {
+        tail->b[i] = moe_cuda_add_ref(&tail->refs, moe_ref(gg->product[i]->operands[1]));
+        snprintf(b[i], sizeof b[i], "buf<const %s>(a, %d)", type, tail->b[i]);
+    }
     if (gg->dispatch) {
         o.gather = gg->dispatch->operands[2]->type.dims[1].size;
         snprintf(src, sizeof src, "buf<const i32>(a, %d)",
@@ -236,15 +241,16 @@ MoeStatus moe_cuda_gemm_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
     emit_operands(&tail, &gemm, &body);
     bind(&tail, g);
     if (moe_gemm_group_plain(gg)) {
-        moe_str_printf(&body, "%s(g, StoreTail<%s>{buf<float>(a, %d), %lld});\n", plan.call,
-                       tail.whole ? "true" : "false", gg->values[0].buf_out, (long long)tail.n);
+        moe_str_printf(&body, "%s(g, %sStoreTail<%s>{buf<float>(a, %d), %lld});\n",
+                       plan.call, plan.maps, tail.whole ? "true" : "false", gg->values[0].buf_out, (long long)tail.n);
     } else {
         emit_tail(&tail, &body);
-        moe_str_printf(&body, "%s(g, tail);\n", plan.call);
+        moe_str_printf(&body, "%s(g, %stail);\n", plan.call, plan.maps);
     }
     const char *name = moe_cuda_kernel(t, &(MoeCudaKernelText){.prefix = "gemm",
                                                                .note = moe_str_c(&comment),
                                                                .n_bufs = tail.refs.n,
+                                                               .n_maps = plan.n_maps,
                                                                .threads = plan.threads,
                                                                .min_blocks = plan.min_blocks,
                                                                .shared_bytes = plan.shared_bytes,
@@ -252,6 +258,10 @@ MoeStatus moe_cuda_gemm_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
                                                                .body = moe_str_c(&body)});
     moe_str_free(&body);
     moe_str_free(&comment);
-    moe_cuda_launch(t, out, name, plan.blocks, tail.refs.refs, (size_t)tail.refs.n);
+    MoeTensorMap maps[MOE_CUDA_MAX_MAPS];
+    if (plan.n_maps)
+        moe_cuda_hopper_maps(&gemm, &plan, tail.a, tail.b, maps);
+    moe_cuda_launch_maps(t, out, name, plan.blocks, tail.refs.refs, (size_t)tail.refs.n, maps,
+                         (size_t)plan.n_maps);
     return NULL;
 }

@@ -5,6 +5,7 @@
 #include "base/assert.h"
 #include "codegen/bufs.h"
 #include "codegen/cuda/gemm.h"
+#include "codegen/cuda/gemm_hopper.h"
 #include "codegen/gemm_group.h"
 
 static MoeStatus analyse(const MoeGroup *g, MoeWgradGroup *group, MoeWgradShape *shape) {
@@ -21,7 +22,10 @@ static MoeCudaWgrad product(const MoeWgradGroup *group, const MoeWgradShape *sha
                           .n = shape->n,
                           .k = shape->k,
                           .ld_dy = shape->n,
-                          .ld_x = shape->k};
+                          .ld_x = shape->k,
+                          .gather_dy = group->dy != NULL,
+                          .gather_x = group->x != NULL,
+                          .maps = false};
 }
 
 int64_t moe_cuda_wgrad_workspace(MoeCudaTarget *t, const MoeGroup *g) {
@@ -75,7 +79,9 @@ MoeStatus moe_cuda_wgrad_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *
     char dy[48], x[48], src_dy[48], src_x[48], table[48], stack[48] = "nullptr";
     const char *type = w.dtype == MOE_BF16 ? "bf16" : "float";
     MoeCudaWgradOperands o = {.dy = dy, .x = x, .src_dy = src_dy, .src_x = src_x, .stack = stack};
+    int at_dy = refs.n;
     o.gather_dy = side(&refs, type, group.dy, op->operands[0], dy, src_dy, sizeof dy);
+    int at_x = refs.n;
     o.gather_x = side(&refs, type, group.x, op->operands[1], x, src_x, sizeof x);
     if (shape.seg) {
         snprintf(table, sizeof table, "buf<const i32>(a, %d)",
@@ -93,12 +99,12 @@ MoeStatus moe_cuda_wgrad_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *
         int more = moe_cuda_add_ref(&refs, moe_ref(op->operands[3]));
         moe_str_printf(&body,
                        "WgradRoots to = {buf<float>(a, %d), buf<float>(a, %d), %lldLL, "
-                       "buf<const i32>(a, %d), %lld};\n%s(w, to.groups(), to);\n",
+                       "buf<const i32>(a, %d), %lld};\n%s(w, to.groups(), %sto);\n",
                        dw, rest, (long long)(w.n * w.k), more, (long long)shape.root_slots,
-                       plan.call);
+                       plan.call, plan.maps);
     } else {
-        moe_str_printf(&body, "%s(w, w.groups, WgradGroups{buf<float>(a, %d), %lldLL});\n", plan.call,
-                       dw, (long long)(w.n * w.k));
+        moe_str_printf(&body, "%s(w, w.groups, %sWgradGroups{buf<float>(a, %d), %lldLL});\n",
+                       plan.call, plan.maps, dw, (long long)(w.n * w.k));
     }
     moe_str_append(&note, moe_op_info(op->opcode)->name);
     moe_str_append(&note, ": ");
@@ -108,6 +114,7 @@ MoeStatus moe_cuda_wgrad_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *
     const char *name = moe_cuda_kernel(t, &(MoeCudaKernelText){.prefix = "wgrad",
                                                                .note = moe_str_c(&note),
                                                                .n_bufs = refs.n,
+                                                               .n_maps = plan.n_maps,
                                                                .threads = plan.threads,
                                                                .min_blocks = plan.min_blocks,
                                                                .shared_bytes = plan.shared_bytes,
@@ -115,6 +122,9 @@ MoeStatus moe_cuda_wgrad_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *
                                                                .body = moe_str_c(&body)});
     moe_str_free(&body);
     moe_str_free(&note);
-    moe_cuda_launch(t, out, name, plan.blocks, refs.refs, (size_t)refs.n);
+    MoeTensorMap maps[MOE_CUDA_MAX_MAPS];
+    if (plan.n_maps)
+        moe_cuda_hopper_wgrad_maps(&w, at_dy, at_x, maps);
+    moe_cuda_launch_maps(t, out, name, plan.blocks, refs.refs, (size_t)refs.n, maps, (size_t)plan.n_maps);
     return NULL;
 }

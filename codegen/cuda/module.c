@@ -123,6 +123,8 @@ static void append_resources(const MoeCudaKernel *k, MoeStr *out) {
         moe_str_printf(out, ", %d bytes of stack", r->stack_bytes);
     if (r->spill_bytes)
         moe_str_printf(out, ", %d bytes spilled", r->spill_bytes);
+    if (r->warnings)
+        moe_str_printf(out, ", %d warnings", r->warnings);
     moe_str_append(out, " */\n");
 }
 

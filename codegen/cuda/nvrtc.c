@@ -84,18 +84,16 @@ MoeStatus moe_nvrtc_version(int *out_major, int *out_minor) {
 
 /* ---- ptxas's words ---- */
 
+static bool has_word(const char *line, size_t n, const char *word) {
+    return memmem(line, n, word, strlen(word)) != NULL;
+}
+
 /* The number before `word` in a line; 0: it is not there. */
 static int number_before(const char *line, size_t n, const char *word) {
-    size_t length = strlen(word);
-    for (size_t i = 0; i + length <= n; i++) {
-        if (memcmp(line + i, word, length))
-            continue;
-        size_t k = i;
-        while (k > 0 && line[k - 1] >= '0' && line[k - 1] <= '9')
-            k--;
-        return k < i ? atoi(line + k) : 0;
-    }
-    return 0;
+    const char *at = memmem(line, n, word, strlen(word)), *first = at;
+    while (first && first > line && first[-1] >= '0' && first[-1] <= '9')
+        first--;
+    return first && first < at ? atoi(first) : 0;
 }
 
 MoeCudaResources moe_nvrtc_parse_log(const char *log) {
@@ -109,6 +107,7 @@ MoeCudaResources moe_nvrtc_parse_log(const char *log) {
         r.spill_bytes += number_before(line, n, " bytes spill stores") +
                          number_before(line, n, " bytes spill loads");
         r.shared_bytes += number_before(line, n, " bytes smem");
+        r.warnings += has_word(line, n, "warning") || has_word(line, n, "(C75");
         line += n + (line[n] == '\n');
     }
     return r;

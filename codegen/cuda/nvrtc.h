@@ -13,6 +13,7 @@ typedef struct {
     int stack_bytes;  /* of a thread's local memory */
     int spill_bytes;  /* stored and loaded for lack of registers: 0 is what is wanted */
     int shared_bytes; /* static shared memory of a block */
+    int warnings;     /* of NVRTC, and of ptxas about products that it had to put in a row (C75xx) */
 } MoeCudaResources;
 
 typedef struct {

@@ -184,6 +184,10 @@ START_TEST(test_log) {
         "bytes smem\n");
     ck_assert(r.registers == 168 && r.stack_bytes == 48 && r.spill_bytes == 104 &&
               r.shared_bytes == 1024);
+    ck_assert_int_eq(r.warnings, 0);
+    r = moe_nvrtc_parse_log("ptxas info    : (C7517) warpgroup.wait is injected in around line 9\n"
+                            "gemm_0(3): warning #177-D: variable was declared\n");
+    ck_assert_int_eq(r.warnings, 2);
     r = moe_nvrtc_parse_log("");
     ck_assert(!r.registers && !r.stack_bytes && !r.spill_bytes && !r.shared_bytes);
 }
@@ -195,7 +199,7 @@ static char *code_of(const char *s) {
 
 START_TEST(test_cache) {
     MoeCudaCode code = {
-        .data = code_of("device code\nof two lines"), .n = 24, .resources = {40, 8, 4, 1024}};
+        .data = code_of("device code\nof two lines"), .n = 24, .resources = {40, 8, 4, 1024, 1}};
     MoeCudaCode got;
     char **names, *data;
     size_t n, bytes;
