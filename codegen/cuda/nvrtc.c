@@ -1,7 +1,8 @@
 /* Compiling kernels by NVRTC. In: the text of a unit. Out: a cubin and what ptxas said of it.
  *
  * Options: a product and a sum are two roundings wherever the text does not say fmaf (--fmad=false), so that the bits do not
- * depend on what ops were fused; division, square root and denormals as IEEE 754 has them (NVRTC's defaults). */
+ * depend on what ops were fused; division, square root and denormals as IEEE 754 has them (NVRTC's defaults). Generic lambdas
+ * are functions of the device (NVRTC takes them for the host's otherwise). */
 #include "codegen/cuda/nvrtc.h"
 
 #include <stdio.h>
@@ -156,7 +157,7 @@ static MoeStatus take_cubin(NvrtcProgram p, const char *name, MoeCudaCode *out) 
     return st;
 }
 
-enum { N_OPTIONS = 4 };
+enum { N_OPTIONS = 5 };
 
 static MoeStatus compile(const char *arch, const char *name, const char *text,
                          const char *const *options, MoeCudaCode *out) {
@@ -203,6 +204,7 @@ MoeStatus moe_nvrtc_compile(const char *arch, const char *name, const char *text
     char arch_option[64];
     snprintf(arch_option, sizeof arch_option, "--gpu-architecture=%s", arch);
     const char *const options[N_OPTIONS] = {arch_option, "--std=c++17", "--fmad=false",
+                                            "--device-as-default-execution-space",
                                             "--ptxas-options=-v"};
     MoeStr key = {0};
     *out = (MoeCudaCode){0};
