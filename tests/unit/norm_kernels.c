@@ -9,10 +9,12 @@
 #include "codegen/codegen.h"
 #include "ir/numbers.h"
 #include "tests/support/check_main.h"
+#include "tests/support/gpu.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
-static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"};
+static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64",
+                                      "cuda:sm_80"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
 #define LEN(a)    (sizeof(a) / sizeof *(a))
 
@@ -101,7 +103,7 @@ START_TEST(slices_of_a_tensor) {
     static const int64_t sizes[] = {1, 4095, 4096, 4097, 12289, 8 * 4096, 40000, 100003};
     static const int parts[] = {1, 2, 3, 4, 8};
     const char *target = targets[_i];
-    if (!moe_target_runs_here(target))
+    if (!moe_test_runs(target))
         return;
     for (size_t i = 0; i < LEN(sizes); i++) {
         int64_t n = sizes[i], blocks = (n + MOE_NORM_BLOCK - 1) / MOE_NORM_BLOCK;
@@ -162,7 +164,7 @@ START_TEST(slices_of_experts) {
         int64_t n, k;
     } cases[] = {{5, 2, 2, 130, 97}, {8, 4, 3, 64, 128}, {3, 3, 4, 40, 300},
                  {6, 4, 8, 7, 1171}, {7, 1, 1, 33, 400}, {2, 5, 1, 3, 5}};
-    if (moe_target_runs_here(targets[_i]))
+    if (moe_test_runs(targets[_i]))
         for (size_t i = 0; i < LEN(cases); i++)
             check_experts(targets[_i], cases[i].experts, cases[i].ranks, cases[i].parts, cases[i].n,
                           cases[i].k, 20 + i);

@@ -1,5 +1,5 @@
-/* The row, reduce, route, move, embed and rope kernels of the CPU target against the interpreter,
- * on every instruction set that runs here: chains as training has them (fused greedily), random chains
+/* The row, reduce, route, move, embed and rope kernels of the CPU and CUDA targets against the interpreter,
+ * on every instruction set that runs here and on the simulated GPU: chains as training has them (fused greedily), random chains
  * (fused and not: the same bits). Op by op: ops.c. */
 #include <check.h>
 #include <math.h>
@@ -12,10 +12,11 @@
 #include "ir/numbers.h"
 #include "ir/op.h"
 #include "tests/support/check_main.h"
+#include "tests/support/gpu.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
-static const char *const targets[] = {"cpu", "cpu:x86-64-v3", "cpu:x86-64"};
+static const char *const targets[] = {"cpu", "cpu:x86-64-v3", "cpu:x86-64", "cuda:sm_80"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
 
 /* ---- math, against libm in double ---- */
@@ -92,6 +93,8 @@ static double exact_rsqrt(double x) {
 }
 
 START_TEST(math_is_accurate) {
+    if (!moe_test_runs(targets[_i]))
+        return;
     check_math(targets[_i], MOE_OP_EXP, exp, -110, 95, 2);
     check_math(targets[_i], MOE_OP_LOG, log, 0, 4, 2);
     check_math(targets[_i], MOE_OP_SIGMOID, exact_sigmoid, -120, 30, 2.5);
@@ -319,6 +322,8 @@ static void check_chain(const char *target, const Chain *c, int64_t rows, int64_
 }
 
 START_TEST(chains_agree_with_the_interpreter) {
+    if (!moe_test_runs(targets[_i]))
+        return;
     static const int64_t shapes[][2] = {{0, 8},    {1, 1},   {5, 2},    {17, 7},   {130, 8},
                                         {300, 16}, {40, 33}, {33, 100}, {20, 160}, {3, 257}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
@@ -461,8 +466,11 @@ static size_t check_random(const char *target, uint64_t seed, size_t *fused) {
 }
 
 START_TEST(fusing_changes_no_bit) {
+    if (!moe_test_runs(targets[_i]))
+        return;
     size_t aliases = 0, fused = 0;
-    int runs = getenv("MOE_SEEDS") ? atoi(getenv("MOE_SEEDS")) : _i == 0 ? 60 : 15;
+    static const int runs_of[N_TARGETS] = {60, 15, 15, 5};
+    int runs = getenv("MOE_SEEDS") ? atoi(getenv("MOE_SEEDS")) : runs_of[_i];
     for (int s = 0; s < runs; s++)
         aliases += check_random(targets[_i], (uint64_t)(1000 * _i + s), &fused);
     ck_assert_uint_gt(aliases, 0);
@@ -535,6 +543,8 @@ static void check_rope_computed(const char *target) {
 }
 
 START_TEST(rope_at_far_positions) {
+    if (!moe_test_runs(targets[_i]))
+        return;
     check_rope(targets[_i], 5000, 2500, 12, 0);
     check_rope_computed(targets[_i]);
     check_rope(targets[_i], 3000, 1 << 20, 12, 1); /* beyond the table: computed row by row */

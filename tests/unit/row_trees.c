@@ -1,5 +1,5 @@
-/* The reductions of the CPU target are the trees of docs/NUMBERS.md, bit by bit: col_sum,
- * sum_squares and embedding_grad against plain C in f32, on every instruction set that runs here.
+/* The reductions of the CPU and CUDA targets are the trees of docs/NUMBERS.md, bit by bit: col_sum,
+ * sum_squares and embedding_grad against plain C in f32, on every instruction set that runs here and on the simulated GPU.
  */
 #include <check.h>
 #include <math.h>
@@ -7,10 +7,11 @@
 #include <string.h>
 #include "ir/numbers.h"
 #include "tests/support/check_main.h"
+#include "tests/support/gpu.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
-static const char *const targets[] = {"cpu", "cpu:x86-64-v3", "cpu:x86-64"};
+static const char *const targets[] = {"cpu", "cpu:x86-64-v3", "cpu:x86-64", "cuda:sm_80"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
 
 /* The tree over n items of `width` floats, absent where present[i] is false; returns whether any
@@ -95,6 +96,8 @@ static void check_col_sum(const char *target, int64_t groups, int64_t shards, in
 }
 
 START_TEST(column_sums_are_the_tree) {
+    if (!moe_test_runs(targets[_i]))
+        return;
     static const int64_t shapes[][4] = {{1, 8, 3000, 33}, {1, 8, 5, 1},    {5, 8, 2000, 7},
                                         {3, 1, 900, 16},  {1, 1, 129, 40}, {1, 64, 4000, 5},
                                         {8, 4, 0, 9}};
@@ -110,7 +113,7 @@ static float sum_squares_reference(const float *x, int64_t slices, int64_t n, in
     memset(there, 1, (size_t)(slices + blocks));
     for (int64_t s = 0; s < slices; s++) {
         for (int64_t b = 0; b < blocks; b++) {
-            float lane[16] = {0};
+            float lane[128] = {0};
             for (int64_t i = b * MOE_NORM_BLOCK; i < n && i < (b + 1) * MOE_NORM_BLOCK; i++) {
                 float v = x[s * n + i], *sum = &lane[(i - b * MOE_NORM_BLOCK) % lanes];
                 *sum = fma ? fmaf(v, v, *sum) : *sum + v * v;
@@ -130,11 +133,12 @@ static float sum_squares_reference(const float *x, int64_t slices, int64_t n, in
 }
 
 START_TEST(sums_of_squares_are_the_tree) {
+    if (!moe_test_runs(targets[_i]))
+        return;
     static const int64_t shapes[][3] = {
         {1, 1, 3}, {1, 1, 4097}, {3, 70, 91}, {5, 64, 256}, {1, 300, 200}};
-    const int lanes = _i == 0   ? 0
-                      : _i == 1 ? 8
-                                : 4; /* the first target's width is this machine's */
+    static const int lanes_of[N_TARGETS] = {0, 8, 4, 128}; /* 0: the width is this machine's */
+    const int lanes = lanes_of[_i];
     for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) {
         int64_t a = shapes[k][0], b = shapes[k][1], c = shapes[k][2], n = a * b * c;
         MoeModule *m = moe_module_create();
@@ -149,8 +153,8 @@ START_TEST(sums_of_squares_are_the_tree) {
         moe_tensor_pack(moe_inputs_find(&in, "x"), data);
         run_one(targets[_i], g, &in, y, &got, 4);
         bool ok = false;
-        for (int w = 4; w <= 16; w *= 2)
-            if (!lanes || w == lanes)
+        for (int w = 4; w <= 128; w *= 2)
+            if (lanes ? w == lanes : w <= 16)
                 ok |= got == sum_squares_reference(data, a, b * c, w, _i != 2);
         ck_assert_msg(ok, "%s: sum_squares of %lld x %lld x %lld: not the tree's bits", targets[_i],
                       (long long)a, (long long)b, (long long)c);
@@ -201,6 +205,8 @@ static void check_embedding_grad(const char *target, int64_t vocab, int64_t rows
 }
 
 START_TEST(embedding_gradients_are_the_tree) {
+    if (!moe_test_runs(targets[_i]))
+        return;
     check_embedding_grad(targets[_i], 40, 300, 37, 1);
     check_embedding_grad(targets[_i], 700, 64, 16, 2);
     check_embedding_grad(targets[_i], 3, 1000, 5, 3);

@@ -120,9 +120,8 @@ __device__ __forceinline__ Part block_fold(int n, Item item) {
 
 enum { NORM_BLOCK = 4096 };
 
-/* sums[block] of every block of every slice (slice elements each). A warp has a block: lane l takes the fours of elements
- * 4 (l + 32 i) in ascending order, each element's square added by fmaf to one of four sums by its place in the four; those
- * four are folded by halves, then the lanes. Elements behind the slice's end add nothing. */
+/* sums[block] of every block of every slice (slice elements each). A warp has a block: 128 sums at stride 128, of which a
+ * thread has four neighbours, each a chain of fmaf; they are folded by halves. Elements behind the slice's end add nothing. */
 template <int THREADS, class T>
 __device__ __forceinline__ void block_squares(const T *x, float *sums, i64 slices, i64 slice,
                                               i64 blocks) {
@@ -149,7 +148,10 @@ __device__ __forceinline__ void block_squares(const T *x, float *sums, i64 slice
                     sum[k] = fmaf(v, v, sum[k]);
                 }
         }
-        float v = warp_sum((sum[0] + sum[2]) + (sum[1] + sum[3]));
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            sum[k] = warp_sum(sum[k]);
+        const float v = (sum[0] + sum[2]) + (sum[1] + sum[3]);
         if (lane() == 0)
             sums[b] = v;
     }
