@@ -8,14 +8,15 @@
  *                  from where they were; the chunk's rows of dw, whole, by the tree over all rows
  *
  * The order of every sum follows from N (blocks of 1024 columns), k and the rows' shards: not from how wide chunks are.
- * Workspace: what a chunk leaves (MAX_CHUNK bytes, or 1024 columns where those are more), 16 bytes a row, the table, and what waits in
- * dw's trees. */
+ * Workspace: what a chunk leaves (MAX_CHUNK bytes, or 1024 columns where those are more; at most 8192 columns), 16 bytes a row, the table,
+ * and what waits in dw's trees. */
 #include "base/assert.h"
 #include "base/str.h"
 #include "codegen/bufs.h"
 #include "codegen/cuda/gemm.h"
 
 #define MAX_CHUNK ((int64_t)256 << 20)
+enum { MAX_WIDTH = 8192 }; /* columns of a chunk that fill a device with few rows, too */
 enum { BLOCK = 1024, GROUP = 8, ENTRY_BYTES = 64, THREADS = 256 }; /* as in xent.cuh */
 
 typedef struct {
@@ -48,7 +49,7 @@ static int64_t take(Xent *x, int64_t bytes) {
 static int64_t chunk_width(const Xent *x) {
     int64_t rows = x->rows.capacity > 0 ? x->rows.capacity : 1;
     int64_t width = MAX_CHUNK / (rows * moe_dtype_bytes(x->dtype)) / BLOCK * BLOCK;
-    width = width > BLOCK ? width : BLOCK;
+    width = width > BLOCK ? width < MAX_WIDTH ? width : MAX_WIDTH : BLOCK;
     width = width < x->n ? width : x->n;
     return width > 0 ? width : 1; /* lower refuses an empty vocabulary */
 }

@@ -271,7 +271,7 @@ void moe_cases_cross_entropy(MoeCaseList *l, MoeOpcode op) {
                   {17, 33, 160, 8, MOE_SHARDS_RANDOM},   {17, 48, 1000, 8, MOE_SHARDS_FIRST},
                   {130, 130, 1000, 8, MOE_SHARDS_EVEN},  {300, 16, 5, 4, MOE_SHARDS_LAST},
                   {1023, 24, 160, 8, MOE_SHARDS_RANDOM}, {3, 513, 1, 1, MOE_SHARDS_EVEN},
-                  {129, 1, 33, 1, MOE_SHARDS_EVEN}};
+                  {129, 1, 33, 1, MOE_SHARDS_EVEN},      {5, 24, 8925, 2, MOE_SHARDS_RANDOM}};
     for (size_t i = 0; i < LEN(shapes); i++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
             MoeOpCase c = {.op = op,

@@ -7,15 +7,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "codegen/codegen.h"
 #include "ir/eval/eval_ranks.h"
 #include "ir/text.h"
 #include "passes/shard.h"
 #include "tests/support/check_main.h"
+#include "tests/support/gpu.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
-static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"};
+static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64",
+                                      "cuda:sm_80"};
 #define N_TARGETS ((int)(sizeof targets / sizeof targets[0]))
 #define LEN(a)    (sizeof(a) / sizeof *(a))
 
@@ -193,14 +194,14 @@ static const Head heads[] = {{0, 16, 12, 2, MOE_F32},     {1, 7, 5, 1, MOE_F32},
                              {131, 130, 64, 2, MOE_BF16}, {300, 24, 1000, 4, MOE_BF16}};
 
 START_TEST(embedding_in_parts_has_the_bits) {
-    if (moe_target_runs_here(targets[_i]))
+    if (moe_test_runs(targets[_i]))
         for (size_t i = 0; i < LEN(heads); i++)
             check_embedding(&heads[i], targets[_i]);
 }
 END_TEST
 
 START_TEST(loss_in_parts_is_the_loss) {
-    if (moe_target_runs_here(targets[_i]))
+    if (moe_test_runs(targets[_i]))
         for (size_t i = 0; i < LEN(heads); i++)
             check_loss(&heads[i], targets[_i]);
 }
