@@ -474,6 +474,10 @@ static void thread_main(void) {
 
 /* Stacks end at different distances from a page's end: else all threads' frames would fall on the same lines of the cache. */
 static void make_thread(unsigned i) {
+    static unsigned n_stacks;
+    for (; n_stacks <= i; n_stacks++)
+        if (mprotect(stacks + (size_t)n_stacks * (STACK + PAGE) + PAGE, STACK, PROT_READ | PROT_WRITE))
+            abort();
     const MoeSimLaunch *l = b.launch;
     Thread *t = &threads[i];
     MoeSimDim d = l->block;
@@ -546,9 +550,6 @@ static void make_memory(void) {
     char *shared = mmap(NULL, MAX_SHARED + PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (stacks == MAP_FAILED || shared == MAP_FAILED || mprotect(shared, MAX_SHARED, PROT_READ | PROT_WRITE))
         abort();
-    for (int i = 0; i < MAX_THREADS; i++)
-        if (mprotect(stacks + (size_t)i * (STACK + PAGE) + PAGE, STACK, PROT_READ | PROT_WRITE))
-            abort();
     shared_end = shared + MAX_SHARED;
 }
 

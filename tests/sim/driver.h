@@ -101,6 +101,8 @@ CUresult moe_sim_launch_fault(CUcontext c, const char *kernel);
 /* Device memory can be touched between these (kernels, copies); outside of them it cannot. */
 void moe_sim_memory_open(void);
 void moe_sim_memory_close(void);
+/* The same for what device memory a copy touches. */
+void moe_sim_memory_range(const void *p, size_t n, bool open);
 /* Whether all of it is device memory that is mapped. */
 bool moe_sim_memory_holds(CUdeviceptr p, size_t n);
 /* Whether some of it is device memory; whether all of it is pinned memory of the host. */

@@ -70,6 +70,13 @@ void moe_sim_memory_close(void) {
             protect(&regions[i], PROT_NONE);
 }
 
+void moe_sim_memory_range(const void *p, size_t n, bool open) {
+    const char *at = p;
+    for (size_t i = 0; !open_count && i < n_regions; i++)
+        if (at < regions[i].at + regions[i].bytes && at + n > regions[i].at)
+            protect(&regions[i], open ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+
 static Region *find(const char *p) {
     for (size_t i = 0; i < n_regions; i++)
         if (p >= regions[i].at && p < regions[i].at + regions[i].bytes)

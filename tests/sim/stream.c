@@ -34,7 +34,7 @@ struct CUstream_st {
     size_t captured; /* ops of this stream in that graph */
     bool joined;     /* the origin waits for its last op */
     CUstream after;  /* in the list of all streams */
-    bool destroyed;  /* kept as long as events may name it: to the end */
+    bool destroyed;  /* off the list, but kept: events may name it */
 };
 
 struct CUevent_st {
@@ -78,14 +78,16 @@ static CUresult run_op(const MoeSimOp *op) {
     switch (op->kind) {
     case OP_LAUNCH: return moe_sim_call_run(op->context, &op->call);
     case OP_COPY:
-        moe_sim_memory_open();
+        moe_sim_memory_range(op->to, op->bytes, true);
+        moe_sim_memory_range(op->from, op->bytes, true);
         memmove(op->to, op->staged ? op->staged : op->from, op->bytes);
-        moe_sim_memory_close();
+        moe_sim_memory_range(op->to, op->bytes, false);
+        moe_sim_memory_range(op->from, op->bytes, false);
         return CUDA_SUCCESS;
     case OP_SET:
-        moe_sim_memory_open();
+        moe_sim_memory_range(op->to, op->bytes, true);
         memset(op->to, op->value, op->bytes);
-        moe_sim_memory_close();
+        moe_sim_memory_range(op->to, op->bytes, false);
         return CUDA_SUCCESS;
     case OP_RECORD: op->event->time = now(); return CUDA_SUCCESS;
     case OP_WAIT: return op->stream ? run_until(op->stream, op->number) : CUDA_SUCCESS;
@@ -93,19 +95,24 @@ static CUresult run_op(const MoeSimOp *op) {
     return CUDA_ERROR_UNKNOWN;
 }
 
-/* What was asked of s, up to its op of that number. Memory stays open from one op to the next. */
+/* What was asked of s, up to its op of that number. From the first kernel on memory stays open. */
 static CUresult run_until(CUstream s, uint64_t number) {
     CUresult r = s->context->error;
-    moe_sim_memory_open();
+    bool open = false;
     while (s->next < s->queue.n && s->issued - (s->queue.n - s->next) < number) {
         MoeSimOp op = s->queue.ops[s->next++];
         if (s->next == s->queue.n)
             s->next = s->queue.n = 0;
+        if (op.kind == OP_LAUNCH && !open) {
+            moe_sim_memory_open();
+            open = true;
+        }
         if (!r)
             r = run_op(&op);
         op_free(&op);
     }
-    moe_sim_memory_close();
+    if (open)
+        moe_sim_memory_close();
     return r;
 }
 
@@ -207,6 +214,11 @@ MOE_SIM_EXPORT CUresult cuStreamDestroy_v2(CUstream s) {
     free(s->queue.ops);
     s->queue = (Ops){0};
     s->destroyed = true;
+    for (CUstream *at = &streams; *at; at = &(*at)->after)
+        if (*at == s) {
+            *at = s->after;
+            break;
+        }
     return moe_sim_leave(r ? r : ran);
 }
 

@@ -402,6 +402,8 @@ static size_t live_bytes(MoeGroupRun *r, const MoeValue *v) {
     const MoeValue *seg = t->dims[0].seg;
     int32_t n;
     memcpy(&n, buffer_data(home(r, seg)) + seg->type.groups * seg->type.shards * 4, 4);
+    if (n < 0 || n > t->dims[0].size)
+        return (size_t)moe_type_bytes(t);
     return (size_t)(moe_type_bytes(t) / t->dims[0].size * n);
 }
 
