@@ -207,6 +207,11 @@ static bool wake(void) {
         land(&b.later, b.async == MIXED ? (size_t)(roll() % b.later.n) : 0);
         return true;
     }
+    for (unsigned i = 0; i < b.n; i++) /* somebody may wait for what comes after a thread's copies */
+        if (threads[i].queues[MOE_SIM_COPIES].n) {
+            land(&threads[i].queues[MOE_SIM_COPIES], 0);
+            return true;
+        }
     for (unsigned i = 0; i < b.n; i++)
         if (threads[i].state == RELAXED) {
             set_ready(&threads[i]);
@@ -374,14 +379,16 @@ static bool at_once(void) {
 
 static Queue *queue_of(MoeSimQueue q) {
     unsigned i = index_of(b.current);
+    if (q == MOE_SIM_COPIES_END)
+        q = MOE_SIM_COPIES;
     return &threads[q == MOE_SIM_PRODUCTS ? i & ~127u : i].queues[q];
 }
 
-/* Products land in order: they add up in the same registers. */
+/* Products land in order: they add up in the same registers. So does what is to come after all copies. */
 static void api_push(MoeSimQueue which, MoeSimLater act, const void *data, unsigned bytes) {
     Queue *q = queue_of(which);
     queue_add(q, act, data, bytes);
-    if (at_once() && (which != MOE_SIM_PRODUCTS || q->n == 1))
+    if (at_once() && (which == MOE_SIM_COPIES || which == MOE_SIM_STORES || q->n == 1))
         land(q, q->n - 1);
 }
 static void api_commit(MoeSimQueue which) {
@@ -400,11 +407,20 @@ static void api_later(MoeSimLater act, const void *data, unsigned bytes) {
 
 /* ---- shared memory ---- */
 
-/* The window's addresses: dynamic memory from 1 MB, static from 64 KB; low bits as the host's. */
-enum { WINDOW_DYNAMIC = 1 << 20, WINDOW_STATIC = 1 << 16, WINDOW_LOW = 1023 };
+/* The window's addresses, below 256 KB (a descriptor has room for no more): 1 KB that is the system's, static memory, dynamic
+ * memory. Low bits are the host's. */
+enum { WINDOW_STATIC = 1 << 10, WINDOW_LOW = 1023 };
 
-static unsigned window(const char *start, unsigned from) {
-    return from + (unsigned)((uintptr_t)start & WINDOW_LOW);
+static size_t static_bytes(void) {
+    const MoeSimModule *m = b.launch->module;
+    return m->shared ? (size_t)(m->shared_end - m->shared) : 0;
+}
+static unsigned window_static(void) {
+    return WINDOW_STATIC + (unsigned)((uintptr_t)b.launch->module->shared & WINDOW_LOW);
+}
+static unsigned window_dynamic(void) {
+    return 2 * WINDOW_STATIC + (unsigned)((static_bytes() + WINDOW_LOW) / 1024 * 1024) +
+           (unsigned)((uintptr_t)b.current->self.shared & WINDOW_LOW);
 }
 
 static unsigned api_shared_addr(const void *p) {
@@ -412,24 +428,23 @@ static unsigned api_shared_addr(const void *p) {
     const MoeSimSelf *me = &b.current->self;
     const MoeSimModule *m = b.launch->module;
     if (c >= me->shared && c <= me->shared + me->shared_bytes)
-        return window(me->shared, WINDOW_DYNAMIC) + (unsigned)(c - me->shared);
+        return window_dynamic() + (unsigned)(c - me->shared);
     if (m->shared && c >= m->shared && c <= m->shared_end)
-        return window(m->shared, WINDOW_STATIC) + (unsigned)(c - m->shared);
+        return window_static() + (unsigned)(c - m->shared);
     fail("address %p is not in the block's shared memory (%u bytes at %p, dynamic)", p, me->shared_bytes,
          (void *)me->shared);
 }
 
 static void *api_shared_at(unsigned addr, unsigned bytes) {
     const MoeSimSelf *me = &b.current->self;
-    const MoeSimModule *m = b.launch->module;
-    bool dynamic = addr >= WINDOW_DYNAMIC;
-    char *start = dynamic ? me->shared : m->shared;
-    size_t all = dynamic ? me->shared_bytes : (size_t)(m->shared_end - m->shared);
-    unsigned from = window(start, dynamic ? WINDOW_DYNAMIC : WINDOW_STATIC);
+    unsigned from = window_dynamic();
+    bool dynamic = addr >= from;
+    from = dynamic ? from : window_static();
+    size_t all = dynamic ? me->shared_bytes : static_bytes();
     if (addr < from || addr - from + (size_t)bytes > all)
         fail("shared memory: %u bytes at %lld of %zu (%s)", bytes, (long long)addr - from, all,
              dynamic ? "dynamic" : "static");
-    return start + (addr - from);
+    return (dynamic ? me->shared : b.launch->module->shared) + (addr - from);
 }
 
 static const void *api_tensor_map(const void *map) {

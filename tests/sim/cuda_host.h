@@ -83,6 +83,8 @@ double exp(double), log(double), sqrt(double), fabs(double), fma(double, double,
 double floor(double), ceil(double), cos(double), sin(double), rint(double), fmax(double, double), fmin(double, double);
 void *memcpy(void *, const void *, __SIZE_TYPE__);
 void *memset(void *, int, __SIZE_TYPE__);
+void *malloc(__SIZE_TYPE__);
+void free(void *);
 }
 
 #define MOE_SIM_CAST(name, to, from)                                                               \
@@ -317,6 +319,7 @@ MOE_SIM_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
 #undef MOE_SIM_REDUCE
 
 #include "tests/sim/ptx_sim.h"
+#include "tests/sim/hopper_sim.h"
 
 #endif
 #endif

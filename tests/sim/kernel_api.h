@@ -29,7 +29,13 @@ typedef enum { MOE_SIM_SYNC, MOE_SIM_OR, MOE_SIM_AND, MOE_SIM_COUNT, MOE_SIM_ARR
 
 /* Queues of copies and products whose end is waited for by number: a thread's copies, a warpgroup's products, a thread's
  * copies out of shared memory by tensor map. */
-typedef enum { MOE_SIM_COPIES, MOE_SIM_PRODUCTS, MOE_SIM_STORES, MOE_SIM_N_QUEUES } MoeSimQueue;
+typedef enum {
+    MOE_SIM_COPIES,
+    MOE_SIM_PRODUCTS,
+    MOE_SIM_STORES,
+    MOE_SIM_N_QUEUES,
+    MOE_SIM_COPIES_END, /* push: among the copies, but not before those that are there */
+} MoeSimQueue;
 
 typedef struct {
     /* Waits for the lanes of the warp named in mask, all with the same mask and `what`; then `act` runs once for all. */

@@ -2,7 +2,14 @@
 #ifndef MOE_TESTS_SIM_TENSOR_MAP_H
 #define MOE_TESTS_SIM_TENSOR_MAP_H
 
+#ifdef __cplusplus /* with a unit: no headers of C there */
+typedef __UINT8_TYPE__ uint8_t;
+typedef __UINT16_TYPE__ uint16_t;
+typedef __UINT32_TYPE__ uint32_t;
+typedef __UINT64_TYPE__ uint64_t;
+#else
 #include <stdint.h>
+#endif
 
 typedef struct {
     uint32_t magic;
