@@ -551,7 +551,10 @@ static void on_fault(int sig, siginfo_t *info, void *context) {
                                        : "an access to memory that is not there";
     if (at >= stacks && at < stacks + (size_t)MAX_THREADS * (STACK + PAGE))
         what = "its stack is full";
-    if (sig == SIGILL || sig == SIGFPE)
+    bool no_address = sig == SIGSEGV && info->si_code == SI_KERNEL; /* as of an aligned move of 16 bytes */
+    if (no_address)
+        what = "a misaligned access, or an address that cannot be";
+    if (sig == SIGILL || sig == SIGFPE || no_address)
         snprintf(b.why + n, sizeof b.why - (size_t)n, "%s", what);
     else
         snprintf(b.why + n, sizeof b.why - (size_t)n, "%s, at %p", what, (void *)at);
