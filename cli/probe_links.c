@@ -11,7 +11,7 @@
 
 enum { NAME_BYTES = 64, SMALL = 8, REPEATS = 200, LARGE_REPEATS = 8 };
 #define LARGE  ((int64_t)8 << 20)  /* bytes that a rank sends, to all peers together */
-#define MEMORY ((int64_t)64 << 20) /* that the large ones go through in turn: what training sends is in no cache any more */
+#define TURNS  16 /* a host's large ones go through so many times this memory: what training sends is in no cache any more */
 
 typedef struct {
     MoeComm *comm;
@@ -19,6 +19,7 @@ typedef struct {
     MoeBlock *sends, *recvs;
     int *peers; /* of the class that is measured */
     int n_peers;
+    int64_t room; /* bytes of out and in */
 } Probe;
 
 static double minimum(double a, double b) {
@@ -70,7 +71,7 @@ static MoeStatus exchange(Probe *p, int64_t bytes, int repeats, int64_t rounds, 
     *out = INFINITY;
     for (int k = 0; k < repeats && !st; k++) {
         double mine = 0;
-        st = once(p, bytes, bytes * p->n_peers < LARGE / 2 ? 0 : k * LARGE % MEMORY, rounds, &mine);
+        st = once(p, bytes, bytes * p->n_peers < LARGE / 2 ? 0 : k * LARGE % p->room, rounds, &mine);
         if (!st)
             st = slowest(p, &mine, all);
         *out = minimum(*out, mine);
@@ -132,8 +133,11 @@ static char *touched(int64_t bytes) {
 
 static MoeStatus measure_class(MoeComm *comm, MoeLinkClass k, MoeCluster *c) {
     size_t n = (size_t)comm->size;
-    Probe p = {.comm = comm, .out = touched(MEMORY + (int64_t)n * SMALL), .in = touched(MEMORY + (int64_t)n * SMALL), .sends = calloc(n, sizeof *p.sends),
+    int turns = TURNS / c->ranks_per_node;
+    Probe p = {.comm = comm, .room = LARGE * (turns > 1 ? turns : 1), .sends = calloc(n, sizeof *p.sends),
                .recvs = calloc(n, sizeof *p.recvs), .peers = calloc(n, sizeof *p.peers)};
+    p.out = touched(p.room + (int64_t)n * SMALL);
+    p.in = touched(p.room + (int64_t)n * SMALL);
     for (int r = 0; r < comm->size && p.peers; r++)
         if (r != comm->rank && moe_cluster_link(c, r, comm->rank) == k)
             p.peers[p.n_peers++] = r;
@@ -157,11 +161,11 @@ MoeStatus moe_probe_links(MoeComm *comm, MoeCluster *out) {
 }
 
 MoeStatus moe_probe_memory(MoeComm *comm, double *out) {
-    enum { BYTES = 64 << 20, PIECE = 1 << 20, TURNS = 6 }; /* large copies at once would go past the caches: those of training are not */
+    enum { BYTES = 64 << 20, PIECE = 1 << 20, TIMES = 6 }; /* large copies at once would go past the caches: those of training are not */
     char *from = touched(BYTES), *to = touched(BYTES);
     double best = 1e30;
     MoeStatus st = from && to ? NULL : moe_error(MOE_E_NOMEM, "no memory to measure memory");
-    for (int i = 0; i < TURNS && !st; i++) {
+    for (int i = 0; i < TIMES && !st; i++) {
         st = moe_comm_barrier(comm, "probe of memory");
         double start = moe_now();
         for (int at = 0; at < BYTES; at += PIECE)
