@@ -38,6 +38,10 @@ __attribute__((visibility("default"), used)) MoeSimModule moe_sim_module = {
 
 #define MOE_SHARED(name) char *const name = MOE_SIM_SELF->shared
 
+/* Before a move of so many bytes as a whole, which the compiler may well do in pieces. */
+#define MOE_ALIGNED(p, bytes)                                                                      \
+    ((__UINTPTR_TYPE__)(p) % (bytes) ? MOE_SIM_API->fail("a misaligned access of " #bytes " bytes") : (void)0)
+
 /* How the simulator calls a kernel: MOE_ENTRY(name, threads), after the kernel's definition. */
 template <class... A> struct MoeSimCall;
 template <class T> struct MoeSimBare {

@@ -424,6 +424,8 @@ MOE_SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr p, size_t bytes, const Access
 
 /* ---- tensor maps ---- */
 
+#if MOE_SIM_DRIVER_VERSION >= 12000
+
 static const char *bad_map(unsigned element, uint32_t rank, CUdeviceptr address, const uint64_t *dims,
                            const uint64_t *strides, const uint32_t *box, const uint32_t *steps, unsigned swizzle) {
     if (!element)
@@ -481,3 +483,4 @@ MOE_SIM_EXPORT CUresult cuTensorMapEncodeTiled(void *out, int type, uint32_t ran
     moe_sim_tensor_map_write(&m, out);
     return moe_sim_leave(CUDA_SUCCESS);
 }
+#endif

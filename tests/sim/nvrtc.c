@@ -130,11 +130,12 @@ static char *read_file(const char *path, size_t before, size_t *out_n) {
     return p;
 }
 
-static bool write_file(const char *path, const char *text) {
+/* The text, of which messages say that it is called `name`. */
+static bool write_file(const char *path, const char *name, const char *text) {
     FILE *f = fopen(path, "we");
     if (!f)
         return false;
-    bool good = fputs(text, f) >= 0;
+    bool good = fprintf(f, "#line 1 \"%s\"\n%s", name, text) >= 0;
     return fclose(f) == 0 && good;
 }
 
@@ -180,7 +181,7 @@ static bool compile_in(nvrtcProgram p, const char *dir, int capability, bool exa
                           "-fno-math-errno", "-fno-stack-protector", "-fno-slp-vectorize", "-fsanitize=alignment",
                           "-fsanitize-trap=alignment", machine(), arch, exact ? "-DMOE_SIM_EXACT_ARCH" : "-DMOE_SIM_ANY_ARCH",
                           "-I", MOE_SIM_ROOT, "-include", MOE_SIM_ROOT "/tests/sim/cuda_host.h", in, "-o", out, "-lm", NULL};
-    bool good = write_file(in, p->text);
+    bool good = write_file(in, p->name, p->text);
     if (!good)
         fails(p, NVRTC_ERROR_INTERNAL_ERROR, "cannot write ", in);
     if (good && !run((char *const *)(uintptr_t)argv, log)) {

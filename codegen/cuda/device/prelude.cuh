@@ -150,16 +150,24 @@ struct alignas(8) Words2 {
     u32 x, y;
 };
 
+#ifndef MOE_ALIGNED
+#define MOE_ALIGNED(p, bytes) ((void)0) /* the simulator's: a device would trap */
+#endif
+
 __device__ __forceinline__ Words4 load_words4(const void *p) {
+    MOE_ALIGNED(p, 16);
     return *(const Words4 *)p;
 }
 __device__ __forceinline__ Words2 load_words2(const void *p) {
+    MOE_ALIGNED(p, 8);
     return *(const Words2 *)p;
 }
 __device__ __forceinline__ void store_words4(void *p, Words4 v) {
+    MOE_ALIGNED(p, 16);
     *(Words4 *)p = v;
 }
 __device__ __forceinline__ void store_words2(void *p, Words2 v) {
+    MOE_ALIGNED(p, 8);
     *(Words2 *)p = v;
 }
 
