@@ -52,17 +52,17 @@ void moe_cuda_attn_launch(MoeCudaTarget *t, const MoeCudaAttn *a, const MoeCudaA
                    (long long)a->head_dim, (long long)a->seq);
     if (a->window)
         moe_str_printf(&note, ", the last %lld keys", (long long)a->window);
-    const char *name =
-        moe_cuda_kernel(t, &(MoeCudaKernelText){.prefix = k->prefix,
-                                                .note = moe_str_c(&note),
-                                                .n_bufs = (int)n,
-                                                .threads = k->threads,
-                                .min_blocks = 1, /* unsaid, ptxas spills for occupancy */
-                                                .shared_bytes = k->shared_bytes,
-                                                .parts = 1u << MOE_CUDA_PART_attn |
-                                                         1u << (a->mma ? MOE_CUDA_PART_attn_mma
-                                                                       : MOE_CUDA_PART_attn_simt),
-                                                .body = moe_str_c(&body)});
+    const char *name = moe_cuda_kernel(
+        t, &(MoeCudaKernelText){
+               .prefix = k->prefix,
+               .note = moe_str_c(&note),
+               .n_bufs = (int)n,
+               .threads = k->threads,
+               .min_blocks = 1, /* unsaid, ptxas spills for occupancy */
+               .shared_bytes = k->shared_bytes,
+               .parts = 1u << MOE_CUDA_PART_attn |
+                        1u << (a->mma ? MOE_CUDA_PART_attn_mma : MOE_CUDA_PART_attn_simt),
+               .body = moe_str_c(&body)});
     moe_str_free(&body);
     moe_str_free(&note);
     moe_cuda_launch(t, out, name, k->blocks, refs, n);

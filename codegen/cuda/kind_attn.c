@@ -5,11 +5,12 @@
 
 enum { BUF_Q, BUF_K, BUF_V, BUF_SEG, BUF_O, BUF_LSE, N_BUFS };
 
-/* Tiles by head_dim: what leaves registers for all accumulators (sm_80 and later: 255 of them, no spills). */
+/* Tiles by head_dim: the largest that spill no register; ptxas needs more of them for Blackwell. */
 static const struct {
     int64_t max_dim;
-    int mt, warps, keys; /* 16-row tiles of queries a warp, warps, keys of a step */
-} mma_tiles[] = {{64, 2, 4, 64}, {128, 2, 4, 48}, {256, 1, 4, 32}};
+    int mt, warps;         /* 16-row tiles of queries a warp, warps */
+    int keys, keys_sm_100; /* of a step */
+} mma_tiles[] = {{64, 2, 4, 64, 64}, {128, 2, 4, 48, 32}, {256, 1, 4, 32, 32}};
 /* What fits in 163 KiB of shared memory. */
 static const struct {
     int64_t max_dim;
@@ -21,16 +22,18 @@ static const struct {
     "buf<float>(a, %d), %af)"
 #define ARG_VALUES(a) BUF_Q, BUF_K, BUF_V, BUF_SEG, BUF_O, BUF_LSE, (double)(a)->scale
 
-static void mma_kernel(const MoeCudaAttn *a, MoeStr *call, MoeCudaAttnKernel *k) {
+static void mma_kernel(const MoeCudaTarget *t, const MoeCudaAttn *a, MoeStr *call,
+                       MoeCudaAttnKernel *k) {
     int i = 0;
     while (a->head_dim > mma_tiles[i].max_dim)
         i++;
+    int keys = t->arch->major < 10 ? mma_tiles[i].keys : mma_tiles[i].keys_sm_100;
     int64_t queries = (int64_t)mma_tiles[i].mt * mma_tiles[i].warps * 16;
-    moe_str_printf(call, "%d, %d, %d, %lld>" ARGS, mma_tiles[i].mt, mma_tiles[i].warps,
-                   mma_tiles[i].keys, (long long)a->padded, ARG_VALUES(a));
+    moe_str_printf(call, "%d, %d, %d, %lld>" ARGS, mma_tiles[i].mt, mma_tiles[i].warps, keys,
+                   (long long)a->padded, ARG_VALUES(a));
     k->function = "attn_forward_mma";
     k->threads = mma_tiles[i].warps * 32;
-    k->shared_bytes = (queries + 2 * mma_tiles[i].keys) * a->stride * 2;
+    k->shared_bytes = (queries + 2 * keys) * a->stride * 2;
     k->blocks = moe_cuda_attn_blocks(a, a->heads, queries, 1);
 }
 
@@ -59,7 +62,7 @@ MoeStatus moe_cuda_attn_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
     MoeCudaAttnKernel k = {.prefix = "attn"};
     MOE_TRY(moe_cuda_attn_shape(op, &a));
     if (a.mma)
-        mma_kernel(&a, &call, &k);
+        mma_kernel(t, &a, &call, &k);
     else
         simt_kernel(&a, &call, &k);
     k.call = moe_str_c(&call);

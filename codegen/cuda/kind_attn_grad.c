@@ -13,8 +13,8 @@ static const struct {
 } dq_tiles[] = {{64, 2, 4, 48}, {128, 2, 4, 32}, {256, 1, 4, 32}};
 static const struct {
     int64_t max_dim;
-    int mt, warps, step, parts;
-} dkv_tiles[] = {{64, 2, 4, 32, 1}, {128, 1, 4, 64, 1}, {256, 1, 4, 32, 2}};
+    int mt, warps, step, step_sm_100, parts;
+} dkv_tiles[] = {{64, 2, 4, 32, 16, 1}, {128, 1, 4, 64, 48, 1}, {256, 1, 4, 32, 32, 2}};
 static const struct {
     int64_t max_dim;
     int rows; /* of both sides */
@@ -74,12 +74,14 @@ static void append_args(const MoeCudaAttn *a, bool dkv, MoeStr *call) {
     moe_str_printf(call, ", %lld, %af)", (long long)a->capacity, (double)a->scale);
 }
 
-static void mma_kernel(const MoeCudaAttn *a, bool dkv, MoeStr *call, MoeCudaAttnKernel *k) {
+static void mma_kernel(const MoeCudaTarget *t, const MoeCudaAttn *a, bool dkv, MoeStr *call,
+                       MoeCudaAttnKernel *k) {
     int i = 0;
     while (a->head_dim > dq_tiles[i].max_dim)
         i++;
-    int mt = dkv ? dkv_tiles[i].mt : dq_tiles[i].mt,
-        step = dkv ? dkv_tiles[i].step : dq_tiles[i].step;
+    int mt = dkv ? dkv_tiles[i].mt : dq_tiles[i].mt, step = dq_tiles[i].step;
+    if (dkv)
+        step = t->arch->major < 10 ? dkv_tiles[i].step : dkv_tiles[i].step_sm_100;
     int warps = dkv ? dkv_tiles[i].warps : dq_tiles[i].warps, parts = dkv ? dkv_tiles[i].parts : 1;
     int64_t tile = (int64_t)mt * warps * 16;
     moe_str_printf(call, "%d, %d, %d, %lld>", mt, warps, step, (long long)a->padded / parts);
@@ -106,7 +108,7 @@ static void launch_grad(MoeCudaTarget *t, const MoeCudaAttn *a, const MoeOp *op,
     MoeStr call = {0};
     MoeCudaAttnKernel k = {.prefix = dkv ? "attn_dkv" : "attn_dq"};
     if (a->mma)
-        mma_kernel(a, dkv, &call, &k);
+        mma_kernel(t, a, dkv, &call, &k);
     else
         simt_kernel(a, dkv, &call, &k);
     append_args(a, dkv, &call);

@@ -13,7 +13,7 @@
 #include "base/assert.h"
 #include "base/str.h"
 #include "codegen/bufs.h"
-#include "codegen/cuda/gemm.h"
+#include "codegen/cuda/gemm_hopper.h"
 
 #define MAX_CHUNK ((int64_t)256 << 20)
 enum { MAX_WIDTH = 8192 }; /* columns of a chunk that fill a device with few rows, too */
@@ -23,7 +23,8 @@ typedef struct {
     const MoeOp *op;
     bool first_pass, grad, part; /* part: of a vocabulary; then labels may be elsewhere */
     MoeDtype dtype;
-    int64_t n, c, width, n_chunks, ld; /* h (T, c), w (n, c); columns of a chunk; between rows of what it leaves */
+    int64_t n, c, width, n_chunks,
+        ld; /* h (T, c), w (n, c); columns of a chunk; between rows of what it leaves */
     const MoeValue *h, *w, *labels, *seg;
     MoeRowSpace rows;
     MoeCudaGemm logits, dh;
@@ -77,12 +78,13 @@ static void analyse(MoeCudaTarget *t, const MoeGroup *g, Xent *x) {
     x->ld = round_up(x->width, GROUP);
     x->logits = (MoeCudaGemm){.dtype = x->dtype,
                               .rows = x->rows,
-                              .n = x->width,
+                              .n = x->ld,
                               .k = x->c,
                               .lda = x->c,
                               .ldb = x->c,
                               .products = 1,
-                              .tb = true};
+                              .tb = true,
+                              .maps = true};
     /* Columns past a chunk's end, up to the next multiple of 8, are zeros: rows of dlogits are whole. */
     x->dh = (MoeCudaGemm){.dtype = x->dtype,
                           .rows = x->rows,
@@ -90,14 +92,16 @@ static void analyse(MoeCudaTarget *t, const MoeGroup *g, Xent *x) {
                           .k = x->ld,
                           .lda = x->ld,
                           .ldb = x->c,
-                          .products = 1};
+                          .products = 1,
+                          .maps = true};
     x->dw = (MoeCudaWgrad){.dtype = x->dtype,
                            .rows = x->rows,
                            .results = 1,
                            .n = x->ld,
                            .k = x->c,
                            .ld_dy = x->ld,
-                           .ld_x = x->c};
+                           .ld_x = x->c,
+                           .maps = true};
     int64_t rows = x->rows.capacity;
     x->table = take(x, x->n_chunks * ENTRY_BYTES);
     x->state = take(x, rows * 3 * 4);
@@ -124,6 +128,7 @@ int64_t moe_cuda_xent_workspace(MoeCudaTarget *t, const MoeGroup *g) {
 /* A kernel while it is written. */
 typedef struct {
     MoeCudaTarget *t;
+    const char *note;
     MoeCudaRefs refs;
     MoeStr body;
 } Kernel;
@@ -133,8 +138,17 @@ static const char *pointer(Kernel *k, const char *type, MoeBufRef ref) {
     return moe_arena_printf(k->t->arena, "buf<%s>(a, %d)", type, moe_cuda_add_ref(&k->refs, ref));
 }
 
-static Kernel begin(MoeCudaTarget *t) {
+/* The buffer that pointer() gave last. */
+static int last_buffer(const Kernel *k) {
+    return k->refs.n - 1;
+}
+
+static Kernel begin(MoeCudaTarget *t, const Xent *x) {
     Kernel k = {.t = t};
+    if (x->op)
+        k.note = moe_arena_printf(
+            t->arena, "loss head: %s, %lld columns, vocabulary of %lld in chunks of %lld",
+            moe_dtype_name(x->dtype), (long long)x->c, (long long)x->n, (long long)x->width);
     moe_str_append(&k.body, "using namespace moe;\n");
     return k;
 }
@@ -173,17 +187,22 @@ static void declare_state(Kernel *k, const Xent *x) {
                    (long long)(2 * x->rows.capacity));
 }
 
-static void finish(Kernel *k, const char *prefix, const MoeCudaProductPlan *plan, MoeLowered *out) {
-    const uint32_t parts = 1u << MOE_CUDA_PART_math | 1u << MOE_CUDA_PART_gemm |
-                           1u << MOE_CUDA_PART_xent;
-    const char *name = moe_cuda_kernel(k->t, &(MoeCudaKernelText){.prefix = prefix,
-                                                                  .n_bufs = k->refs.n,
-                                                                  .threads = plan->threads,
-                                                                  .min_blocks = plan->min_blocks,
-                                                                  .shared_bytes = plan->shared_bytes,
-                                                                  .parts = parts | plan->parts,
-                                                                  .body = moe_str_c(&k->body)});
-    moe_cuda_launch(k->t, out, name, plan->blocks, k->refs.refs, (size_t)k->refs.n);
+static void finish(Kernel *k, const char *prefix, const MoeCudaProductPlan *plan,
+                   const MoeTensorMap *maps, MoeLowered *out) {
+    const uint32_t parts =
+        1u << MOE_CUDA_PART_math | 1u << MOE_CUDA_PART_gemm | 1u << MOE_CUDA_PART_xent;
+    const char *name =
+        moe_cuda_kernel(k->t, &(MoeCudaKernelText){.prefix = prefix,
+                                                   .note = k->note,
+                                                   .n_bufs = k->refs.n,
+                                                   .n_maps = plan->n_maps,
+                                                   .threads = plan->threads,
+                                                   .min_blocks = plan->min_blocks,
+                                                   .shared_bytes = plan->shared_bytes,
+                                                   .parts = parts | plan->parts,
+                                                   .body = moe_str_c(&k->body)});
+    moe_cuda_launch_maps(k->t, out, name, plan->blocks, k->refs.refs, (size_t)k->refs.n, maps,
+                         (size_t)plan->n_maps);
     moe_str_free(&k->body);
 }
 
@@ -192,46 +211,65 @@ static void finish_plain(Kernel *k, const char *prefix, int64_t items, MoeLowere
     MoeCudaProductPlan plan = {.threads = THREADS,
                                .min_blocks = 1,
                                .blocks = moe_cuda_blocks(k->t, ceil_div(items, THREADS), 8)};
-    finish(k, prefix, &plan, out);
+    finish(k, prefix, &plan, NULL, out);
 }
 
 static void launch_table(MoeCudaTarget *t, const Xent *x, MoeLowered *out) {
-    Kernel k = begin(t);
+    Kernel k = begin(t, x);
     moe_str_printf(&k.body, "xent_table(%s, %lld, %lld);\n",
                    pointer(&k, "i32", moe_ref_work(x->table)), (long long)x->n,
                    (long long)x->width);
     finish_plain(&k, "xent_table", 1, out);
 }
 
-/* The product of chunk i's logits, with the tail that the text `tail` begins and `first` ends. */
+/* The maps of a product of a and w: w's is one of all its rows. */
+static void product_maps(const Xent *x, const MoeCudaGemm *g, const MoeCudaProductPlan *plan, int a,
+                         int w, MoeTensorMap maps[MOE_CUDA_MAX_MAPS]) {
+    if (!plan->n_maps)
+        return;
+    moe_cuda_hopper_maps(g, plan, a, &w, maps);
+    maps[plan->n_maps - 1].dims[1] = x->n;
+}
+
+/* Rows of w from the chunk's first one on. */
+static const char *chunk_of_w(Kernel *k, const Xent *x, const char *type) {
+    return moe_arena_printf(k->t->arena, "%s + (i64)chunk.first * %lld",
+                            pointer(k, type, moe_ref(x->w)), (long long)x->c);
+}
+
+/* The product of a chunk's logits with that tail. */
 static void launch_logits(Kernel *k, const Xent *x, const char *table, const char *prefix,
                           const char *tail, MoeLowered *out) {
     const char *type = x->dtype == MOE_BF16 ? "bf16" : "float";
-    const char *h = pointer(k, type, moe_ref(x->h)), *w = pointer(k, type, moe_ref(x->w));
-    w = moe_arena_printf(k->t->arena, "%s + (i64)chunk.first * %lld", w, (long long)x->c);
+    const char *h = pointer(k, type, moe_ref(x->h));
+    int at_h = last_buffer(k);
+    const char *w = chunk_of_w(k, x, type);
     MoeCudaProductPlan plan;
+    MoeTensorMap maps[MOE_CUDA_MAX_MAPS];
     moe_cuda_gemm_plan(k->t, &x->logits, &plan);
+    product_maps(x, &x->logits, &plan, at_h, last_buffer(k), maps);
     moe_cuda_gemm_text(&x->logits, &(MoeCudaGemmOperands){.a = h, .b = {w}, .table = table},
                        &k->body);
-    moe_str_printf(&k->body, "g.n = chunk.n;\n%s(g, %s);\n", plan.call, tail);
-    finish(k, prefix, &plan, out);
+    moe_str_printf(&k->body, "g.n = chunk.n, g.b_first = chunk.first;\n%s(g, %s%s);\n", plan.call,
+                   plan.maps, tail);
+    finish(k, prefix, &plan, maps, out);
 }
 
 static void launch_stats(MoeCudaTarget *t, const Xent *x, int64_t i, MoeLowered *out) {
-    Kernel k = begin(t);
+    Kernel k = begin(t, x);
     const char *table = declare_rows(&k, x);
     declare_chunk(&k, x, i);
     declare_labels(&k, x);
     declare_state(&k, x);
-    launch_logits(&k, x, table, "xent_logits",
-                  moe_arena_printf(t->arena, "XentStatsTail{labels, %s, %lld, state.own, chunk.first}",
-                                   pointer(&k, "Words2", moe_ref_work(x->left)),
-                                   (long long)(x->ld / GROUP)),
-                  out);
+    launch_logits(
+        &k, x, table, "xent_logits",
+        moe_arena_printf(t->arena, "XentStatsTail{labels, %s, %lld, state.own, chunk.first}",
+                         pointer(&k, "Words2", moe_ref_work(x->left)), (long long)(x->ld / GROUP)),
+        out);
 }
 
 static void launch_merge(MoeCudaTarget *t, const Xent *x, int64_t i, MoeLowered *out) {
-    Kernel k = begin(t);
+    Kernel k = begin(t, x);
     declare_rows(&k, x);
     declare_chunk(&k, x, i);
     declare_state(&k, x);
@@ -242,7 +280,7 @@ static void launch_merge(MoeCudaTarget *t, const Xent *x, int64_t i, MoeLowered 
 
 /* nll and lse, or a part's sums. */
 static void launch_sums(MoeCudaTarget *t, const Xent *x, MoeLowered *out) {
-    Kernel k = begin(t);
+    Kernel k = begin(t, x);
     const char *to = pointer(&k, "float", moe_ref(x->op->results[0]));
     int64_t parts = x->part ? moe_attr_i(x->op, "parts") : 1;
     declare_rows(&k, x);
@@ -258,59 +296,63 @@ static void launch_sums(MoeCudaTarget *t, const Xent *x, MoeLowered *out) {
 }
 
 static void launch_dlogits(MoeCudaTarget *t, const Xent *x, int64_t i, MoeLowered *out) {
-    Kernel k = begin(t);
+    Kernel k = begin(t, x);
     const char *table = declare_rows(&k, x), *type = x->dtype == MOE_BF16 ? "bf16" : "float";
     declare_chunk(&k, x, i);
     declare_labels(&k, x);
     const char *lse =
         pointer(&k, "const float", x->part ? moe_ref(x->op->operands[4]) : moe_ref_work(x->lse));
     const char *dnll = pointer(&k, "const float", moe_ref(x->op->operands[x->part ? 5 : 3]));
-    launch_logits(&k, x, table, "xent_dlogits",
-                  moe_arena_printf(t->arena, "XentGradTail<%s>{labels, %s, %s, %s, %lld, chunk.first}",
-                                   type, lse, dnll, pointer(&k, type, moe_ref_work(x->left)),
-                                   (long long)x->ld),
-                  out);
+    launch_logits(
+        &k, x, table, "xent_dlogits",
+        moe_arena_printf(t->arena, "XentGradTail<%s>{labels, %s, %s, %s, %lld, chunk.first}", type,
+                         lse, dnll, pointer(&k, type, moe_ref_work(x->left)), (long long)x->ld),
+        out);
 }
 
 static void launch_dh(MoeCudaTarget *t, const Xent *x, int64_t i, MoeLowered *out) {
-    Kernel k = begin(t);
+    Kernel k = begin(t, x);
     const char *type = x->dtype == MOE_BF16 ? "bf16" : "float", *table = declare_rows(&k, x);
     declare_chunk(&k, x, i);
     const char *dh = pointer(&k, "float", moe_ref(x->op->results[x->part ? 0 : 1]));
-    const char *w = moe_arena_printf(t->arena, "%s + (i64)chunk.first * %lld",
-                                     pointer(&k, type, moe_ref(x->w)), (long long)x->c);
+    const char *dlogits = pointer(&k, type, moe_ref_work(x->left));
+    int at_dlogits = last_buffer(&k);
+    const char *w = chunk_of_w(&k, x, type);
     MoeCudaProductPlan plan;
+    MoeTensorMap maps[MOE_CUDA_MAX_MAPS];
     moe_cuda_gemm_plan(t, &x->dh, &plan);
-    moe_cuda_gemm_text(&x->dh,
-                       &(MoeCudaGemmOperands){.a = pointer(&k, type, moe_ref_work(x->left)),
-                                              .b = {w},
-                                              .table = table},
+    product_maps(x, &x->dh, &plan, at_dlogits, last_buffer(&k), maps);
+    moe_cuda_gemm_text(&x->dh, &(MoeCudaGemmOperands){.a = dlogits, .b = {w}, .table = table},
                        &k.body);
     moe_str_printf(&k.body,
-                   "g.k = chunk.n;\ng.start = chunk.first ? %s : nullptr;\n"
-                   "%s(g, StoreTail<%s>{%s, %lld});\n",
-                   dh, plan.call, x->c % GROUP ? "false" : "true", dh, (long long)x->c);
-    finish(&k, "xent_dh", &plan, out);
+                   "g.k = chunk.n, g.b_first = chunk.first;\n"
+                   "g.start = chunk.first ? %s : nullptr;\n"
+                   "%s(g, %sStoreTail<%s>{%s, %lld});\n",
+                   dh, plan.call, plan.maps, x->c % GROUP ? "false" : "true", dh, (long long)x->c);
+    finish(&k, "xent_dh", &plan, maps, out);
 }
 
 static void launch_dw(MoeCudaTarget *t, const Xent *x, int64_t i, MoeLowered *out) {
-    Kernel k = begin(t);
+    Kernel k = begin(t, x);
     const char *type = x->dtype == MOE_BF16 ? "bf16" : "float", *table = declare_rows(&k, x);
     declare_chunk(&k, x, i);
     MoeCudaProductPlan plan;
+    MoeTensorMap maps[MOE_CUDA_MAX_MAPS];
     moe_cuda_wgrad_plan(t, &x->dw, &plan);
-    moe_cuda_wgrad_text(
-        &x->dw, &plan,
-        &(MoeCudaWgradOperands){
-            .dy = pointer(&k, type, moe_ref_work(x->left)),
-            .x = pointer(&k, type, moe_ref(x->h)),
-            .table = table,
-            .stack = plan.stack_bytes ? pointer(&k, "float", moe_ref_work(x->stack)) : "nullptr"},
-        &k.body);
-    moe_str_printf(&k.body, "w.n = chunk.n;\n%s(w, 1, WgradGroups{%s + (i64)chunk.first * %lld, 0});\n",
-                   plan.call, pointer(&k, "float", moe_ref(x->op->results[x->part ? 1 : 2])),
-                   (long long)x->c);
-    finish(&k, "xent_dw", &plan, out);
+    MoeCudaWgradOperands o = {
+        .dy = pointer(&k, type, moe_ref_work(x->left)), .table = table, .stack = "nullptr"};
+    int at_dy = last_buffer(&k);
+    o.x = pointer(&k, type, moe_ref(x->h));
+    if (plan.n_maps)
+        moe_cuda_hopper_wgrad_maps(&x->dw, at_dy, last_buffer(&k), maps);
+    if (plan.stack_bytes)
+        o.stack = pointer(&k, "float", moe_ref_work(x->stack));
+    moe_cuda_wgrad_text(&x->dw, &plan, &o, &k.body);
+    moe_str_printf(&k.body,
+                   "w.n = chunk.n;\n%s(w, 1, %sWgradGroups{%s + (i64)chunk.first * %lld, 0});\n",
+                   plan.call, plan.maps,
+                   pointer(&k, "float", moe_ref(x->op->results[x->part ? 1 : 2])), (long long)x->c);
+    finish(&k, "xent_dw", &plan, maps, out);
 }
 
 /* ---- groups ---- */
@@ -319,7 +361,7 @@ static void lower_join(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *out) {
     const MoeOp *op = g->ops[0];
     const MoeType *sums = &op->operands[0]->type;
     Xent x = {.seg = moe_rows_seg(sums), .rows = moe_row_space(sums, false, -1)};
-    Kernel k = begin(t);
+    Kernel k = begin(t, &x);
     const char *to[2] = {"nullptr", "nullptr"};
     for (size_t i = 0; i < g->n_outputs; i++)
         for (int r = 0; r < 2; r++)

@@ -25,6 +25,7 @@ template <class T> struct Gemm {
     const i32 *src;
     const T *b[2]; /* of each product, of group 0: [n][ldb] where TB, else [k][ldb] */
     i64 ldb, b_group; /* b_group: from one group's matrix to the next one's */
+    int b_first;      /* of b's tensor map (gemm_hopper.cuh): the row, [n] where TB, else [k], that b[p] points at */
     const i32 *table; /* rows of group g: table[g * shards] .. table[(g + 1) * shards]; null: 0 .. rows, one group */
     int groups, shards, rows;
     const float *start; /* [rows][n]: the chains begin from there (of product 0); null: from +0 */

@@ -238,10 +238,12 @@ __device__ __forceinline__ void gemm_hopper(const Gemm<bf16> &g, const MoeMap &m
                     mbar_expect(bar, (GATHER ? 0 : Stages::A_BYTES) + PRODUCTS * Stages::B_BYTES);
                     if constexpr (!GATHER)
                         tma_load_2d(stage, map_a, s * HOPPER_K, tile.row, bar);
-                    hopper_load_b<BN, TB>(stage + Stages::A_BYTES, map_b0, tile.col, s * HOPPER_K, tile.group, bar);
+                    const int col = tile.col + (TB ? g.b_first : 0);
+                    const int k0 = s * HOPPER_K + (TB ? 0 : g.b_first);
+                    hopper_load_b<BN, TB>(stage + Stages::A_BYTES, map_b0, col, k0, tile.group, bar);
                     if constexpr (PRODUCTS == 2)
-                        hopper_load_b<BN, TB>(stage + Stages::A_BYTES + Stages::B_BYTES, map_b1, tile.col,
-                                              s * HOPPER_K, tile.group, bar);
+                        hopper_load_b<BN, TB>(stage + Stages::A_BYTES + Stages::B_BYTES, map_b1, col, k0,
+                                              tile.group, bar);
                 }
                 if constexpr (GATHER) {
                     rows.copy(stage, s * HOPPER_K, g.k - s * HOPPER_K - thread % 8 * 8);
