@@ -25,7 +25,7 @@ static MoeCudaWgrad product(const MoeWgradGroup *group, const MoeWgradShape *sha
                           .ld_x = shape->k,
                           .gather_dy = group->dy != NULL,
                           .gather_x = group->x != NULL,
-                          .maps = false};
+                          .maps = true};
 }
 
 int64_t moe_cuda_wgrad_workspace(MoeCudaTarget *t, const MoeGroup *g) {

@@ -253,6 +253,10 @@ __device__ __forceinline__ void gemm_hopper(const Gemm<bf16> &g, const MoeMap &m
                 turn.next();
             }
         }
+        if constexpr (GATHER) {
+            cp_async_commit(); /* no thread ends before its copies have landed */
+            cp_async_wait<0>();
+        }
     }
 }
 

@@ -144,6 +144,8 @@ __device__ __forceinline__ void wgrad_hopper(const Wgrad<bf16> &w, int groups, c
                 }
             }
         }
+        cp_async_commit(); /* no thread ends before its copies have landed */
+        cp_async_wait<0>();
     }
 }
 
