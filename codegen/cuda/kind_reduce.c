@@ -49,6 +49,7 @@ static void launch_squares(MoeCudaTarget *t, const MoeValue *x, const Cut *c, Mo
                            .note = "sums of squares of blocks of 4096 elements",
                            .n_bufs = 2,
                            .threads = SQUARES_THREADS,
+                           .min_blocks = 1,
                            .parts = 1u << MOE_CUDA_PART_tree,
                            .body = moe_str_c(&s)};
     int64_t per_block = SQUARES_THREADS / 32, all = c->slices * c->blocks;
@@ -74,6 +75,7 @@ static void launch_trees(MoeCudaTarget *t, MoeBufRef items, int64_t rows, int64_
                            .note = "trees over sums of blocks",
                            .n_bufs = order ? 3 : 2,
                            .threads = TREE_THREADS,
+                           .min_blocks = 1,
                            .parts = 1u << MOE_CUDA_PART_tree,
                            .body = moe_str_c(&s)};
     MoeBufRef refs[] = {items, sums, moe_ref(order)};

@@ -55,6 +55,7 @@ MoeStatus moe_cuda_rope_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
     MoeCudaKernelText k = {.prefix = "rope",
                            .n_bufs = bufs.n,
                            .threads = ROPE_THREADS,
+                           .min_blocks = 1,
                            .parts = 1u << MOE_CUDA_PART_rope,
                            .body = moe_str_c(&s)};
     int64_t tasks = (rows * (half / vec) + ROPE_THREADS - 1) / ROPE_THREADS;

@@ -126,6 +126,13 @@ static void open_row(MoeCudaRows *w) {
     }
 }
 
+const char *moe_cuda_row_own(const MoeCudaRows *w, int at) {
+    long long word = (long long)w->shared[at];
+    if (w->p->values[at].dtype == MOE_I32)
+        return moe_arena_printf(w->x.arena, "(i32 *)(own + %lld)", word);
+    return moe_arena_printf(w->x.arena, word ? "(own + %lld)" : "own", word);
+}
+
 /* Where a row-local op finds value `at`. */
 static const char *local_memory(MoeCudaRows *w, int at) {
     const MoeRowValue *v = &w->p->values[at];
@@ -134,8 +141,7 @@ static const char *local_memory(MoeCudaRows *w, int at) {
                    ? moe_arena_printf(w->x.arena, "buf<const %s>(a, %d)",
                                       moe_cuda_row_memory_type(v->dtype), v->buf_in)
                    : moe_arena_printf(w->x.arena, "%s_row", w->x.name[at]);
-    return moe_arena_printf(w->x.arena, "(%s *)(own + %lld)", moe_cuda_row_value_type(v->dtype),
-                            (long long)w->shared[at]);
+    return moe_cuda_row_own(w, at);
 }
 
 /* ---- scalars of the row ---- */
@@ -398,6 +404,7 @@ void moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out) {
                            .note = moe_cuda_row_note(&w.x),
                            .n_bufs = p->n_bufs,
                            .threads = w.threads,
+                           .min_blocks = 1,
                            .shared_bytes = w.shared_bytes,
                            .parts = 1u << MOE_CUDA_PART_math | 1u << MOE_CUDA_PART_row |
                                     (p->col_sums ? 1u << MOE_CUDA_PART_tree : 0),

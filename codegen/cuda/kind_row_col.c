@@ -31,6 +31,7 @@ void moe_cuda_row_fold(MoeCudaTarget *t, const MoeRowPlan *p, const MoeRowOp *op
                            .note = moe_str_c(&note),
                            .n_bufs = n,
                            .threads = 32 * warps,
+                           .min_blocks = 1,
                            .parts = 1u << MOE_CUDA_PART_tree,
                            .body = moe_str_c(&s)};
     moe_cuda_launch(t, out, moe_cuda_kernel(t, &k), (op->cols + 31) / 32, refs, (size_t)n);

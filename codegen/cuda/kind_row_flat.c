@@ -29,7 +29,7 @@ static int runs_at_once(const MoeRowPlan *p, int vec) {
     for (int i = 0; i < p->n_values; i++)
         if (is_lane_value(&p->values[i]) && p->values[i].buf_in >= 0)
             bytes += vec * moe_dtype_bytes(p->values[i].dtype);
-    while (n < 4 && bytes * n < BYTES_UNDER_WAY)
+    while (n < 4 && bytes * n < BYTES_UNDER_WAY && p->flat_elements > 2LL * n * vec * FLAT_THREADS)
         n *= 2;
     return n;
 }
@@ -125,6 +125,7 @@ void moe_cuda_row_flat(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out) {
                            .note = moe_cuda_row_note(&x),
                            .n_bufs = p->n_bufs,
                            .threads = FLAT_THREADS,
+                           .min_blocks = 1,
                            .parts = 1u << MOE_CUDA_PART_math,
                            .body = moe_str_c(&x.s)};
     int64_t per_block = (int64_t)FLAT_THREADS * vec * runs;

@@ -21,6 +21,8 @@ typedef struct {
     bool *done; /* by value: a name of the element at hand */
 } MoeCudaRows;
 
+/* Where value `at` lies in the team's row buffer, as an expression. */
+const char *moe_cuda_row_own(const MoeCudaRows *w, int at);
 bool moe_cuda_row_in_loop(const MoeRowOp *o, int stage, int64_t cols);
 /* The loop over `cols` columns of the stage, with the sums that end in it. */
 void moe_cuda_row_loop(MoeCudaRows *w, int64_t cols);

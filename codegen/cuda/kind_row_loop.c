@@ -20,6 +20,11 @@ bool moe_cuda_row_in_loop(const MoeRowOp *o, int stage, int64_t cols) {
     return o->in_loop && o->stage == stage && o->cols == cols;
 }
 
+/* Which of the thread's chunks an array over all of them is at. */
+static const char *chunk_of(const Loop *l) {
+    return l->m.chunks == 1 ? "[0]" : "[j]";
+}
+
 static int element_indent(const Loop *l) {
     return l->w->indent + ELEMENT_INDENT;
 }
@@ -46,8 +51,8 @@ static const char *external(Loop *l, int at) {
         l->loads[l->n_loads++] = at;
         w->loads[at]++;
     }
-    return moe_arena_printf(w->x.arena, w->held[at] || l->ahead ? "%ss[j][i]" : "%ss[i]",
-                            w->x.name[at]);
+    return moe_arena_printf(w->x.arena, "%ss%s[i]", w->x.name[at],
+                            w->held[at] || l->ahead ? chunk_of(l) : "");
 }
 
 /* The text of value `at` for the element at hand; computes it first where that must be done here. */
@@ -59,10 +64,9 @@ static const char *element(Loop *l, int at) {
     if (v->def < 0)
         return external(l, at);
     if (w->shared[at] >= 0)
-        return moe_arena_printf(w->x.arena, "((%s *)own)[%lld + col + i]",
-                                moe_cuda_row_value_type(v->dtype), (long long)w->shared[at]);
+        return moe_arena_printf(w->x.arena, "(%s)[col + i]", moe_cuda_row_own(w, at));
     if (w->held[at])
-        return moe_arena_printf(w->x.arena, "%ss[j][i]", w->x.name[at]);
+        return moe_arena_printf(w->x.arena, "%ss%s[i]", w->x.name[at], chunk_of(l));
     compute(l, &w->p->ops[v->def]);
     return w->x.name[at];
 }
@@ -127,14 +131,14 @@ static bool leaves(const Loop *l, const MoeRowOp *o) {
             (o->op->opcode == MOE_OP_COL_SUM && wide_terms(l, o)));
 }
 
-static void declare_results(Loop *l, int indent) {
+static void declare_results(Loop *l, MoeStr *s, int indent) {
     MoeCudaRows *w = l->w;
     for (int i = 0; i < w->p->n_ops; i++) {
         const MoeRowOp *o = &w->p->ops[i];
         const MoeRowValue *v = &w->p->values[o->out];
         if (leaves(l, o) && (v->buf_out >= 0 || o->op->opcode == MOE_OP_COL_SUM) && !w->held[o->out])
-            moe_str_printf(&w->x.s, "%*s%s %ss[%d];\n", indent, "",
-                           moe_cuda_row_value_type(v->dtype), w->x.name[o->out], l->m.vec);
+            moe_str_printf(s, "%*s%s %ss[%d];\n", indent, "", moe_cuda_row_value_type(v->dtype),
+                           w->x.name[o->out], l->m.vec);
     }
 }
 
@@ -147,17 +151,16 @@ static void keep_results(Loop *l) {
         if (!leaves(l, o) || o->op->opcode == MOE_OP_COL_SUM)
             continue;
         if (w->held[o->out])
-            moe_str_printf(&l->ops, "%*s%ss[j][i] = %s;\n", indent, "", name, name);
+            moe_str_printf(&l->ops, "%*s%ss%s[i] = %s;\n", indent, "", name, chunk_of(l), name);
         else if (w->p->values[o->out].buf_out >= 0)
             moe_str_printf(&l->ops, "%*s%ss[i] = %s;\n", indent, "", name, name);
         if (w->shared[o->out] >= 0)
-            moe_str_printf(&l->ops, "%*s((%s *)own)[%lld + col + i] = %s;\n", indent, "",
-                           moe_cuda_row_value_type(w->p->values[o->out].dtype),
-                           (long long)w->shared[o->out], name);
+            moe_str_printf(&l->ops, "%*s(%s)[col + i] = %s;\n", indent, "",
+                           moe_cuda_row_own(w, o->out), name);
     }
 }
 
-static void store_results(Loop *l, int indent) {
+static void store_results(Loop *l, MoeStr *s, int indent) {
     MoeCudaRows *w = l->w;
     for (int i = 0; i < w->p->n_ops; i++) {
         const MoeRowOp *o = &w->p->ops[i];
@@ -165,44 +168,44 @@ static void store_results(Loop *l, int indent) {
         if (!leaves(l, o))
             continue;
         if (o->op->opcode == MOE_OP_COL_SUM)
-            moe_str_printf(&w->x.s, "%*sstore_n(terms + %lld + col, %ss);\n", indent, "",
+            moe_str_printf(s, "%*sstore_n(terms + %lld + col, %ss);\n", indent, "",
                            (long long)(o->partial / 4), name);
         else if (w->p->values[o->out].buf_out >= 0)
-            moe_str_printf(&w->x.s, "%*s%sstore_n(%s_row + col, %ss%s);\n", indent, "",
+            moe_str_printf(s, "%*s%sstore_n(%s_row + col, %ss%s);\n", indent, "",
                            w->teams > 1 ? "if (live) " : "", name, name,
-                           w->held[o->out] ? "[j]" : "");
+                           w->held[o->out] ? chunk_of(l) : "");
     }
 }
 
 /* ---- the loop ---- */
 
-/* Opens `for chunks { col; if (in the row) {`, or closes it. */
-static void open_chunks(Loop *l, int indent, bool unrolled) {
+/* Lines for a chunk in the loop over chunks; a thread without columns in it passes. */
+static void over_chunks(Loop *l, const char *lines, bool unrolled) {
     MoeCudaRows *w = l->w;
     MoeStr *s = &w->x.s;
-    if (unrolled)
-        moe_str_append(s, "#pragma unroll\n");
-    moe_str_printf(s,
-                   "%*sfor (int j = 0; j < %lld; j++) {\n"
-                   "%*sconst int col = (j * %d + t) * %d;\n",
-                   indent, "", (long long)l->m.chunks, indent + 4, "", l->m.width, l->m.vec);
-    bool narrow = l->m.width < w->width;
-    if (narrow && !l->m.whole)
-        moe_str_printf(s, "%*sif (t < %d && col < %lld) {\n", indent + 4, "", l->m.width,
-                       (long long)l->m.cols);
-    else if (narrow)
-        moe_str_printf(s, "%*sif (t < %d) {\n", indent + 4, "", l->m.width);
-    else if (!l->m.whole)
-        moe_str_printf(s, "%*sif (col < %lld) {\n", indent + 4, "", (long long)l->m.cols);
+    int indent = w->indent + 4;
+    bool narrow = l->m.width < w->width, loops = l->m.chunks > 1;
+    if (loops)
+        moe_str_printf(s, "%s%*sfor (int j = 0; j < %lld; j++) {\n",
+                       unrolled ? "#pragma unroll\n" : "", indent, "", (long long)l->m.chunks);
     else
-        moe_str_printf(s, "%*s{\n", indent + 4, "");
+        moe_str_printf(s, "%*s{\n", indent, "");
+    if (!l->m.whole || strstr(lines, "col"))
+        moe_str_printf(s, "%*sconst int col = %s * %d;\n", indent + 4, "",
+                       loops ? moe_arena_printf(w->x.arena, "(j * %d + t)", l->m.width) : "t",
+                       l->m.vec);
+    MoeStr inside = {0};
+    if (narrow)
+        moe_str_printf(&inside, "t < %d", l->m.width);
+    if (!l->m.whole)
+        moe_str_printf(&inside, "%scol < %lld", narrow ? " && " : "", (long long)l->m.cols);
+    if (inside.len)
+        moe_str_printf(s, "%*sif (%s)\n", indent + 4, "", moe_str_c(&inside));
+    moe_str_printf(s, "%*s{\n%s%*s}\n%*s}\n", indent + 4, "", lines, indent + 4, "", indent, "");
+    moe_str_free(&inside);
 }
 
-static void close_chunks(Loop *l, int indent) {
-    moe_str_printf(&l->w->x.s, "%*s}\n%*s}\n", indent + 4, "", indent, "");
-}
-
-static void declare_loads(Loop *l, int indent, bool of_row) {
+static void declare_loads(Loop *l, MoeStr *s, int indent, bool of_row) {
     MoeCudaRows *w = l->w;
     for (int i = 0; i < l->n_loads; i++) {
         int at = l->loads[i];
@@ -210,19 +213,19 @@ static void declare_loads(Loop *l, int indent, bool of_row) {
         if (w->held[at] || of_row != l->ahead)
             continue;
         if (of_row)
-            moe_str_printf(&w->x.s, "%*s%s %ss[%lld][%d];\n", indent, "", type, w->x.name[at],
+            moe_str_printf(s, "%*s%s %ss[%lld][%d];\n", indent, "", type, w->x.name[at],
                            (long long)l->m.chunks, l->m.vec);
         else
-            moe_str_printf(&w->x.s, "%*s%s %ss[%d];\n", indent, "", type, w->x.name[at], l->m.vec);
+            moe_str_printf(s, "%*s%s %ss[%d];\n", indent, "", type, w->x.name[at], l->m.vec);
     }
 }
 
-static void load_chunk(Loop *l, int indent) {
+static void load_chunk(Loop *l, MoeStr *s, int indent) {
     MoeCudaRows *w = l->w;
     for (int i = 0; i < l->n_loads; i++) {
         int at = l->loads[i];
-        moe_str_printf(&w->x.s, "%*sload_n(%s_row + col, %ss%s);\n", indent, "", w->x.name[at],
-                       w->x.name[at], w->held[at] || l->ahead ? "[j]" : "");
+        moe_str_printf(s, "%*sload_n(%s_row + col, %ss%s);\n", indent, "", w->x.name[at],
+                       w->x.name[at], w->held[at] || l->ahead ? chunk_of(l) : "");
     }
 }
 
@@ -248,15 +251,15 @@ static void sums(Loop *l, bool before) {
             moe_str_printf(s, "%*sif (t == 0%s)\n%*sstore(%s_row, %s);\n", w->indent, "",
                            w->teams > 1 ? " && live" : "", w->indent + 4, "", name, name);
         if (w->shared[o->out] >= 0)
-            moe_str_printf(s, "%*sif (t == 0)\n%*sown[%lld] = %s;\n", w->indent, "", w->indent + 4,
-                           "", (long long)w->shared[o->out], name);
+            moe_str_printf(s, "%*sif (t == 0)\n%*s*%s = %s;\n", w->indent, "", w->indent + 4, "",
+                           moe_cuda_row_own(w, o->out), name);
     }
 }
 
 void moe_cuda_row_loop(MoeCudaRows *w, int64_t cols) {
     Loop l = {.w = w, .m = moe_cuda_row_map(cols)};
-    MoeStr *s = &w->x.s;
-    int indent = w->indent;
+    MoeStr *s = &w->x.s, lines = {0};
+    int indent = w->indent, inner = w->indent + 12;
     ops_of_element(&l);
     l.ahead = l.n_loads > 0 && l.m.chunks > 1 && l.m.chunks <= CHUNKS_AHEAD &&
               l.n_loads * l.m.chunks * l.m.vec <= w->ahead;
@@ -270,28 +273,28 @@ void moe_cuda_row_loop(MoeCudaRows *w, int64_t cols) {
                    w->stage, (long long)cols, l.m.width, (long long)l.m.chunks, l.m.vec);
     sums(&l, true);
     moe_str_printf(s, "%*s{\n", indent, "");
-    declare_loads(&l, indent + 4, true);
+    declare_loads(&l, s, indent + 4, true);
     if (l.ahead) {
-        open_chunks(&l, indent + 4, true);
-        load_chunk(&l, indent + 12);
-        close_chunks(&l, indent + 4);
+        load_chunk(&l, &lines, inner);
+        over_chunks(&l, moe_str_c(&lines), true);
+        moe_str_clear(&lines);
     }
-    open_chunks(&l, indent + 4, !l.m.rolled);
-    declare_loads(&l, indent + 12, false);
-    declare_results(&l, indent + 12);
+    declare_loads(&l, &lines, inner, false);
+    declare_results(&l, &lines, inner);
     if (!l.ahead)
-        load_chunk(&l, indent + 12);
-    moe_str_printf(s,
+        load_chunk(&l, &lines, inner);
+    moe_str_printf(&lines,
                    "#pragma unroll\n"
                    "%*sfor (int i = 0; i < %d; i++) {\n"
                    "%s"
                    "%*s}\n",
-                   indent + 12, "", l.m.vec, moe_str_c(&l.ops), indent + 12, "");
-    store_results(&l, indent + 12);
-    close_chunks(&l, indent + 4);
+                   inner, "", l.m.vec, moe_str_c(&l.ops), inner, "");
+    store_results(&l, &lines, inner);
+    over_chunks(&l, moe_str_c(&lines), !l.m.rolled);
     moe_str_printf(s, "%*s}\n", indent, "");
     sums(&l, false);
     for (int i = 0; i < l.n_loads; i++)
         w->loaded[l.loads[i]] = true;
+    moe_str_free(&lines);
     moe_str_free(&l.ops);
 }
