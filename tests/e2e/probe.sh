@@ -41,6 +41,28 @@ import json, sys
 a, b = (json.load(open(p + "/plan.json"))["programs"]["train"]["predicted"]["compute"] for p in sys.argv[1:])
 assert abs(b / a - 10) < 1e-6, (a, b)' "$WORK/a.plan" "$WORK/b.plan"
 
+# Slow links, so that what carries them matters: by cores, nothing hides it, with balanced routing and with a load.
+for by in true false; do
+  python3 - "$WORK/two.json" "$WORK/$by.json" $by <<'PY'
+import json, sys
+c = json.load(open(sys.argv[1]))
+c["intra"] = {"latency": 1e-6, "bandwidth": 1e8, "by_cores": sys.argv[3] == "true"}
+json.dump(c, open(sys.argv[2], "w"))
+PY
+  for load in "" "--load zipf:1.2"; do
+    must "$MOEC" compile "$WORK/model.json" -o "$WORK/$by${load:+-load}.plan" --ranks 2 --expert-parallel-degree 1 --cluster "$WORK/$by.json" --batch 8 --seq 32 -q $load
+  done
+done
+for load in "" -load; do
+  expect "links that are by cores take the ranks' time${load:+, with a load}" python3 -c '
+import json, sys
+cores, links = (json.load(open(p + "/plan.json"))["programs"]["train"]["predicted"] for p in sys.argv[1:])
+exposed = lambda p: p["a2a_exposed"] + p["other_exposed"]
+assert cores["seconds"] > links["seconds"] and exposed(cores) > exposed(links), (cores, links)
+assert abs(cores["compute"] - links["compute"]) < 1e-9 * links["compute"], (cores, links)
+assert exposed(cores) > 0.95 * (cores["a2a"] + cores["other"]), cores' "$WORK/true$load.plan" "$WORK/false$load.plan"
+done
+
 for how in mpi tcp; do
   if [ $how = mpi ] && [ -n "$(no_mpi)" ]; then skip "two processes over mpi: $(no_mpi)"; continue; fi
   expect "two processes over $how" ranks $how 2 "$MOEC" probe -o "$WORK/$how.json" --threads 1
