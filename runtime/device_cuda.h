@@ -47,8 +47,8 @@ enum { MOE_CUDA_MAX_GRAPHS = 6 };
 
 typedef struct {
     MoeCudaLaunch *launches; /* [n_steps]; of other steps empty */
-    /* Elastic values: rows are looked at before the step that first has the value, or after it where that step makes the
-     * table of rows itself (such a value has all its memory from the start). */
+    /* Elastic values: rows are looked at before the step that first has the value, or behind the last launch of its group
+     * where that makes the table of rows itself (such a value has all its memory from the start). */
     MoeRtElastic *elastic; /* [n_elastic]: what the device has, with limits that may be newer */
     int *value;            /* [n_elastic] */
     size_t n_elastic;

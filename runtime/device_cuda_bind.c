@@ -110,6 +110,22 @@ static void add_elastic(MoeDeviceCuda *d, const MoeExecProgram *g, int value, Mo
         .rows = moe_cuda_address(d, g->values[v->rows] + rows->bytes / 4 * 4 - 4)};
 }
 
+/* The last launch of step i's group: they have one name. */
+static size_t group_end(const MoePlanProgram *p, size_t i) {
+    while (i + 1 < p->n_steps && p->steps[i + 1].kernel &&
+           !strcmp(p->steps[i].name, p->steps[i + 1].name))
+        i++;
+    return i;
+}
+
+/* Values that begin at step k and whose rows are known before it, or not. */
+static void add_begun(MoeDeviceCuda *d, const MoeExecProgram *g, size_t k, bool known,
+                      MoeCudaProgram *c) {
+    for (size_t e = g->elastic_at[k]; e < g->elastic_at[k + 1]; e++)
+        if (moe_cuda_rows_known(g->plan, g->elastic[e].value, k) == known)
+            add_elastic(d, g, g->elastic[e].value, c);
+}
+
 /* In the order of steps, those that are looked at before a step first. */
 static MoeStatus list_elastic(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c) {
     const MoePlanProgram *p = g->plan;
@@ -119,20 +135,23 @@ static MoeStatus list_elastic(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCuda
     c->after = calloc(p->n_steps + 1, sizeof *c->after);
     if (!c->elastic || !c->value || !c->before || !c->after)
         return no_memory();
-    for (size_t i = 0; i < p->n_steps; i++) {
+    for (size_t i = 0, from = 0; i < p->n_steps; i++) {
         c->before[i] = c->n_elastic;
-        for (int known = 1; known >= 0; known--) {
-            if (!known)
-                c->after[i] = c->n_elastic;
-            for (size_t k = g->elastic_at[i]; k < g->elastic_at[i + 1]; k++)
-                if (moe_cuda_rows_known(p, g->elastic[k].value, i) == known)
-                    add_elastic(d, g, g->elastic[k].value, c);
-        }
+        add_begun(d, g, i, true, c);
+        c->after[i] = c->n_elastic;
+        if (group_end(p, i) != i)
+            continue;
+        while (from < i && group_end(p, from) != i)
+            from++;
+        for (; from <= i; from++)
+            add_begun(d, g, from, false, c);
     }
     c->before[p->n_steps] = c->n_elastic;
-    c->stale = true;
-    return moe_cuda_table(d, (int64_t)(c->n_elastic * sizeof *c->elastic), "the plan's tables",
-                          &c->table);
+    size_t bytes = c->n_elastic * sizeof *c->elastic;
+    c->stale = true; /* limits are not in it yet */
+    MOE_TRY(moe_cuda_table(d, (int64_t)bytes, "the plan's tables", &c->table));
+    return moe_cuda_check(d, d->cu->copy_in(c->table, c->elastic, bytes, d->stream),
+                          "copying the table of elastic values");
 }
 
 static MoeStatus bind_program(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c) {

@@ -107,8 +107,9 @@ static MoeStatus read_elastic(MoeDeviceCuda *d, MoeCudaProgram *c) {
                           d->step ? d->step : "none");
 }
 
+/* Values [from, end): what does not fit stops with this code; 0: they all do. */
 static MoeStatus look_at(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c, size_t from,
-                         size_t end, size_t step) {
+                         size_t end, size_t code) {
     if (from == end)
         return NULL;
     if (d->grew)
@@ -120,7 +121,7 @@ static MoeStatus look_at(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgr
         MOE_TRY(moe_cuda_wait(d));
         MOE_TRY(send_limits(d, g, c));
     }
-    uint64_t bufs[] = {c->table + from * sizeof *c->elastic, end - from, 1 + step};
+    uint64_t bufs[] = {c->table + from * sizeof *c->elastic, end - from, code};
     return launch_runtime(d, MOE_RT_ID_moe_rt_guard_rows, 1, bufs, 3);
 }
 
@@ -139,7 +140,7 @@ MoeStatus moe_cuda_stepped(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_
     MoeCudaProgram *c = moe_cuda_program(d, x, g);
     MOE_TRY(moe_cuda_enter(d));
     if (g->plan->steps[i].kernel)
-        return look_at(d, g, c, c->after[i], c->before[i + 1], i);
+        return look_at(d, g, c, c->after[i], c->before[i + 1], 0);
     for (size_t k = c->before[i]; k < c->before[i + 1]; k++)
         MOE_TRY(make_room(d, x, g, c->value[k]));
     return NULL;
@@ -154,7 +155,7 @@ MoeStatus moe_cuda_run(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t i)
     bool timed = x->profile || x->watch;
     MOE_TRY(moe_cuda_enter(d));
     if (c->n_elastic)
-        MOE_TRY(look_at(d, g, c, c->before[i], c->after[i], i));
+        MOE_TRY(look_at(d, g, c, c->before[i], c->after[i], 1 + i));
     if (timed)
         MOE_TRY(moe_cuda_check(d, d->cu->event_record(d->begin, d->stream), "cuEventRecord"));
     if (s->slot_hi)
@@ -198,13 +199,22 @@ static MoeStatus clear_stop(MoeDeviceCuda *d) {
 }
 
 /* What did not fit gets its memory, and somewhat more for the rows of the next batches. */
-static MoeStatus grow(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c) {
+static MoeStatus grow(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c, size_t step) {
     for (size_t k = 0; k < c->n_elastic; k++) {
         const MoePlanValue *v = &g->plan->values[c->value[k]];
         int64_t rows = c->elastic[k].need + c->elastic[k].need / 8;
         if (rows)
             MOE_TRY(moe_cuda_map(d, v->offset, moe_cuda_elastic_bytes(v, rows)));
+        if (c->elastic[k].need * v->row_bytes > v->bytes)
+            return moe_error(MOE_E_INTERNAL,
+                             "step %s of program %s: %lld rows of an elastic value that holds %lld",
+                             g->plan->steps[step].name, g->plan->name,
+                             (long long)c->elastic[k].need, (long long)(v->bytes / v->row_bytes));
     }
+    if (!d->grew)
+        return moe_error(MOE_E_INTERNAL,
+                         "step %s of program %s stopped for lack of memory, and nothing lacks it",
+                         g->plan->steps[step].name, g->plan->name);
     return NULL;
 }
 
@@ -230,9 +240,8 @@ MoeStatus moe_cuda_settle(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t
     if (stop == MOE_RT_NOT_FINITE)
         return NULL;
     MOE_ASSERT(stop > 0 && (size_t)stop <= g->plan->n_steps, "stopped by %d", stop);
-    MOE_TRY(grow(d, g, c));
     *out_again = (size_t)stop - 1;
-    return NULL;
+    return grow(d, g, c, *out_again);
 }
 
 static MoeCuPtr output_address(const MoeDeviceCuda *d, const MoeExecProgram *g, const char *name) {
