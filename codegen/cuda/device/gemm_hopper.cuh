@@ -191,13 +191,11 @@ __device__ __forceinline__ void gemm_hopper(const Gemm<bf16> &g, const MoeMap &m
         HopperTile<BN, PRODUCTS> c;
         for (int t = blockIdx.x; walk.find(t, tile); t += gridDim.x) {
             c.zero();
-            if (g.start) {
+            /* One choice an element: under a branch, ptxas lets the first product wait for all of them, and every later one, too. */
 #pragma unroll
-                for (int i = 0; i < c.COUNT; i++) {
-                    const int row = tile.row + group * 64 + c.row_of(i), col = tile.col + c.col_of(i);
-                    if (row < tile.end && col < g.n)
-                        c.c[0][i] = g.start[(i64)row * g.n + col];
-                }
+            for (int i = 0; i < c.COUNT; i++) {
+                const int row = tile.row + group * 64 + c.row_of(i), col = tile.col + c.col_of(i);
+                c.c[0][i] = g.start && row < tile.end && col < g.n ? g.start[(i64)row * g.n + col] : 0.0f;
             }
             int before = -1; /* the stage whose products are still under way */
             c.hold();
