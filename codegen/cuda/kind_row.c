@@ -385,7 +385,17 @@ static void hold(MoeCudaRows *w, bool externals) {
     }
 }
 
-void moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out) {
+static MoeStatus check_shared(const MoeCudaTarget *t, const MoeCudaRows *w) {
+    if (w->shared_bytes <= t->arch->shared_bytes)
+        return NULL;
+    return moe_error(MOE_E_INPUT,
+                     "top-k and what follows keep %lld numbers of a row in shared memory: %lld bytes, and %s has "
+                     "%lld; fewer columns (experts) are needed",
+                     (long long)w->team_words, (long long)w->shared_bytes, t->arch->name,
+                     (long long)t->arch->shared_bytes);
+}
+
+MoeStatus moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out) {
     MoeArena *a = moe_arena_create();
     MoeCudaRows w = {.p = p, .x = moe_cuda_row_text(a, p), .ahead = AHEAD};
     w.shared = MOE_NEW_N(a, int64_t, p->n_values);
@@ -400,6 +410,12 @@ void moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out) {
     emit(&w);
     hold(&w, true);
     emit(&w);
+    MoeStatus st = check_shared(t, &w);
+    if (st) {
+        moe_str_free(&w.x.s);
+        moe_arena_destroy(a);
+        return st;
+    }
     MoeCudaKernelText k = {.prefix = "row",
                            .note = moe_cuda_row_note(&w.x),
                            .n_bufs = p->n_bufs,
@@ -420,6 +436,7 @@ void moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out) {
     for (int i = 0; i < p->n_ops; i++)
         if (p->ops[i].op->opcode == MOE_OP_COL_SUM)
             moe_cuda_row_fold(t, p, &p->ops[i], out);
+    return NULL;
 }
 
 /* ---- the kind ---- */
@@ -433,10 +450,11 @@ MoeStatus moe_cuda_row_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *ou
     MoeArena *a = moe_arena_create();
     MoeRowRules rules = moe_cuda_row_rules(t);
     const MoeRowPlan *p = moe_row_plan(a, g, &rules);
+    MoeStatus st = NULL;
     if (p->flat)
         moe_cuda_row_flat(t, p, out);
     else
-        moe_cuda_row_rows(t, p, out);
+        st = moe_cuda_row_rows(t, p, out);
     moe_arena_destroy(a);
-    return NULL;
+    return st;
 }

@@ -41,7 +41,8 @@ const char *moe_cuda_row_end(const MoeCudaRowText *x);
 const char *moe_cuda_row_note(const MoeCudaRowText *x);
 
 void moe_cuda_row_flat(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out);
-void moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out);
+/* MOE_E_INPUT: rows whose row-local ops need more shared memory than there is. */
+MoeStatus moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out);
 /* The second launch of a col_sum: partial sums by leaf -> f32[cols]. */
 void moe_cuda_row_fold(MoeCudaTarget *t, const MoeRowPlan *p, const MoeRowOp *op, MoeLowered *out);
 

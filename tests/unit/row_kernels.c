@@ -332,6 +332,25 @@ START_TEST(chains_agree_with_the_interpreter) {
 }
 END_TEST
 
+/* Rows that many threads or chunks share, up to those that no registers hold. */
+START_TEST(wide_chains_agree_with_the_interpreter) {
+    static const struct {
+        int64_t rows, cols;
+        const char *chains; /* of these names */
+    } wide[] = {{130, 600, "rmsnorm router"},
+                {4, 1024, "rmsnorm swiglu router scalars"},
+                {3, 4100, "rmsnorm router"},
+                {2, 8200, "rmsnorm swiglu adamw"},
+                {2, 24600, "rmsnorm swiglu"}};
+    if (!moe_test_runs(targets[_i]))
+        return;
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
+        for (int c = 0; c < N_CHAINS; c++)
+            if (strstr(wide[i].chains, chains[c].name))
+                check_chain(targets[_i], &chains[c], wide[i].rows, wide[i].cols, i % 2);
+}
+END_TEST
+
 /* ---- random chains: fused, unfused and in place give the same bits ---- */
 
 static MoeValue *any(MoeValue **pool, int n, uint64_t seed, uint64_t *counter) {
@@ -558,6 +577,7 @@ Suite *suite(void) {
     tcase_set_timeout(t, 300);
     tcase_add_loop_test(t, math_is_accurate, 0, N_TARGETS);
     tcase_add_loop_test(t, chains_agree_with_the_interpreter, 0, N_TARGETS);
+    tcase_add_loop_test(t, wide_chains_agree_with_the_interpreter, 0, N_TARGETS);
     tcase_add_loop_test(t, fusing_changes_no_bit, 0, N_TARGETS);
     tcase_add_loop_test(t, rope_at_far_positions, 0, N_TARGETS);
     suite_add_tcase(s, t);
