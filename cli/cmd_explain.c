@@ -91,6 +91,7 @@ typedef struct {
     const int32_t *ids; /* [seqs, seq] and one more */
     int64_t seqs;
     int threads; /* of each rank */
+    MoeDevicePlace device;
 } Measure;
 
 static MoeStatus run_once(MoeExec *x, const Measure *m, int turn) {
@@ -111,7 +112,7 @@ static MoeStatus measure_rank(void *ctx, MoeComm *comm) {
     const Measure *m = ctx;
     Report *r = m->report;
     MoeExec *x = NULL;
-    MOE_TRY(moe_exec_create(r->plan, comm, m->threads, &x));
+    MOE_TRY(moe_exec_create_on(r->plan, comm, m->threads, &m->device, &x));
     MoeStatus st = moe_init_params(r->plan, x, 1);
     moe_exec_profile(x, true);
     for (int turn = 0; turn < 3 && !st; turn++) {
@@ -125,9 +126,10 @@ static MoeStatus measure_rank(void *ctx, MoeComm *comm) {
 }
 
 /* On random tokens, with as many ranks as the plan has, of so many threads each. */
-static MoeStatus measure(Report *r, int threads, const char *program) {
+static MoeStatus measure(Report *r, int threads, MoeDevicePlace device, const char *program) {
     const MoePlan *plan = r->plan;
-    Measure m = {r, program, NULL, strcmp(program, "logits") == 0 ? 1 : plan->batch, threads};
+    Measure m = {r, program, NULL, strcmp(program, "logits") == 0 ? 1 : plan->batch, threads,
+                 device};
     int64_t n = m.seqs * plan->seq;
     int32_t *ids = malloc(sizeof *ids * (size_t)(n + 1));
     r->profile = malloc(sizeof(double) * (r->program->n_steps + 1));
@@ -408,7 +410,9 @@ MoeStatus moe_cmd_explain(const MoeOptions *o) {
     r.memory = moe_explain_memory(plan, r.program, of_rank, r.touched.most);
     if (*run) {
         MOE_TRY_GOTO(st, read_log(&r, run), done);
-        MOE_TRY_GOTO(st, measure(&r, of_rank, program), done);
+        MoeDevicePlace device;
+        MOE_TRY_GOTO(st, moe_device_option(o, &device), done);
+        MOE_TRY_GOTO(st, measure(&r, of_rank, device, program), done);
     }
     collect(&r);
     if (strcmp(format, "csv") == 0)

@@ -80,9 +80,19 @@ static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *o
     if (threads < 0 || threads > 4096)
         return moe_error(MOE_E_MISUSE, "--threads %lld: expected 0 (one a core) to 4096",
                          (long long)threads);
+    MOE_TRY(moe_device_option(o, &t->device));
     t->keep = (int)keep;
     t->threads = (int)threads;
     return moe_train_options_check(t);
+}
+
+MoeStatus moe_device_option(const MoeOptions *o, MoeDevicePlace *out) {
+    int64_t n = moe_opt_i(o, OPT_DEVICE);
+    if (n < -1 || n > 1 << 20)
+        return moe_error(MOE_E_MISUSE, "--device %lld: expected the number of a GPU, or -1",
+                         (long long)n);
+    *out = (MoeDevicePlace){(int)n, -1};
+    return NULL;
 }
 
 /* Share of the tokens each expert got, layer by layer, with the busiest over the mean. */
@@ -243,6 +253,7 @@ static MoeStatus run_ranks(const MoeOptions *o, const MoePlan *plan, MoeTrainOpt
         return moe_ranks_run(plan->ranks, limit, run_rank, &run);
     }
     t->threads = threads_of_process(t->threads, &launch);
+    t->device.local = launch.local_rank;
     MOE_TRY(moe_comm_open(kind, &launch, limit, &comm));
     MoeTrainReport r = {0};
     MoeStatus st = train_rank(&run, comm, &r);

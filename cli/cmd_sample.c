@@ -21,6 +21,7 @@ typedef struct {
     const MoeSampleOptions *options;
     const char *run;
     int threads; /* of each rank */
+    MoeDevicePlace device;
 } Sample;
 
 /* One rank of the plan, from the run's newest checkpoint; rank 0 prints. */
@@ -28,7 +29,7 @@ static MoeStatus sample_rank(void *ctx, MoeComm *comm) {
     const Sample *s = ctx;
     MoeExec *x = NULL;
     bool found = false;
-    MOE_TRY(moe_exec_create(s->plan, comm, s->threads, &x));
+    MOE_TRY(moe_exec_create_on(s->plan, comm, s->threads, &s->device, &x));
     MoeStatus st = moe_checkpoint_load_newest(s->plan, x, s->run, false, NULL, &found);
     if (!st && !found)
         st = moe_error(MOE_E_INPUT, "%s has no checkpoint yet", s->run);
@@ -66,8 +67,10 @@ MoeStatus moe_cmd_sample(const MoeOptions *o) {
         st = moe_driver_open_plan(config.plan_dir, &plan);
     if (!st) {
         int all = threads > 0 ? (int)threads : moe_cpu_count();
-        Sample ctx = {plan, &s, run, all / plan->ranks > 1 ? all / plan->ranks : 1};
-        st = moe_ranks_run(plan->ranks, 0, sample_rank, &ctx);
+        Sample ctx = {plan, &s, run, all / plan->ranks > 1 ? all / plan->ranks : 1, {-1, -1}};
+        st = moe_device_option(o, &ctx.device);
+        if (!st)
+            st = moe_ranks_run(plan->ranks, 0, sample_rank, &ctx);
     }
     if (plan)
         moe_plan_free(plan);

@@ -3,8 +3,12 @@
 #define MOE_CLI_COMMANDS_H
 
 #include "cli/options.h"
+#include "runtime/exec.h"
 
 #define MOE_VERSION "0.1"
+
+/* --device. */
+MoeStatus moe_device_option(const MoeOptions *o, MoeDevicePlace *out);
 
 #define COMMAND(name, positionals, summary) MoeStatus moe_cmd_##name(const MoeOptions *o);
 #include "cli/commands.def"

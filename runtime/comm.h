@@ -80,5 +80,7 @@ MoeStatus moe_comm_threads(int n, MoeComm **out);
 /* MPI_COMM_WORLD, through the plugin libmoe_mpi.so beside the program (or in $MOEC_PLUGIN_DIR): MOE_E_INPUT if it, or MPI,
  * is not there. */
 MoeStatus moe_comm_mpi(MoeComm **out);
+/* Whether the plugin can be opened, and with it MPI, without starting MPI: what moe_comm_mpi would say. */
+MoeStatus moe_comm_mpi_check(void);
 
 #endif

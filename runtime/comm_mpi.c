@@ -91,6 +91,11 @@ static MoeStatus load(const MoeMpi **out) {
     return st;
 }
 
+MoeStatus moe_comm_mpi_check(void) {
+    const MoeMpi *api;
+    return load(&api);
+}
+
 /* The transport. */
 
 typedef struct {

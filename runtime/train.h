@@ -31,6 +31,7 @@ typedef struct {
     const char *resume_dir;  /* MOE_RESUME_DIR: a run or a checkpoint of it */
     const char *init_from;   /* Hugging Face directory, weights only; NULL: seeded initialisation */
     int threads;             /* of each rank; 0: all usable cores */
+    MoeDevicePlace device;   /* of this rank, on a plan for GPUs; {-1, -1} */
     const char *offload_to;  /* where rows go that the plan offloads: a directory; NULL: out_dir; "memory": stay in the process */
     int64_t profile_step;    /* whose timeline goes into RUN/profile-rank-R.jsonl; 0 = none */
     int64_t stop_after_step; /* end with a checkpoint after this step; 0 = no such step */

@@ -21,7 +21,8 @@ void moe_train_options_default(MoeTrainOptions *o) {
                            .keep = 3,
                            .resume = MOE_RESUME_AUTO,
                            .trace = true,
-                           .log_seconds = 10};
+                           .log_seconds = 10,
+                           .device = {-1, -1}};
     moe_place_options_default(&o->place);
 }
 

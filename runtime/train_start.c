@@ -140,7 +140,7 @@ static MoeStatus open_rank(MoeTrainer *s) {
     MOE_TRY(moe_train_options_check(o));
     MOE_TRY(moe_data_open(s->plan, &d, &s->data));
     MOE_TRY(alloc_trainer(s));
-    MOE_TRY(moe_exec_create(s->plan, s->comm, o->threads, &s->x));
+    MOE_TRY(moe_exec_create_on(s->plan, s->comm, o->threads, &o->device, &s->x));
     return s->speaks ? moe_train_split_create(s) : NULL;
 }
 

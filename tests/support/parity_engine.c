@@ -192,7 +192,11 @@ static void gather(ParityEngine *e, const ParityParam *p, int64_t first, int64_t
 }
 
 static const float *exec_param(ParityEngine *e, int r, const ParityParam *p) {
-    return moe_exec_buffer(e->execs[r], e->plan->params[p->index].buffer);
+    int b = e->plan->params[p->index].buffer;
+    const float *buffer = moe_exec_buffer(e->execs[r], b);
+    MoeStatus st = moe_exec_fetch(e->execs[r], buffer, e->plan->buffers[b].bytes);
+    MOE_ASSERT(!st, "parity: %s", moe_status_message(st));
+    return buffer;
 }
 
 void parity_set(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n,
@@ -203,6 +207,10 @@ void parity_set(ParityEngine *e, const ParityParam *p, int64_t first, int64_t n,
         MoeRun run;
         for (int64_t at = 0; piece && moe_piece_run(piece, at, &run); at = run.first + run.n)
             memcpy(buffer + run.at, data + run.first, sizeof(float) * (size_t)run.n);
+        MoeStatus st = piece ? moe_exec_send(e->execs[r], buffer + piece->offset,
+                                             piece->count * (int64_t)sizeof *buffer)
+                             : NULL;
+        MOE_ASSERT(!st, "parity: %s", moe_status_message(st));
     }
     if (!e->interpret)
         return;
