@@ -34,7 +34,8 @@ static MoeVal load_at(MoeEmit *e, const Tail *tail, const MoeGemmValue *x) {
     case MOE_LEVEL_COLUMN:
         return moe_vload(e, d, p, tail->col, tail->mask);
     case MOE_LEVEL_TILE:
-        return moe_vload(e, d, p, moe_iadd(e, moe_imul(e, tail->row, moe_k64(e, tail->n)), tail->col),
+        return moe_vload(e, d, p,
+                         moe_iadd(e, moe_imul(e, tail->row, moe_k64(e, tail->n)), tail->col),
                          tail->mask);
     case MOE_LEVEL_NONE:
         break;
@@ -68,8 +69,7 @@ static void emit_level(MoeEmit *e, Tail *tail, MoeGemmLevel level) {
     const MoeGemmGroup *gg = &tail->group;
     for (int i = 0; i < gg->n_values; i++) {
         const MoeGemmValue *x = &gg->values[i];
-        bool now =
-            x->level == level || (level == MOE_LEVEL_TILE && x->level == MOE_LEVEL_COLUMN);
+        bool now = x->level == level || (level == MOE_LEVEL_TILE && x->level == MOE_LEVEL_COLUMN);
         if (now && moe_constant_of(x->v))
             tail->now[i] = moe_vconst(e, moe_attr_f(moe_constant_of(x->v), "value"));
         else if (now && x->buf_in >= 0)
@@ -228,13 +228,14 @@ MoeStatus moe_cpu_gemm_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
         MoeBufRef pack_refs[3] = {moe_ref(b), moe_ref_work(i * packed)};
         if (grouped)
             pack_refs[2] = moe_ref(seg);
-        const char *pack = moe_gemm_emit_pack(
-            t, gemm.elem, b->type.dtype, moe_attr_i(mm, "tb") != 0, gemm.rows.groups,
-            grouped ? gemm.rows.shards : 0, gemm.k, gemm.n);
+        const char *pack =
+            moe_gemm_emit_pack(t, gemm.elem, b->type.dtype, moe_attr_i(mm, "tb") != 0,
+                               gemm.rows.groups, grouped ? gemm.rows.shards : 0, gemm.k, gemm.n);
         moe_cpu_launch(out, pack, pack_refs, grouped ? 3 : 2);
         gemm.buf_b[i] = add_ref(&refs, pack_refs[1]);
     }
-    gemm.buf_a = add_ref(&refs, moe_ref(gg->dispatch ? gg->dispatch->operands[0] : mm->operands[0]));
+    gemm.buf_a =
+        add_ref(&refs, moe_ref(gg->dispatch ? gg->dispatch->operands[0] : mm->operands[0]));
     if (gg->dispatch) {
         gemm.gather = gg->dispatch->operands[2]->type.dims[1].size;
         gemm.buf_src = add_ref(&refs, moe_ref(gg->dispatch->operands[1]));

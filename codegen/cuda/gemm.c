@@ -15,8 +15,10 @@ typedef struct {
     bool aligned_only; /* no registers are left for rows that are no multiples of 16 bytes */
 } Tile;
 
-static const Tile mma_single[] = {{128, 256, 2, 4, true}, {128, 128, 2, 4, false}, {64, 64, 2, 2, false}};
-static const Tile mma_pair[] = {{128, 128, 2, 4, true}, {128, 64, 2, 4, false}, {64, 64, 2, 2, false}};
+static const Tile mma_single[] = {
+    {128, 256, 2, 4, true}, {128, 128, 2, 4, false}, {64, 64, 2, 2, false}};
+static const Tile mma_pair[] = {
+    {128, 128, 2, 4, true}, {128, 64, 2, 4, false}, {64, 64, 2, 2, false}};
 static const Tile mma_wgrad[] = {{128, 128, 2, 4, false}, {64, 64, 2, 2, false}};
 static const Tile simt_single[] = {{128, 128, 0, 0, false}, {64, 64, 0, 0, false}};
 static const Tile simt_pair[] = {{128, 64, 0, 0, false}, {64, 64, 0, 0, false}};
@@ -84,8 +86,8 @@ void moe_cuda_gemm_plan(const MoeCudaTarget *t, const MoeCudaGemm *g, MoeCudaPro
         tile = pair ? choose(t, g, simt_pair, COUNT(simt_pair), true)
                     : choose(t, g, simt_single, COUNT(simt_single), true);
         out->threads = SIMT_THREADS;
-        out->shared_bytes = 2 * SIMT_STAGE_K * 4 *
-                            (tile->bm + 4 + (int64_t)g->products * (tile->bn + 4));
+        out->shared_bytes =
+            2 * SIMT_STAGE_K * 4 * (tile->bm + 4 + (int64_t)g->products * (tile->bn + 4));
         out->parts |= 1u << MOE_CUDA_PART_gemm_simt;
         snprintf(out->call, sizeof out->call, "gemm_simt<%d, %d, %d, %s, %s, %s>", tile->bm,
                  tile->bn, g->products, word(g->tb), word(aligned_a), word(aligned_b));
@@ -109,7 +111,8 @@ static void rows_text(const MoeRowSpace *rows, const char *name, const char *tab
 }
 
 void moe_cuda_gemm_text(const MoeCudaGemm *g, const MoeCudaGemmOperands *o, MoeStr *out) {
-    MOE_ASSERT(g->n < INT32_MAX && g->k < INT32_MAX, "gemm: %lld x %lld", (long long)g->n, (long long)g->k);
+    MOE_ASSERT(g->n < INT32_MAX && g->k < INT32_MAX, "gemm: %lld x %lld", (long long)g->n,
+               (long long)g->k);
     moe_str_printf(out, "Gemm<%s> g = {};\n", type_name(g->dtype));
     moe_str_printf(out, "g.n = %lld, g.k = %lld;\n", (long long)g->n, (long long)g->k);
     moe_str_printf(out, "g.a = %s, g.lda = %lld;\n", o->a, (long long)g->lda);
@@ -132,8 +135,8 @@ static int levels_of(int64_t n) {
     return levels;
 }
 
-void moe_cuda_wgrad_stack(const MoeCudaTarget *t, const MoeCudaWgrad *w, int64_t tile_bytes, int64_t stages_bytes,
-                          int64_t blocks, MoeCudaProductPlan *out) {
+void moe_cuda_wgrad_stack(const MoeCudaTarget *t, const MoeCudaWgrad *w, int64_t tile_bytes,
+                          int64_t stages_bytes, int64_t blocks, MoeCudaProductPlan *out) {
     out->leaf_levels = levels_of(ceil_div(w->rows.capacity, MOE_LEAF_ROWS));
     /* Slot 0 is in registers. */
     int64_t slots = out->leaf_levels + levels_of(w->rows.shards) - 1;
@@ -168,7 +171,8 @@ void moe_cuda_wgrad_plan(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCudaP
     out->bn = tile->bn;
     moe_cuda_wgrad_stack(
         t, w, tile_bytes, stages * stage,
-        moe_cuda_blocks(t, w->rows.groups * ceil_div(w->n, tile->bm) * ceil_div(w->k, tile->bn), 1), out);
+        moe_cuda_blocks(t, w->rows.groups * ceil_div(w->n, tile->bm) * ceil_div(w->k, tile->bn), 1),
+        out);
     out->parts = 1u << MOE_CUDA_PART_tree | 1u << MOE_CUDA_PART_gemm | 1u << MOE_CUDA_PART_wgrad |
                  1u << MOE_CUDA_PART_gemm_simt | 1u << MOE_CUDA_PART_gemm_mma;
     if (bf16)
@@ -177,7 +181,8 @@ void moe_cuda_wgrad_plan(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCudaP
                  word(aligned_x));
     else
         snprintf(out->call, sizeof out->call, "wgrad_simt<%d, %d, %d, %s, %s, %s>", tile->bm,
-                 tile->bn, out->shared_slots, word(aligned_dy), word(aligned_x), word(w->k % 8 == 0));
+                 tile->bn, out->shared_slots, word(aligned_dy), word(aligned_x),
+                 word(w->k % 8 == 0));
 }
 
 static void side_text(const char *name, const char *p, int64_t ld, int64_t gather, const char *src,
@@ -188,7 +193,8 @@ static void side_text(const char *name, const char *p, int64_t ld, int64_t gathe
 
 void moe_cuda_wgrad_text(const MoeCudaWgrad *w, const MoeCudaProductPlan *plan,
                          const MoeCudaWgradOperands *o, MoeStr *out) {
-    MOE_ASSERT(w->n < INT32_MAX && w->k < INT32_MAX, "wgrad: %lld x %lld", (long long)w->n, (long long)w->k);
+    MOE_ASSERT(w->n < INT32_MAX && w->k < INT32_MAX, "wgrad: %lld x %lld", (long long)w->n,
+               (long long)w->k);
     moe_str_printf(out, "Wgrad<%s> w = {};\n", type_name(w->dtype));
     moe_str_printf(out, "w.n = %lld, w.k = %lld;\n", (long long)w->n, (long long)w->k);
     side_text("dy", o->dy, w->ld_dy, o->gather_dy, o->src_dy, out);
@@ -199,7 +205,8 @@ void moe_cuda_wgrad_text(const MoeCudaWgrad *w, const MoeCudaProductPlan *plan,
 }
 
 int moe_cuda_add_ref(MoeCudaRefs *r, MoeBufRef ref) {
-    MOE_ASSERT(r->n < MOE_CUDA_MAX_REFS, "codegen: a kernel of more than %d buffers", MOE_CUDA_MAX_REFS);
+    MOE_ASSERT(r->n < MOE_CUDA_MAX_REFS, "codegen: a kernel of more than %d buffers",
+               MOE_CUDA_MAX_REFS);
     r->refs[r->n] = ref;
     return r->n++;
 }
@@ -208,7 +215,8 @@ void moe_cuda_shape_note(const MoeType *t, MoeStr *out) {
     moe_str_printf(out, "%s[", moe_dtype_name(t->dtype));
     for (int d = 0; d < t->rank; d++) {
         const MoeValue *seg = t->dims[d].seg;
-        moe_str_printf(out, "%s%s%lld", d ? ", " : "", seg ? "r<=" : "", (long long)t->dims[d].size);
+        moe_str_printf(out, "%s%s%lld", d ? ", " : "", seg ? "r<=" : "",
+                       (long long)t->dims[d].size);
         if (seg)
             moe_str_printf(out, " of %lldx%lld", (long long)seg->type.groups,
                            (long long)seg->type.shards);

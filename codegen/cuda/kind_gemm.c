@@ -47,8 +47,7 @@ static void operand(const Tail *tail, int i, char *out, size_t cap) {
     if (x->product >= 0)
         snprintf(out, cap, "p[%d][i]", x->product);
     else
-        snprintf(out, cap, "v%d%s", i,
-                 x->is_input && !is_scalar(x) ? "[i]" : "");
+        snprintf(out, cap, "v%d%s", i, x->is_input && !is_scalar(x) ? "[i]" : "");
 }
 
 /* Constants, and inputs of that level. */
@@ -57,7 +56,8 @@ static void emit_inputs(const Tail *tail, MoeGemmLevel level, const char *indent
     for (int i = 0; i < gg->n_values; i++) {
         const MoeGemmValue *x = &gg->values[i];
         const MoeOp *constant = moe_constant_of(x->v);
-        if (constant && level == MOE_LEVEL_UNIFORM) { /* a float, whatever it is: tails only convert integers */
+        if (constant &&
+            level == MOE_LEVEL_UNIFORM) { /* a float, whatever it is: tails only convert integers */
             moe_str_printf(out, "%sconst float v%d = ", indent, i);
             moe_cuda_number(out, MOE_F32, moe_attr_f(constant, "value"));
             moe_str_append(out, ";\n");
@@ -66,13 +66,14 @@ static void emit_inputs(const Tail *tail, MoeGemmLevel level, const char *indent
             continue;
         const char *type = c_type(x->v->type.dtype);
         if (is_scalar(x))
-            moe_str_printf(out, "%sconst float v%d = (float)load(buf<const %s>(a, %d)%s);\n", indent, i,
-                           type, x->buf_in, level == MOE_LEVEL_ROW ? " + row" : "");
+            moe_str_printf(out, "%sconst float v%d = (float)load(buf<const %s>(a, %d)%s);\n",
+                           indent, i, type, x->buf_in, level == MOE_LEVEL_ROW ? " + row" : "");
         else
-            moe_str_printf(out,
-                           "%sfloat v%d[TAIL_COLS];\n%sload_cols<%s>(buf<const %s>(a, %d) + %s, live, v%d);\n",
-                           indent, i, indent, tail->whole ? "true" : "false", type, x->buf_in,
-                           level == MOE_LEVEL_TILE ? "at" : "col", i);
+            moe_str_printf(
+                out,
+                "%sfloat v%d[TAIL_COLS];\n%sload_cols<%s>(buf<const %s>(a, %d) + %s, live, v%d);\n",
+                indent, i, indent, tail->whole ? "true" : "false", type, x->buf_in,
+                level == MOE_LEVEL_TILE ? "at" : "col", i);
     }
 }
 
@@ -105,8 +106,8 @@ static void emit_scalar_outputs(const Tail *tail, MoeGemmLevel level, const char
     for (int i = 0; i < gg->n_values; i++) {
         const MoeGemmValue *x = &gg->values[i];
         if (x->level == level && x->buf_out >= 0)
-            moe_str_printf(out, "%sif (%s)\n%s    store(buf<%s>(a, %d)%s, v%d);\n", indent, condition,
-                           indent, c_type(x->v->type.dtype), x->buf_out, place, i);
+            moe_str_printf(out, "%sif (%s)\n%s    store(buf<%s>(a, %d)%s, v%d);\n", indent,
+                           condition, indent, c_type(x->v->type.dtype), x->buf_out, place, i);
     }
 }
 
@@ -115,11 +116,13 @@ static void emit_tail(const Tail *tail, MoeStr *out) {
     const char *in = "    ";
     emit_inputs(tail, MOE_LEVEL_UNIFORM, "", out);
     emit_ops(tail, MOE_LEVEL_UNIFORM, "", out);
-    emit_scalar_outputs(tail, MOE_LEVEL_UNIFORM, "", "blockIdx.x == 0 && threadIdx.x == 0", "", out);
-    moe_str_printf(out,
-                   "auto tail = [&](int row, int col, int live, const float (&p)[%d][TAIL_COLS]) {\n"
-                   "    const i64 at = (i64)row * %lld + col;\n",
-                   gg->n_products, (long long)tail->n);
+    emit_scalar_outputs(tail, MOE_LEVEL_UNIFORM, "", "blockIdx.x == 0 && threadIdx.x == 0", "",
+                        out);
+    moe_str_printf(
+        out,
+        "auto tail = [&](int row, int col, int live, const float (&p)[%d][TAIL_COLS]) {\n"
+        "    const i64 at = (i64)row * %lld + col;\n",
+        gg->n_products, (long long)tail->n);
     emit_inputs(tail, MOE_LEVEL_ROW, in, out);
     emit_ops(tail, MOE_LEVEL_ROW, in, out);
     emit_scalar_outputs(tail, MOE_LEVEL_ROW, in, "col == 0", " + row", out);
@@ -141,7 +144,8 @@ static void emit_tail(const Tail *tail, MoeStr *out) {
         char name[24];
         if (x->level != MOE_LEVEL_TILE || x->buf_out < 0)
             continue;
-        snprintf(name, sizeof name, x->product >= 0 ? "p[%d]" : "out%d", x->product >= 0 ? x->product : i);
+        snprintf(name, sizeof name, x->product >= 0 ? "p[%d]" : "out%d",
+                 x->product >= 0 ? x->product : i);
         moe_str_printf(out, "    store_cols<%s>(buf<%s>(a, %d) + at, live, %s);\n",
                        tail->whole ? "true" : "false", c_type(x->v->type.dtype), x->buf_out, name);
     }
@@ -241,8 +245,9 @@ MoeStatus moe_cuda_gemm_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
     emit_operands(&tail, &gemm, &body);
     bind(&tail, g);
     if (moe_gemm_group_plain(gg)) {
-        moe_str_printf(&body, "%s(g, %sStoreTail<%s>{buf<float>(a, %d), %lld});\n",
-                       plan.call, plan.maps, tail.whole ? "true" : "false", gg->values[0].buf_out, (long long)tail.n);
+        moe_str_printf(&body, "%s(g, %sStoreTail<%s>{buf<float>(a, %d), %lld});\n", plan.call,
+                       plan.maps, tail.whole ? "true" : "false", gg->values[0].buf_out,
+                       (long long)tail.n);
     } else {
         emit_tail(&tail, &body);
         moe_str_printf(&body, "%s(g, %stail);\n", plan.call, plan.maps);

@@ -89,7 +89,8 @@ MoeStatus moe_cuda_wgrad_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *
         o.table = table;
     }
     if (plan.stack_bytes)
-        snprintf(stack, sizeof stack, "buf<float>(a, %d)", moe_cuda_add_ref(&refs, moe_ref_work(0)));
+        snprintf(stack, sizeof stack, "buf<float>(a, %d)",
+                 moe_cuda_add_ref(&refs, moe_ref_work(0)));
     MoeStr body = {0}, note = {0};
     moe_str_append(&body, "using namespace moe;\n");
     moe_cuda_wgrad_text(&w, &plan, &o, &body);
@@ -125,6 +126,7 @@ MoeStatus moe_cuda_wgrad_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *
     MoeTensorMap maps[MOE_CUDA_MAX_MAPS];
     if (plan.n_maps)
         moe_cuda_hopper_wgrad_maps(&w, at_dy, at_x, maps);
-    moe_cuda_launch_maps(t, out, name, plan.blocks, refs.refs, (size_t)refs.n, maps, (size_t)plan.n_maps);
+    moe_cuda_launch_maps(t, out, name, plan.blocks, refs.refs, (size_t)refs.n, maps,
+                         (size_t)plan.n_maps);
     return NULL;
 }
