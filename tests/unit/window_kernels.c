@@ -6,10 +6,12 @@
 #include <string.h>
 #include "codegen/codegen.h"
 #include "tests/support/check_main.h"
+#include "tests/support/gpu.h"
 #include "tests/support/group_run.h"
 #include "tests/support/status_checks.h"
 
-static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64"};
+static const char *const targets[] = {"cpu", "cpu:x86-64-v4", "cpu:x86-64-v3", "cpu:x86-64",
+                                      "cuda:sm_80"};
 enum { N_TARGETS = sizeof targets / sizeof *targets, SLOTS = 4, SHARDS = 4, TOKENS = 700, TOPK = 2 };
 
 static MoeValue *product(MoeGraph *g, MoeValue *a, MoeValue *b) {
@@ -141,14 +143,15 @@ static void check(const char *target, MoeDtype d, int64_t width, int64_t hidden,
     /* halves: no more work than the whole but for the last block of each half, and packing, which looks at all slots */
     int64_t launches = (int64_t)moe_group_run_launches(j.run);
     ck_assert_int_le(in_windows, 2 * tasks);
-    ck_assert_int_lt(in_windows, tasks + tasks / 2 + 16 * launches);
+    if (strncmp(target, "cuda:", 5) != 0) /* whose grid is that of the capacity */
+        ck_assert_int_lt(in_windows, tasks + tasks / 2 + 16 * launches);
     for (size_t i = 0; i < n; i++)
         free(all[i]);
     close_job(&j);
 }
 
 START_TEST(test_windows) {
-    if (!moe_target_runs_here(targets[_i]))
+    if (!moe_test_runs(targets[_i]))
         return;
     check(targets[_i], MOE_F32, 33, 48, MOE_ROUTING_RANDOM);
     check(targets[_i], MOE_BF16, 64, 96, MOE_ROUTING_RANDOM);

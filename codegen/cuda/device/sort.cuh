@@ -20,6 +20,7 @@
 namespace moe {
 
 constexpr int SORT_THREADS = 256, SORT_WARPS = SORT_THREADS / 32, SORT_TILE = 2048, SORT_TILES = 1024;
+constexpr int SORT_AHEAD = 4; /* rounds of 32 items of a warp whose keys are loaded at a time */
 
 __device__ constexpr int sort_bits(int n_keys) {
     int b = 1;
@@ -92,6 +93,19 @@ template <class Shape, int PASS, class Keys> struct SortItems {
     }
 };
 
+/* This lane's items of the next rounds, and their keys; -1 also behind the end. */
+template <class Shape, int PASS, class Keys> struct SortRounds {
+    i32 item[SORT_AHEAD], key[SORT_AHEAD];
+    __device__ __forceinline__ SortRounds(const SortItems<Shape, PASS, Keys> &s, i64 first, i64 end) {
+#pragma unroll
+        for (int u = 0; u < SORT_AHEAD; u++) {
+            i64 i = first + u * 32 + lane();
+            item[u] = i < end ? (i32)s.item(i) : -1;
+            key[u] = i < end ? s.keys(item[u]) : -1;
+        }
+    }
+};
+
 /* Into count[warp][digit]: how many of the warp's part of the tile have which digit. */
 template <class Shape, int PASS, class Keys>
 __device__ __forceinline__ void sort_tile_count(const SortItems<Shape, PASS, Keys> &s, i64 begin, i64 end,
@@ -99,14 +113,16 @@ __device__ __forceinline__ void sort_tile_count(const SortItems<Shape, PASS, Key
     for (int i = threadIdx.x; i < SORT_WARPS * Shape::DIGITS; i += SORT_THREADS)
         (&count[0][0])[i] = 0;
     __syncthreads();
-    for (i64 first = begin; first < end; first += 32) {
-        i64 i = first + lane();
-        i32 key = i < end ? s.keys(s.item(i)) : -1;
-        int digit = s.digit(key);
-        u32 same = sort_equals<Shape::BITS>(digit, key >= 0);
-        if (key >= 0 && same >> lane() == 1) /* the last of them */
-            count[warp()][digit] += __popc(same);
-        __syncwarp();
+    for (i64 first = begin; first < end; first += 32 * SORT_AHEAD) {
+        SortRounds<Shape, PASS, Keys> r(s, first, end);
+#pragma unroll
+        for (int u = 0; u < SORT_AHEAD; u++) {
+            int digit = s.digit(r.key[u]);
+            u32 same = sort_equals<Shape::BITS>(digit, r.key[u] >= 0);
+            if (r.key[u] >= 0 && same >> lane() == 1) /* the last of them */
+                count[warp()][digit] += __popc(same);
+            __syncwarp();
+        }
     }
     __syncthreads();
 }
@@ -221,22 +237,25 @@ __device__ __forceinline__ void sort_deal(const Keys &keys, const Sink &sink, i6
             }
         }
         __syncthreads();
-        for (i64 first = part.begin; first < part.end; first += 32) {
-            i64 i = first + lane(), item = i < part.end ? s.item(i) : 0;
-            i32 key = i < part.end ? s.keys(item) : -1;
-            int digit = s.digit(key);
-            u32 same = sort_equals<Shape::BITS>(digit, key >= 0);
-            i32 row = key >= 0 ? next[warp()][digit] + __popc(same & ((1u << lane()) - 1)) : 0;
-            __syncwarp();
-            if (key >= 0 && same >> lane() == 1)
-                next[warp()][digit] = row + 1;
-            __syncwarp();
-            if (LAST && key >= 0)
-                sink.put(item, key, row);
-            else if (key >= 0)
-                w.items[PASS % 2][row] = (i32)item;
-            else if (PASS == 0 && i < part.end)
-                sink.skip(item);
+        for (i64 first = part.begin; first < part.end; first += 32 * SORT_AHEAD) {
+            SortRounds<Shape, PASS, Keys> r(s, first, part.end);
+#pragma unroll
+            for (int u = 0; u < SORT_AHEAD; u++) {
+                i32 key = r.key[u], item = r.item[u];
+                int digit = s.digit(key);
+                u32 same = sort_equals<Shape::BITS>(digit, key >= 0);
+                i32 row = key >= 0 ? next[warp()][digit] + __popc(same & ((1u << lane()) - 1)) : 0;
+                __syncwarp();
+                if (key >= 0 && same >> lane() == 1)
+                    next[warp()][digit] = row + 1;
+                __syncwarp();
+                if (LAST && key >= 0)
+                    sink.put(item, key, row);
+                else if (key >= 0)
+                    w.items[PASS % 2][row] = item;
+                else if (PASS == 0 && item >= 0)
+                    sink.skip(item);
+            }
         }
         __syncthreads();
     }
