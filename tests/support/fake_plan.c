@@ -14,6 +14,7 @@
 int fake_poison_steps, fake_sleep_us;
 _Atomic int fake_updates; /* ranks are threads */
 static int shards; /* V of the plan in use */
+static const char *shape; /* of launches on a GPU, for plan.json; "" on a CPU */
 
 /* ---- the kernels ---- */
 
@@ -165,6 +166,35 @@ static void k_update(void *const *bufs, int64_t task, void *scratch) {
         fake_updates++;
 }
 
+/* tok -> rows: a table whose last entry counts the tokens */
+static void k_rows(void *const *bufs, int64_t task, void *scratch) {
+    (void)task, (void)scratch;
+    const int32_t *tok = bufs[0];
+    int32_t *rows = bufs[1];
+    rows[0] = 0;
+    rows[1] = tok[shards];
+}
+
+/* rows -> the first number of each row */
+static void k_fill(void *const *bufs, int64_t task, void *scratch) {
+    (void)task, (void)scratch;
+    const int32_t *rows = bufs[0];
+    char *out = bufs[1];
+    for (int32_t i = 0; i < rows[1]; i++)
+        *(float *)(void *)(out + (int64_t)i * FAKE_ROW_BYTES) = (float)i * 0.37f;
+}
+
+/* rows, what k_fill made -> their sum */
+static void k_use(void *const *bufs, int64_t task, void *scratch) {
+    (void)task, (void)scratch;
+    const int32_t *rows = bufs[0];
+    const char *in = bufs[1];
+    float *out = bufs[2];
+    *out = 0;
+    for (int32_t i = 0; i < rows[1]; i++)
+        *out += *(const float *)(const void *)(in + (int64_t)i * FAKE_ROW_BYTES);
+}
+
 /* tok, ids, labels, w -> nll_sum, tokens */
 static void k_eval(void *const *bufs, int64_t task, void *scratch) {
     (void)task, (void)scratch;
@@ -198,14 +228,19 @@ static const struct {
 } kernels[] = {{"k_count", one_task, k_count},   {"k_segs", one_task, k_segs},
                {"k_loss", one_task, k_loss},     {"k_grad", class_tasks, k_grad},
                {"k_reduce", one_task, k_reduce}, {"k_update", class_tasks, k_update},
-               {"k_eval", one_task, k_eval},     {"k_logits", one_task, k_logits}};
+               {"k_eval", one_task, k_eval},     {"k_logits", one_task, k_logits},
+               {"k_rows", one_task, k_rows},     {"k_fill", one_task, k_fill},
+               {"k_use", one_task, k_use}};
 
 /* Values, in order of definition; the slab grows as they are added. */
 typedef struct {
     MoeStr text;
     int n;
     int64_t slab;
+    int64_t elastic; /* bytes behind SEAM */
 } Values;
+
+#define SEAM 65536 /* of the slab where it has an elastic part */
 
 static int add_buffer(Values *v, int buffer) {
     moe_str_printf(&v->text, "%s{\"buffer\": %d}", v->n ? ", " : "", buffer);
@@ -216,6 +251,16 @@ static int add_slab(Values *v, int64_t bytes) {
     moe_str_printf(&v->text, "%s{\"slab\": %lld, \"bytes\": %lld}", v->n ? ", " : "",
                    (long long)v->slab, (long long)bytes);
     v->slab += (bytes + 63) / 64 * 64;
+    return v->n++;
+}
+
+/* The elastic value; one a program. rows: the value with its table. */
+static int add_elastic(Values *v, int rows, int64_t capacity) {
+    v->elastic = capacity * FAKE_ROW_BYTES;
+    moe_str_printf(&v->text,
+                   ", {\"slab\": %d, \"bytes\": %lld, \"expect\": %d, \"rows\": %d, "
+                   "\"row_bytes\": %d}",
+                   SEAM, (long long)v->elastic, FAKE_ROW_BYTES, rows, FAKE_ROW_BYTES);
     return v->n++;
 }
 
@@ -245,7 +290,7 @@ static void add_step(MoeStr *steps, const char *kernel, const char *phase, bool 
                    steps->len ? ",\n   " : "", kernel, kernel, phase, count ? "true" : "false");
     for (int i = 0; i < n; i++)
         moe_str_printf(steps, "%s[%d, 0]", i ? ", " : "", bufs[i]);
-    moe_str_append(steps, "], \"flops\": 1.0, \"bytes\": 1.0, \"seconds\": 1e-9}");
+    moe_str_printf(steps, "]%s, \"flops\": 1.0, \"bytes\": 1.0, \"seconds\": 1e-9}", shape);
 }
 
 /* The sum of `value` over the ranks: a step that makes it, and the value that it makes. */
@@ -267,11 +312,12 @@ static void close_program(MoeStr *out, const char *name, Values *v, MoeStr *inpu
                           MoeStr *steps, const char *folds) {
     moe_str_printf(out,
                    "  \"%s\": {\"slab_bytes\": %lld, \"slab_lower_bound\": %lld, "
-                   "\"scratch_bytes\": 256,\n   \"memory\": {\"activations\": 1, "
+                   "\"elastic_bytes\": %lld, \"elastic_expect\": %d, \"scratch_bytes\": 256,\n   \"memory\": {\"activations\": 1, "
                    "\"gradients\": 1, \"workspace\": 1, \"other\": 1},\n   \"values\": [%s],\n   "
                    "\"inputs\": [%s],\n   \"outputs\": [%s],\n   "
                    "\"steps\": [%s]%s}",
-                   name, (long long)v->slab, (long long)v->slab, moe_str_c(&v->text),
+                   name, (long long)(v->elastic ? SEAM + v->elastic : v->slab), (long long)v->slab,
+                   (long long)v->elastic, v->elastic ? FAKE_ROW_BYTES : 0, moe_str_c(&v->text),
                    moe_str_c(inputs), moe_str_c(outputs), moe_str_c(steps), folds);
     moe_str_free(&v->text);
     moe_str_free(inputs);
@@ -309,6 +355,13 @@ static void train_program(const FakePlanOptions *o, int64_t cap, MoeStr *out) {
     add_step(&steps, "k_count", "forward", true, (int[]){tok, ids, labels, own_counts}, 4);
     int counts = add_sum(o, &v, &steps, "forward", true, own_counts, "i32", N_COUNTS),
         counts_sum = M > 1 ? add_slab(&v, N_COUNTS * 4) : counts;
+    if (o->elastic) {
+        int rows = add_slab(&v, 8), filled = add_elastic(&v, rows, cap), extra = add_slab(&v, 4);
+        add_step(&steps, "k_rows", "forward", false, (int[]){tok, rows}, 2);
+        add_step(&steps, "k_fill", "forward", false, (int[]){rows, filled}, 2);
+        add_step(&steps, "k_use", "forward", false, (int[]){rows, filled, extra}, 3);
+        add_output(&outs, "extra", extra, "f32", 1);
+    }
     add_step(&steps, "k_segs", "forward", false, (int[]){tok, ids, segs}, 3);
     add_step(&steps, "k_loss", "forward", false, (int[]){tok, ids, labels, w, counts_sum, own_part},
              6);
@@ -368,12 +421,13 @@ static void other_program(const FakePlanOptions *o, int64_t cap, bool eval, MoeS
 }
 
 void fake_plan_json(const FakePlanOptions *o, MoeStr *out) {
+    shape = o->target && !strncmp(o->target, "cuda:", 5) ? ", \"grid\": 2, \"block\": 64" : "";
     static const char *const names[] = {"w", "w.m", "w.v", "u", "u.m", "u.v"};
     int64_t ranks = o->ranks > 1 ? o->ranks : 1, parts = o->micro_batches * ranks,
             cap = (o->batch + parts - 1) / parts * o->seq;
     moe_str_printf(
         out,
-        "{\"format_version\": 1, \"abi\": 1, \"target\": \"cpu:generic\", \"compile\": "
+        "{\"format_version\": 1, \"abi\": 1, \"target\": \"%s\", \"compile\": "
         "\"by hand\",\n"
         " \"model\": {\"model_type\": \"mixtral\", \"hidden_size\": 8, \"vocab_size\": "
         "%d%s},\n \"tokenizer\": \"byte\", "
@@ -393,7 +447,7 @@ void fake_plan_json(const FakePlanOptions *o, MoeStr *out) {
         "\"decay\": true,\n   \"buffer\": 3, \"states\": [{\"name\": \"exp_avg\", "
         "\"buffer\": 4}, {\"name\": \"exp_avg_sq\", \"buffer\": "
         "5}]}],\n \"buffers\": [",
-        FAKE_VOCAB, o->extra_model ? o->extra_model : "", (int)ranks, (int)ranks, FAKE_VOCAB,
+        o->target ? o->target : "cpu:generic", FAKE_VOCAB, o->extra_model ? o->extra_model : "", (int)ranks, (int)ranks, FAKE_VOCAB,
         (long long)o->batch, (long long)o->seq, o->virtual_shards, o->micro_batches, FAKE_EXPERTS);
     for (int i = 0; i < 6; i++)
         moe_str_printf(out, "%s{\"name\": \"%s\", \"dtype\": \"f32\", \"dims\": %s, \"bytes\": %d}",

@@ -16,10 +16,14 @@ typedef struct {
     int virtual_shards, micro_batches;
     const char *extra_model; /* ", \"key\": value" into the model config, or "" */
     int ranks; /* data parallel: counts, losses and gradients are summed; 0 or 1: one */
+    const char *target; /* NULL: the CPU; "cuda:sm_80": steps have launch shapes, and fake_cuda.h the kernels */
+    bool elastic; /* training also fills rows of FAKE_ROW_BYTES, one a token, in elastic memory that is planned for one of them;
+                     output "extra" is their sum. With one rank and micro-batch */
 } FakePlanOptions;
 
 #define FAKE_EXPERTS 4
 #define FAKE_VOCAB   256
+#define FAKE_ROW_BYTES 65536
 
 /* plan.json's text. */
 void fake_plan_json(const FakePlanOptions *o, MoeStr *out);
