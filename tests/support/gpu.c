@@ -18,14 +18,23 @@ bool moe_test_simulate(const char *devices) {
            open_library(MOE_SIM_LIBRARIES "/libnvrtc.so.13");
 }
 
+static bool real(void) {
+    const char *which = getenv("MOE_TEST_GPU");
+    return which && strcmp(which, "real") == 0;
+}
+
+const char *moe_test_target(const char *target) {
+    return real() && strcmp(target, "cuda:sm_80") == 0 ? "cuda:native" : target;
+}
+
 bool moe_test_runs(const char *target) {
     static const struct {
         const char *target, *devices;
     } rows[] = {{"cuda:sm_80", "80"}, {"cuda:sm_90a", "90"}, {"cuda:sm_100", "100"}};
-    const char *real = getenv("MOE_TEST_GPU");
-    if (!real || strcmp(real, "real") != 0)
-        for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
-            if (strcmp(target, rows[i].target) == 0 && !moe_test_simulate(rows[i].devices))
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+        if (strcmp(target, rows[i].target) == 0) {
+            if (real() ? i > 0 : !moe_test_simulate(rows[i].devices))
                 return false;
-    return moe_target_runs_here(target);
+        }
+    return moe_target_runs_here(moe_test_target(target));
 }

@@ -10,7 +10,10 @@
  * capabilities ("90,80"); false where it was not built. Before the first use of a driver in this process. */
 bool moe_test_simulate(const char *devices);
 /* Whether code for the target runs in this process. A "cuda:" target gets a device that can, simulated unless MOE_TEST_GPU is
- * real. Other targets: moe_target_runs_here. */
+ * real: then "cuda:sm_80", which is in every test's list, stands for the machine's GPU, whatever it is, and
+ * the other CUDA targets are passed over. Other targets: moe_target_runs_here. */
 bool moe_test_runs(const char *target);
+/* The target to compile for: "cuda:native" for "cuda:sm_80" with MOE_TEST_GPU=real, else itself. */
+const char *moe_test_target(const char *target);
 
 #endif

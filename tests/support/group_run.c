@@ -16,6 +16,7 @@
 #include "codegen/codegen.h"
 #include "runtime/plan_functions.h"
 #include "codegen/cpu/cpu.h"
+#include "tests/support/gpu.h"
 #include "tests/support/group_gpu.h"
 
 /* Bytes of memory that nobody wrote: NaNs as floats; integers get others, for all ones are -1. */
@@ -357,7 +358,7 @@ MoeStatus moe_group_run_create(const MoeGraph *g, const MoeGroupRunOptions *o, M
         for (int k = 0; k < g->ops[i]->n_results; k++)
             buffer_make(&r->buffers[g->ops[i]->results[k]->id],
                         (size_t)moe_type_bytes(&g->ops[i]->results[k]->type));
-    MoeStatus st = moe_target_create(o->target, &r->target);
+    MoeStatus st = moe_target_create(moe_test_target(o->target), &r->target);
     if (!st)
         st = lower_all(r, o->alias);
     if (!st)

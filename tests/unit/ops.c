@@ -6,6 +6,7 @@
  * starts so, on one target
  *
  * On GPUs (the simulator, or with MOE_TEST_GPU=real the machine's) a part of the cases is run; MOE_ALL_CASES=1: all.
+ * MOE_PART=2/16: every sixteenth case of these from the third on, so that several programs share the work.
  *
  * An op without a case fails. */
 #include <check.h>
@@ -120,16 +121,24 @@ static bool on_gpu(const MoeOpCase *cases, size_t n, size_t i) {
     return new_kind || (i - first) % step == (size_t)cases[i].op % step;
 }
 
+/* Whether the n-th case to be run is in this program's part. */
+static bool in_part(size_t n) {
+    const char *part = getenv("MOE_PART"), *of = part ? strchr(part, '/') : NULL;
+    return !of || n % strtoul(of + 1, NULL, 10) == strtoul(part, NULL, 10);
+}
+
 START_TEST(every_case) {
     const char *target = targets[_i], *only = getenv("MOE_CASE"),
                *only_target = getenv("MOE_TARGET");
     if ((only_target && strcmp(only_target, target) != 0) || !moe_test_runs(target))
         return;
-    size_t n, n_run = 0, n_failed = 0;
+    size_t n, n_seen = 0, n_run = 0, n_failed = 0;
     bool gpu = strncmp(target, "cuda:", 5) == 0;
     MoeOpCase *cases = moe_op_cases_all(only ? only : "", &n);
     for (size_t i = 0; i < n; i++) {
         if (!target_runs(cases[i].op) || (gpu && !on_gpu(cases, n, i)))
+            continue;
+        if (!in_part(n_seen++))
             continue;
         bool good = true;
         n_run++;
@@ -144,8 +153,8 @@ START_TEST(every_case) {
     }
     free(cases);
     ck_assert_msg(n_run > 0, "no case matches '%s'", only ? only : "");
-    if (getenv("MOE_CASE") || getenv("MOE_ALL_CASES"))
-        fprintf(stderr, "%s: %zu cases\n", target, n_run);
+    if (getenv("MOE_CASE") || getenv("MOE_ALL_CASES") || getenv("MOE_PART"))
+        fprintf(stderr, "%s: %zu cases\n", moe_test_target(target), n_run);
     ck_assert_msg(n_failed == 0, "%s: %zu of %zu cases failed", target, n_failed, n_run);
 }
 END_TEST
