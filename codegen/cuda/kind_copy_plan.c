@@ -105,9 +105,14 @@ MoeStatus moe_cuda_copy_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLower
                    "const i64 n = (i64)tok_all[%lld] * %lld;\n"
                    "i32 *row = order + sort_round(n), *work = row + sort_round(n);\n",
                    (long long)s.shards, (long long)s.k);
-    MoeCudaSteps steps = {
-        t, out, &bufs, "copy_plan", 1u << MOE_CUDA_PART_route | 1u << MOE_CUDA_PART_split,
-        moe_str_c(&begin), 0, 0};
+    MoeCudaSteps steps = {t,
+                          out,
+                          &bufs,
+                          "copy_plan",
+                          1u << MOE_CUDA_PART_route | 1u << MOE_CUDA_PART_split,
+                          moe_str_c(&begin),
+                          0,
+                          0};
     moe_cuda_sort(&steps, &(MoeCudaSort){s.experts, s.choices, "n", "IdKeys{ids}",
                                          "CopySink{order, row}", "work"});
     moe_str_printf(&text, "RouteBefore{ids, order, tok_all, %lld, %lld}", (long long)s.shards,
@@ -116,11 +121,12 @@ MoeStatus moe_cuda_copy_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLower
                         "cells");
     divide(&steps, &s);
     moe_str_clear(&text);
-    moe_str_printf(&text,
-                   "copy_counts(cells, %lld, counts);\n"
-                   "copy_slots(CopySlots{ids, row, cells, runs, first, slot, %lld}, n, to, tok_all, "
-                   "tok_own, %lld, own);\n",
-                   (long long)(s.experts * s.shards), (long long)s.shards, (long long)s.k);
+    moe_str_printf(
+        &text,
+        "copy_counts(cells, %lld, counts);\n"
+        "copy_slots(CopySlots{ids, row, cells, runs, first, slot, %lld}, n, to, tok_all, "
+        "tok_own, %lld, own);\n",
+        (long long)(s.experts * s.shards), (long long)s.shards, (long long)s.k);
     moe_cuda_step(&steps, "_slots", THREADS,
                   moe_cuda_blocks(t, (s.choices + THREADS - 1) / THREADS, 8), moe_str_c(&text));
     moe_str_free(&text);
@@ -141,13 +147,17 @@ MoeStatus moe_cuda_root_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLower
     name_buffer(&begin, "rank", moe_bufs_add(&bufs, op->operands[4]));
     name_buffer(&begin, "roots", moe_bufs_add(&bufs, op->results[0]));
     name_buffer(&begin, "more", moe_bufs_add(&bufs, op->results[1]));
-    MoeCudaSteps steps = {
-        t, out, &bufs, "root_plan", 1u << MOE_CUDA_PART_route | 1u << MOE_CUDA_PART_split,
-        moe_str_c(&begin), 0, 0};
-    moe_str_printf(&body,
-                   "root_plan<%d, %lld, %lld, %d, %d>(counts, runs, copies, rank[0], roots, more);\n",
-                   THREADS, (long long)seg->groups, (long long)seg->shards, MOE_LEAF_ROWS,
-                   MOE_COPY_ROOTS);
+    MoeCudaSteps steps = {t,
+                          out,
+                          &bufs,
+                          "root_plan",
+                          1u << MOE_CUDA_PART_route | 1u << MOE_CUDA_PART_split,
+                          moe_str_c(&begin),
+                          0,
+                          0};
+    moe_str_printf(
+        &body, "root_plan<%d, %lld, %lld, %d, %d>(counts, runs, copies, rank[0], roots, more);\n",
+        THREADS, (long long)seg->groups, (long long)seg->shards, MOE_LEAF_ROWS, MOE_COPY_ROOTS);
     moe_cuda_step(&steps, "", THREADS, 1, moe_str_c(&body));
     moe_str_free(&body);
     moe_str_free(&begin);

@@ -49,7 +49,8 @@ static void lower_embedding(MoeCudaTarget *t, const MoeOp *op, MoeLowered *out) 
 /* ---- the gradient ---- */
 
 typedef struct {
-    int64_t vocab, cols, shards, tokens, many; /* many: tokens of an id whose shards are summed apart */
+    int64_t vocab, cols, shards, tokens,
+        many; /* many: tokens of an id whose shards are summed apart */
 } Grad;
 
 static Grad grad_of(const MoeOp *op) {
@@ -93,10 +94,10 @@ static void launch_sums(MoeCudaSteps *steps, const Grad *g) {
     steps->begin = moe_str_c(&begin);
     steps->min_blocks = 2; /* rows on the way are registers */
     if (g->tokens > g->many)
-        moe_cuda_step(steps, "_shards", THREADS,
-                      moe_cuda_blocks(
-                          steps->t, many * g->shards * ((g->cols + 31) / 32) / warps + 1, 8),
-                      "grad.shards(keys);\n");
+        moe_cuda_step(
+            steps, "_shards", THREADS,
+            moe_cuda_blocks(steps->t, many * g->shards * ((g->cols + 31) / 32) / warps + 1, 8),
+            "grad.shards(keys);\n");
     int64_t slabs = (g->cols + 32 * e - 1) / (32 * e);
     moe_str_printf(&body, "grad.sum<%lld>(out);\n", (long long)e);
     moe_cuda_step(steps, "_sum", THREADS,

@@ -81,15 +81,18 @@ MoeStatus moe_cuda_send_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLower
     name_buffer(&p, "send", send);
     name_buffer(&p, "idx", idx);
     name_buffer(&p, "cells", moe_bufs_add_work(&p.bufs, 0));
-    moe_str_printf(&p.begin, "const i64 choices = n * %lld;\ni32 *work = cells + sort_round(choices);\n",
+    moe_str_printf(&p.begin,
+                   "const i64 choices = n * %lld;\ni32 *work = cells + sort_round(choices);\n",
                    (long long)p.k);
-    moe_str_printf(&p.begin, "const SendKeys keys{places, %lld};\nconst SendSink sink{idx, cells, %lld};\n",
+    moe_str_printf(&p.begin,
+                   "const SendKeys keys{places, %lld};\nconst SendSink sink{idx, cells, %lld};\n",
                    (long long)p.chunks, (long long)p.k);
     MoeCudaSteps steps = steps_of(t, out, &p, "send_plan");
-    moe_cuda_sort(&steps, &(MoeCudaSort){send_keys(p.op), choices_of(p.op), "choices", "keys", "sink",
-                                         "work"});
+    moe_cuda_sort(&steps, &(MoeCudaSort){send_keys(p.op), choices_of(p.op), "choices", "keys",
+                                         "sink", "work"});
     if (send >= 0)
-        moe_cuda_sort_table(&steps, "_table", send_keys(p.op), "SendBefore{cells}", "work[0]", "send");
+        moe_cuda_sort_table(&steps, "_table", send_keys(p.op), "SendBefore{cells}", "work[0]",
+                            "send");
     moe_str_free(&p.begin);
     return NULL;
 }
@@ -128,8 +131,8 @@ MoeStatus moe_cuda_expert_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLow
     if (recv >= 0) {
         moe_str_printf(&before, "TokenBefore{TokenKeys{here}, work.tokens, tok, %lld}",
                        (long long)p.shards);
-        moe_cuda_sort_table(&steps, "_table", p.chunks * p.shards, moe_str_c(&before), "work.sort[0]",
-                            "recv");
+        moe_cuda_sort_table(&steps, "_table", p.chunks * p.shards, moe_str_c(&before),
+                            "work.sort[0]", "recv");
     }
     steps.prefix = "expert_plan";
     moe_str_clear(&before);
@@ -140,8 +143,8 @@ MoeStatus moe_cuda_expert_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLow
     if (seg >= 0) {
         moe_str_clear(&before);
         moe_str_printf(&before, "ChoiceBefore{here, work.choices, tok, %lld}", (long long)p.shards);
-        moe_cuda_sort_table(&steps, "_table", p.slots * p.shards, moe_str_c(&before), "work.sort[0]",
-                            "seg");
+        moe_cuda_sort_table(&steps, "_table", p.slots * p.shards, moe_str_c(&before),
+                            "work.sort[0]", "seg");
     }
     moe_str_free(&before);
     moe_str_free(&p.begin);

@@ -49,11 +49,11 @@ static void launch(const Move *m, int rows_per_block, const char *body) {
 static void lower_dispatch(const Move *m) {
     MoeStr body = {0};
     MoeCudaWords w = moe_cuda_words(m->cols * moe_dtype_bytes(m->type->dtype));
-    moe_str_printf(&body,
-                   "move_rows<%s, %lld, %d>(live, TokenOfRow{buf<i32>(a, %d), %lld}, buf<%s>(a, %d), "
-                   "buf<%s>(a, %d));\n",
-                   w.type, (long long)w.n, w.lanes, m->src, (long long)m->k, w.type, m->x, w.type,
-                   m->y);
+    moe_str_printf(
+        &body,
+        "move_rows<%s, %lld, %d>(live, TokenOfRow{buf<i32>(a, %d), %lld}, buf<%s>(a, %d), "
+        "buf<%s>(a, %d));\n",
+        w.type, (long long)w.n, w.lanes, m->src, (long long)m->k, w.type, m->x, w.type, m->y);
     launch(m, MOE_CUDA_MOVE_THREADS / w.lanes, moe_str_c(&body));
     moe_str_free(&body);
 }

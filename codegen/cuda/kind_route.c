@@ -43,8 +43,8 @@ static MoeStatus lower_route_plan(MoeCudaTarget *t, const MoeGroup *g, MoeLowere
         moe_str_printf(&begin, "buf<i32>(a, %d)};\n", inv);
     else
         moe_str_append(&begin, "nullptr};\n");
-    MoeCudaSteps steps = {t, out, &bufs, "route_plan", 1u << MOE_CUDA_PART_route,
-                          moe_str_c(&begin), 0, 0};
+    MoeCudaSteps steps = {t, out, &bufs, "route_plan", 1u << MOE_CUDA_PART_route, moe_str_c(&begin),
+                          0, 0};
     moe_cuda_sort(&steps, &(MoeCudaSort){seg->groups, choices(ids), "n", "keys", "sink", "work"});
     if (to >= 0) {
         if (rows)
@@ -73,8 +73,8 @@ static MoeStatus lower_count(MoeCudaTarget *t, const MoeOp *op, MoeLowered *out)
     MoeStr begin = {0}, body = {0};
     moe_str_printf(&begin, "const i32 *in = buf<i32>(a, %d);\ni32 *out = buf<i32>(a, %d);\n", from,
                    to);
-    MoeCudaSteps steps = {t, out, &bufs, moe_op_info(op->opcode)->name,
-                          1u << MOE_CUDA_PART_route, NULL, 0, 0};
+    MoeCudaSteps steps = {
+        t, out, &bufs, moe_op_info(op->opcode)->name, 1u << MOE_CUDA_PART_route, NULL, 0, 0};
     int64_t blocks = 1;
     int threads = 32;
     if (op->opcode == MOE_OP_EXPERT_COUNTS) {

@@ -44,7 +44,9 @@ void moe_cuda_step(const MoeCudaSteps *s, const char *name, int threads, int64_t
     MoeCudaKernelText k = {.prefix = moe_str_c(&prefix),
                            .n_bufs = s->bufs->n,
                            .threads = threads,
-                           .min_blocks = s->min_blocks ? s->min_blocks : threads > 256 ? 1 : 4,
+                           .min_blocks = s->min_blocks   ? s->min_blocks
+                                         : threads > 256 ? 1
+                                                         : 4,
                            .shared_bytes = s->shared,
                            .parts = s->parts | 1u << MOE_CUDA_PART_segs | 1u << MOE_CUDA_PART_sort,
                            .body = moe_str_c(&text)};
@@ -80,7 +82,8 @@ void moe_cuda_sort_table(const MoeCudaSteps *s, const char *name, int64_t cells,
                          const char *rows, const char *to) {
     MoeStr body = {0};
     moe_str_printf(&body, "sort_table(%s, %s, %lld, %s);\n", before, rows, (long long)cells, to);
-    moe_cuda_step(s, name, 128, moe_cuda_blocks(s->t, (cells + 1 + 127) / 128, 8), moe_str_c(&body));
+    moe_cuda_step(s, name, 128, moe_cuda_blocks(s->t, (cells + 1 + 127) / 128, 8),
+                  moe_str_c(&body));
     moe_str_free(&body);
 }
 

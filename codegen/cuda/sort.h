@@ -13,9 +13,10 @@ typedef struct {
     const MoeBufs *bufs;
     const char *prefix; /* of kernel names */
     uint32_t parts;     /* device parts beside those of the sort */
-    const char *begin;  /* C++ statements at the start of every kernel: declares what texts of the caller name */
-    int64_t shared;     /* bytes of dynamic shared memory */
-    int min_blocks;     /* blocks a multiprocessor; 0: as many as usual */
+    const char *
+        begin; /* C++ statements at the start of every kernel: declares what texts of the caller name */
+    int64_t shared; /* bytes of dynamic shared memory */
+    int min_blocks; /* blocks a multiprocessor; 0: as many as usual */
 } MoeCudaSteps;
 
 /* One launch of `threads` a block for the text `begin` then `body`. */
@@ -24,7 +25,7 @@ void moe_cuda_step(const MoeCudaSteps *s, const char *name, int threads, int64_t
 
 /* begin declares `n`, the live items (i64); `keys` and `sink` as sort.cuh says; `work`, i32 * to moe_cuda_sort_bytes. */
 typedef struct {
-    int64_t n_keys, capacity;      /* items at most */
+    int64_t n_keys, capacity;           /* items at most */
     const char *n, *keys, *sink, *work; /* C++ names */
 } MoeCudaSort;
 

@@ -85,9 +85,8 @@ START_TEST(plans_of_many_experts) {
         moe_op_build(j.g, MOE_OP_SEND_PLAN, in, 2, moe_ai("slots", EXPERTS / RANKS),
                      moe_ai("ranks", RANKS), moe_ai("chunks", EXPERTS / RANKS),
                      moe_ai("expect", TOKENS), MOE_END),
-        moe_op_build(j.g, MOE_OP_EXPERT_PLAN, in, 3, moe_ai("slots", HERE),
-                     moe_ai("chunks", 3), moe_ai("expect_recv", TOKENS),
-                     moe_ai("expect_rows", TOKENS), MOE_END)};
+        moe_op_build(j.g, MOE_OP_EXPERT_PLAN, in, 3, moe_ai("slots", HERE), moe_ai("chunks", 3),
+                     moe_ai("expect_recv", TOKENS), moe_ai("expect_rows", TOKENS), MOE_END)};
     for (size_t p = 0; p < LEN(plans); p++)
         for (int r = 0; r < plans[p]->n_results; r++) {
             char name[16];
@@ -124,7 +123,8 @@ static void fill_copies(const Copies *c, int32_t *copies) {
             bool held = false;
             for (int s = 0; s < c->slots; s++)
                 held |= copies[g / c->slots * c->slots + s] == e;
-            if (!held && (best < 0 || pow(e + 1, -c->skew) / n[e] > pow(best + 1, -c->skew) / n[best]))
+            if (!held &&
+                (best < 0 || pow(e + 1, -c->skew) / n[e] > pow(best + 1, -c->skew) / n[best]))
                 best = e;
         }
         if (best >= 0 && below(1, g, 8)) { /* some stay empty */
@@ -140,7 +140,8 @@ static void fill_choices(const Copies *c, int32_t *ids) {
         for (int j = 0; j < c->topk; j++) {
             bool again = true;
             for (int tries = 0; again; tries++) { /* the inverse of the distribution, roughly */
-                double u = below((uint64_t)(2 + tries), t * c->topk + j, 1 << 20) / (double)(1 << 20);
+                double u =
+                    below((uint64_t)(2 + tries), t * c->topk + j, 1 << 20) / (double)(1 << 20);
                 int e = (int)(pow(u, 1 + 2 * c->skew) * c->experts);
                 again = false;
                 for (int k = 0; k < j; k++)
@@ -157,22 +158,24 @@ static void check_copies(const Copies *c, const char *target) {
     MoeValue *tok_ep = moe_build_input(j.g, "tok_ep", moe_type_segs(1, c->shards));
     MoeValue *in[3] = {
         moe_build_input(j.g, "ids", moe_type_2d(MOE_I32, moe_dim_ragged(c->tokens, tok), c->topk)),
-        moe_build_input(j.g, "all", moe_type_2d(MOE_I32, moe_dim_ragged(c->tokens + 3, tok_ep), c->topk)),
+        moe_build_input(j.g, "all",
+                        moe_type_2d(MOE_I32, moe_dim_ragged(c->tokens + 3, tok_ep), c->topk)),
         moe_build_input(j.g, "copies", moe_type_1d(MOE_I32, c->ranks * c->slots))};
     MoeValue *rank = moe_build_input(j.g, "ep_rank", moe_type_1d(MOE_I32, 1));
     const MoeOp *plan = moe_op_build(j.g, MOE_OP_COPY_PLAN, in, 3, moe_ai("experts", c->experts),
                                      moe_ai("ranks", c->ranks), moe_ai("slots", c->slots), MOE_END);
     MoeValue *by_slot[2] = {plan->results[1], rank};
-    const MoeOp *rows =
-        moe_op_build(j.g, MOE_OP_EXPERT_PLAN, by_slot, 2, moe_ai("slots", c->slots), moe_ai("chunks", 1),
-                     moe_ai("expect_recv", c->tokens), moe_ai("expect_rows", c->tokens), MOE_END);
+    const MoeOp *rows = moe_op_build(j.g, MOE_OP_EXPERT_PLAN, by_slot, 2, moe_ai("slots", c->slots),
+                                     moe_ai("chunks", 1), moe_ai("expect_recv", c->tokens),
+                                     moe_ai("expect_rows", c->tokens), MOE_END);
     MoeValue *of[5] = {rows->results[1], plan->results[2], plan->results[3], in[2], rank};
     const MoeOp *roots = moe_op_build(j.g, MOE_OP_ROOT_PLAN, of, 5, moe_ai("expect", 2), MOE_END);
     const struct {
         const char *name;
         MoeValue *v;
-    } outputs[] = {{"own", plan->results[0]},  {"to", plan->results[1]},   {"counts", plan->results[2]},
-                   {"runs", plan->results[3]}, {"roots", roots->results[0]}, {"more", roots->results[1]}};
+    } outputs[] = {{"own", plan->results[0]},    {"to", plan->results[1]},
+                   {"counts", plan->results[2]}, {"runs", plan->results[3]},
+                   {"roots", roots->results[0]}, {"more", roots->results[1]}};
     for (size_t i = 0; i < LEN(outputs); i++)
         moe_build_output(j.g, outputs[i].name, outputs[i].v);
     fill(&j, c->tokens);
@@ -194,10 +197,12 @@ static void check_copies(const Copies *c, const char *target) {
 }
 
 START_TEST(copies_on_many_ranks) {
-    static const Copies cases[] = {{40, 20, 8, 20, 2500, 3, 1.5, 2}, {64, 64, 3, 64, 4000, 2, 0.0, 0},
-                                   {5, 3, 40, 3, 1000, 2, 1.0, 1},   {16, 4, 6, 8, 1500, 2, 1.0, 0},
-                                   {64, 16, 6, 16, 2500, 4, 0.7, 1}, {12, 40, 3, 64, 4000, 2, 2.0, 3}};
-    const bool gpu = strncmp(targets[_i], "cuda:", 5) == 0; /* each case has kernels of its own there */
+    static const Copies cases[] = {
+        {40, 20, 8, 20, 2500, 3, 1.5, 2}, {64, 64, 3, 64, 4000, 2, 0.0, 0},
+        {5, 3, 40, 3, 1000, 2, 1.0, 1},   {16, 4, 6, 8, 1500, 2, 1.0, 0},
+        {64, 16, 6, 16, 2500, 4, 0.7, 1}, {12, 40, 3, 64, 4000, 2, 2.0, 3}};
+    const bool gpu =
+        strncmp(targets[_i], "cuda:", 5) == 0; /* each case has kernels of its own there */
     if (moe_test_runs(targets[_i]))
         for (size_t i = 0; i < (gpu && !getenv("MOE_ALL_CASES") ? 3 : LEN(cases)); i++)
             check_copies(&cases[i], targets[_i]);
@@ -266,7 +271,7 @@ static void check_gradient(int64_t cols, int64_t parts, const char *target) {
     run(&j, target);
     const float *got = moe_group_run_data(j.run, op->results[0]);
     for (int32_t row = 0; row < VOCAB / parts; row++)
-        for (int64_t c = 0; c < cols; c += cols > 8 ? 7 : 1) {
+        for (int64_t c = 0; c<cols; c += cols> 8 ? 7 : 1) {
             float want = wanted(&j.in, cols, first + row, c);
             CHECK_EACH(memcmp(&want, &got[row * cols + c], sizeof want) == 0,
                        "%s: row %d column %lld is %.9g, expected %.9g", target, row, (long long)c,

@@ -24,19 +24,14 @@ struct PartKeys {
 
 struct OrderSink {
     i32 *order;
-    __device__ __forceinline__ void put(i64 t, i32, i64 r) const {
-        order[r] = (i32)t;
-    }
-    __device__ __forceinline__ void skip(i64) const {
-    }
+    __device__ __forceinline__ void put(i64 t, i32, i64 r) const { order[r] = (i32)t; }
+    __device__ __forceinline__ void skip(i64) const {}
 };
 
 struct PartBefore {
     PartKeys keys;
     const i32 *order;
-    __device__ __forceinline__ bool operator()(i64 r, int c) const {
-        return keys(order[r]) < c;
-    }
+    __device__ __forceinline__ bool operator()(i64 r, int c) const { return keys(order[r]) < c; }
 };
 
 /* The workspace for n live tokens; `sort` and `partial` are not needed at the same time. */
@@ -94,8 +89,8 @@ template <int LEVELS, int E> struct ShardFold {
 /* sum = the rows of dy at columns [at, at+E) of tokens order[begin, end), ascending from +0. By a warp; lanes with live = false only
  * take part. */
 template <int COLS, int E, int U>
-__device__ __forceinline__ void sum_tokens(const float *dy, const i32 *order, i64 begin, i64 end, int at, bool live,
-                                           float (&sum)[E]) {
+__device__ __forceinline__ void sum_tokens(const float *dy, const i32 *order, i64 begin, i64 end,
+                                           int at, bool live, float (&sum)[E]) {
 #pragma unroll
     for (int i = 0; i < E; i++)
         sum[i] = 0.0f;
@@ -187,7 +182,8 @@ template <int VOCAB, int COLS, int SHARDS, int LEVELS, int MANY> struct EmbedGra
     __device__ __forceinline__ void shard(const PartKeys &keys, i64 s, int v, int slab) const {
         i64 lo, hi;
         many_at(s, keys, &lo, &hi);
-        i64 begin = tok ? first_from(work.order, lo, hi, tok[v]) : lo, end = shard_end(begin, hi, v);
+        i64 begin = tok ? first_from(work.order, lo, hi, tok[v]) : lo,
+            end = shard_end(begin, hi, v);
         int at = slab * 32 + lane();
         float sum[1];
         sum_tokens<COLS, 1, 16>(dy, work.order, begin, end, at, at < COLS, sum);

@@ -23,7 +23,8 @@ __device__ __forceinline__ void clear(Words4 &w) {
 /* N words by LANES threads, of which this is thread `at`. */
 template <class Word, int N, int LANES>
 __device__ __forceinline__ void copy_row(const Word *from, Word *to, int at) {
-    constexpr int EACH = (N + LANES - 1) / LANES, U = EACH < 8 ? EACH : 8, STEP = LANES * U, WHOLE = N / STEP * STEP;
+    constexpr int EACH = (N + LANES - 1) / LANES, U = EACH < 8 ? EACH : 8, STEP = LANES * U,
+                  WHOLE = N / STEP * STEP;
     for (int i = at; i < WHOLE; i += STEP) {
         Word w[U];
 #pragma unroll
@@ -46,7 +47,8 @@ __device__ __forceinline__ void copy_row(const Word *from, Word *to, int at) {
     }
 }
 
-template <class Word, int N, int LANES> __device__ __forceinline__ void clear_row(Word *to, int at) {
+template <class Word, int N, int LANES>
+__device__ __forceinline__ void clear_row(Word *to, int at) {
     Word none;
     clear(none);
     for (int i = at; i < N; i += LANES)
@@ -55,7 +57,8 @@ template <class Word, int N, int LANES> __device__ __forceinline__ void clear_ro
 
 /* Row r of out is row source(r) of x, zeros if that is negative; rows have N words. */
 template <class Word, int N, int LANES, class Source>
-__device__ __forceinline__ void move_rows(Rows live, const Source &source, const Word *x, Word *out) {
+__device__ __forceinline__ void move_rows(Rows live, const Source &source, const Word *x,
+                                          Word *out) {
     constexpr int PER_BLOCK = MOVE_THREADS / LANES;
     int at = threadIdx.x % LANES;
     for (i64 r = live.first + (i64)blockIdx.x * PER_BLOCK + threadIdx.x / LANES; r < live.end;
@@ -72,9 +75,7 @@ __device__ __forceinline__ void move_rows(Rows live, const Source &source, const
 struct TokenOfRow {
     const i32 *src;
     int k;
-    __device__ __forceinline__ i64 operator()(i64 r) const {
-        return src[r] / k;
-    }
+    __device__ __forceinline__ i64 operator()(i64 r) const { return src[r] / k; }
 };
 
 /* embedding: the row of token t's id in a table of n rows, the first of which is that of id `first`; -1: not there. */
@@ -89,7 +90,8 @@ struct RowOfId {
 
 /* E columns at `at` of a token: the sum over its K rows, ascending. */
 template <class T, int K, int COLS, int E>
-__device__ __forceinline__ void gather_columns(const T *y, const i32 *rows, int at, float (&sum)[E]) {
+__device__ __forceinline__ void gather_columns(const T *y, const i32 *rows, int at,
+                                               float (&sum)[E]) {
     constexpr int U = K < 16 ? K : 16;
 #pragma unroll
     for (int j0 = 0; j0 < K; j0 += U) {
@@ -111,7 +113,9 @@ __device__ __forceinline__ void gather_columns(const T *y, const i32 *rows, int 
 template <class T, int K, int COLS, int E, int LANES>
 __device__ __forceinline__ void gather_sum(Rows live, const T *y, const i32 *inv, float *out) {
     constexpr int PER_BLOCK = MOVE_THREADS / LANES, N = COLS / E;
-    constexpr int W = K * E >= 32 || N <= LANES ? 1 : K * E >= 16 ? 2 : 4; /* columns on the way at a time */
+    constexpr int W = K * E >= 32 || N <= LANES ? 1
+                      : K * E >= 16             ? 2
+                                                : 4; /* columns on the way at a time */
     int at = threadIdx.x % LANES;
     for (i64 t = live.first + (i64)blockIdx.x * PER_BLOCK + threadIdx.x / LANES; t < live.end;
          t += (i64)gridDim.x * PER_BLOCK) {
@@ -134,8 +138,10 @@ __device__ __forceinline__ void gather_sum(Rows live, const T *y, const i32 *inv
 }
 
 /* dispatch_weight, collect_weight: out[i] = x[index[i]]. */
-__device__ __forceinline__ void pick(i64 first, i64 end, const float *x, const i32 *index, float *out) {
-    for (i64 i = first + (i64)blockIdx.x * blockDim.x + threadIdx.x; i < end; i += (i64)gridDim.x * blockDim.x)
+__device__ __forceinline__ void pick(i64 first, i64 end, const float *x, const i32 *index,
+                                     float *out) {
+    for (i64 i = first + (i64)blockIdx.x * blockDim.x + threadIdx.x; i < end;
+         i += (i64)gridDim.x * blockDim.x)
         out[i] = x[index[i]];
 }
 

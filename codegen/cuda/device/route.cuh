@@ -10,9 +10,7 @@ namespace moe {
 /* The key of choice p is its number itself: an expert, or a global slot. */
 struct IdKeys {
     const i32 *ids;
-    __device__ __forceinline__ i32 operator()(i64 p) const {
-        return ids[p];
-    }
+    __device__ __forceinline__ i32 operator()(i64 p) const { return ids[p]; }
 };
 
 /* Choice p has row r; both tables may be absent. */
@@ -24,8 +22,7 @@ struct RouteSink {
         if (inv)
             inv[p] = (i32)r;
     }
-    __device__ __forceinline__ void skip(i64) const {
-    }
+    __device__ __forceinline__ void skip(i64) const {}
 };
 
 /* Whether sorted row r is before the first row of cell (expert, shard): its choice order[r] is one of a token. */
@@ -49,9 +46,7 @@ struct Places {
         return place ? place[id] : id;
     }
     /* Of a slot of its rank. */
-    __device__ __forceinline__ int chunk(i32 slot) const {
-        return slot / per_chunk;
-    }
+    __device__ __forceinline__ int chunk(i32 slot) const { return slot / per_chunk; }
 };
 
 /* send_plan. Choice p stands for its token at the rank that it names, if no choice before it names that: the key is (rank, the first
@@ -83,15 +78,12 @@ struct SendSink {
             idx[s] = (i32)(p / k);
         cells[s] = key;
     }
-    __device__ __forceinline__ void skip(i64) const {
-    }
+    __device__ __forceinline__ void skip(i64) const {}
 };
 
 struct SendBefore {
     const i32 *cells;
-    __device__ __forceinline__ bool operator()(i64 s, int c) const {
-        return cells[s] < c;
-    }
+    __device__ __forceinline__ bool operator()(i64 s, int c) const { return cells[s] < c; }
 };
 
 /* expert_plan. Slots of this rank, from `base`. */
@@ -99,8 +91,7 @@ struct HerePlaces {
     Places at;
     i32 base;
     __device__ __forceinline__ HerePlaces(const Places &p, const i32 *ep_rank)
-        : at(p), base(ep_rank[0] * p.slots) {
-    }
+        : at(p), base(ep_rank[0] * p.slots) {}
     /* 0 .. slots-1, or -1: elsewhere. */
     __device__ __forceinline__ i32 slot(i64 p) const {
         i32 s = at.slot(p) - base;
@@ -129,9 +120,7 @@ struct TokenSink {
         tokens[u] = (i32)t;
         received[t] = (i32)u;
     }
-    __device__ __forceinline__ void skip(i64 t) const {
-        received[t] = -1;
-    }
+    __device__ __forceinline__ void skip(i64 t) const { received[t] = -1; }
 };
 
 struct TokenBefore {
@@ -147,9 +136,7 @@ struct TokenBefore {
 /* Choices of slots here by slot. */
 struct ChoiceKeys {
     HerePlaces here;
-    __device__ __forceinline__ i32 operator()(i64 p) const {
-        return here.slot(p);
-    }
+    __device__ __forceinline__ i32 operator()(i64 p) const { return here.slot(p); }
 };
 
 struct ChoiceSink {

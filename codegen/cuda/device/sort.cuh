@@ -19,7 +19,8 @@
 
 namespace moe {
 
-constexpr int SORT_THREADS = 256, SORT_WARPS = SORT_THREADS / 32, SORT_TILE = 2048, SORT_TILES = 1024;
+constexpr int SORT_THREADS = 256, SORT_WARPS = SORT_THREADS / 32, SORT_TILE = 2048,
+              SORT_TILES = 1024;
 constexpr int SORT_AHEAD = 4; /* rounds of 32 items of a warp whose keys are loaded at a time */
 
 __device__ constexpr int sort_bits(int n_keys) {
@@ -81,11 +82,9 @@ template <class Shape, int PASS, class Keys> struct SortItems {
     const i32 *list;
     i64 n;
     __device__ __forceinline__ SortItems(const Keys &k, const SortWork &w, i64 all)
-        : keys(k), list(PASS ? w.items[(PASS - 1) % 2] : nullptr), n(PASS ? (i64)w.sorted[0] : all) {
-    }
-    __device__ __forceinline__ i64 item(i64 i) const {
-        return PASS ? (i64)list[i] : i;
-    }
+        : keys(k), list(PASS ? w.items[(PASS - 1) % 2] : nullptr),
+          n(PASS ? (i64)w.sorted[0] : all) {}
+    __device__ __forceinline__ i64 item(i64 i) const { return PASS ? (i64)list[i] : i; }
     __device__ __forceinline__ static int digit(i32 key) {
         if (Shape::PASSES == 1)
             return key;
@@ -96,7 +95,8 @@ template <class Shape, int PASS, class Keys> struct SortItems {
 /* This lane's items of the next rounds, and their keys; -1 also behind the end. */
 template <class Shape, int PASS, class Keys> struct SortRounds {
     i32 item[SORT_AHEAD], key[SORT_AHEAD];
-    __device__ __forceinline__ SortRounds(const SortItems<Shape, PASS, Keys> &s, i64 first, i64 end) {
+    __device__ __forceinline__ SortRounds(const SortItems<Shape, PASS, Keys> &s, i64 first,
+                                          i64 end) {
 #pragma unroll
         for (int u = 0; u < SORT_AHEAD; u++) {
             i64 i = first + u * 32 + lane();
@@ -108,8 +108,8 @@ template <class Shape, int PASS, class Keys> struct SortRounds {
 
 /* Into count[warp][digit]: how many of the warp's part of the tile have which digit. */
 template <class Shape, int PASS, class Keys>
-__device__ __forceinline__ void sort_tile_count(const SortItems<Shape, PASS, Keys> &s, i64 begin, i64 end,
-                                                i32 (&count)[SORT_WARPS][Shape::DIGITS]) {
+__device__ __forceinline__ void sort_tile_count(const SortItems<Shape, PASS, Keys> &s, i64 begin,
+                                                i64 end, i32 (&count)[SORT_WARPS][Shape::DIGITS]) {
     for (int i = threadIdx.x; i < SORT_WARPS * Shape::DIGITS; i += SORT_THREADS)
         (&count[0][0])[i] = 0;
     __syncthreads();
@@ -214,7 +214,8 @@ __device__ __forceinline__ void block_before(const Value &value, int n, i32 *bas
 }
 
 template <class Shape, int PASS, class Keys, class Sink>
-__device__ __forceinline__ void sort_deal(const Keys &keys, const Sink &sink, i64 n_all, i32 *work) {
+__device__ __forceinline__ void sort_deal(const Keys &keys, const Sink &sink, i64 n_all,
+                                          i32 *work) {
     constexpr bool LAST = PASS == Shape::PASSES - 1;
     __shared__ i32 next[SORT_WARPS][Shape::DIGITS];
     __shared__ i32 base[Shape::DIGITS + 1];
@@ -264,7 +265,8 @@ __device__ __forceinline__ void sort_deal(const Keys &keys, const Sink &sink, i6
 /* out[c], c = 0 .. cells: how many of the sorted rows lie before cell c; before.operator()(row, c) says so, out[cells] is all of them. */
 template <class Before>
 __device__ __forceinline__ void sort_table(const Before &before, i64 rows, int cells, i32 *out) {
-    for (i64 c = (i64)blockIdx.x * blockDim.x + threadIdx.x; c <= cells; c += (i64)gridDim.x * blockDim.x) {
+    for (i64 c = (i64)blockIdx.x * blockDim.x + threadIdx.x; c <= cells;
+         c += (i64)gridDim.x * blockDim.x) {
         i64 lo = c < cells ? 0 : rows, hi = rows;
         while (lo < hi) {
             i64 mid = (lo + hi) / 2;

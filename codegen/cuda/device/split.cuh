@@ -51,12 +51,8 @@ __device__ __forceinline__ u32 power_below(u32 n) {
 template <int SHARDS, int LEAF> struct SplitRows {
     const i32 *prefix;
 
-    __device__ __forceinline__ i32 count(int v) const {
-        return prefix[v + 1] - prefix[v];
-    }
-    __device__ __forceinline__ int leaves(int v) const {
-        return (count(v) + LEAF - 1) / LEAF;
-    }
+    __device__ __forceinline__ i32 count(int v) const { return prefix[v + 1] - prefix[v]; }
+    __device__ __forceinline__ int leaves(int v) const { return (count(v) + LEAF - 1) / LEAF; }
     /* The shard that has row `row`; SHARDS at the end. */
     __device__ __forceinline__ int shard_at(i32 row) const {
         int lo = 0, hi = SHARDS;
@@ -100,8 +96,8 @@ __device__ __forceinline__ int subtree_end(int i, int hi, int end) {
 }
 
 template <int MOST, int SHARDS, int LEAF>
-__device__ __forceinline__ void put_leaves(const SplitRows<SHARDS, LEAF> &x, int shard, int lo, int hi,
-                                           SplitRoots<MOST> &r) {
+__device__ __forceinline__ void put_leaves(const SplitRows<SHARDS, LEAF> &x, int shard, int lo,
+                                           int hi, SplitRoots<MOST> &r) {
     i32 count = x.count(shard);
     int leaves = x.leaves(shard);
     for (int i = lo, end; i < hi && r.n <= r.enough; i = end) {
@@ -123,8 +119,8 @@ __device__ __forceinline__ void put_shards(const SplitRows<SHARDS, LEAF> &x, int
 }
 
 template <int MOST, int SHARDS, int LEAF>
-__device__ __forceinline__ void put_roots(const SplitRows<SHARDS, LEAF> &x, SplitEdge a, SplitEdge b,
-                                          SplitRoots<MOST> &r) {
+__device__ __forceinline__ void put_roots(const SplitRows<SHARDS, LEAF> &x, SplitEdge a,
+                                          SplitEdge b, SplitRoots<MOST> &r) {
     if (a.row >= b.row)
         return;
     int first = a.shard;
@@ -145,7 +141,8 @@ __device__ __forceinline__ void put_roots(const SplitRows<SHARDS, LEAF> &x, Spli
 /* ---- the division ---- */
 
 /* EDGES, PRICE, RETRIES, ROOTS: the constants of base/split*.h. */
-template <int EXPERTS, int RANKS, int SLOTS, int SHARDS, int LEAF, int ROOTS, int EDGES, int PRICE, int RETRIES>
+template <int EXPERTS, int RANKS, int SLOTS, int SHARDS, int LEAF, int ROOTS, int EDGES, int PRICE,
+          int RETRIES>
 struct Division {
     static constexpr int GLOBAL = RANKS * SLOTS;
     using Rows = SplitRows<SHARDS, LEAF>;
@@ -154,12 +151,13 @@ struct Division {
     i64 *cost;        /* [2][EDGES] */
     SplitEdge *edges; /* [RANKS+1][EDGES] */
     i32 *best;        /* [RANKS+1][EDGES] */
-    i32 *copies, *rows, *load, *amount, *first, *slot, *order, *left, *queue, *via, *from, *saved, *prefix,
-        *n_edges, *cut;
+    i32 *copies, *rows, *load, *amount, *first, *slot, *order, *left, *queue, *via, *from, *saved,
+        *prefix, *n_edges, *cut;
     i32 level, n_order;
 
     /* Bytes: MoeCudaDivision in kind_copy_plan.c. */
-    __device__ __forceinline__ Division(const i32 *table, char *memory) : cells(table), level(0), n_order(0) {
+    __device__ __forceinline__ Division(const i32 *table, char *memory)
+        : cells(table), level(0), n_order(0) {
         cost = (i64 *)memory;
         edges = (SplitEdge *)(cost + 2 * EDGES);
         best = (i32 *)(edges + (RANKS + 1) * EDGES);
@@ -180,9 +178,7 @@ struct Division {
         prefix = cut + RANKS + 1;
     }
 
-    __device__ __forceinline__ int n_copies(int e) const {
-        return first[e + 1] - first[e];
-    }
+    __device__ __forceinline__ int n_copies(int e) const { return first[e + 1] - first[e]; }
     __device__ __forceinline__ i32 &load_at(int i) const { /* of the rank of entry i of `slot` */
         return load[slot[i] / SLOTS];
     }
@@ -276,7 +272,8 @@ struct Division {
             i32 room = i < hi ? most(limit - load_at(i), 0) : 0;
             room = least(room, need); /* so that sums stay small */
             i32 sum = 0, all, mine = 0;
-            for (int d = 0; d < 32 && begin + d < hi; d++) { /* ascending: the first take what there is */
+            for (int d = 0; d < 32 && begin + d < hi;
+                 d++) { /* ascending: the first take what there is */
                 i32 r = __shfl_sync(0xffffffffu, room, d), take = least(r, need - sum);
                 mine = d == lane() ? take : mine;
                 sum += take;
@@ -402,7 +399,8 @@ struct Division {
     /* ---- cuts at leaf edges ---- */
 
     /* Edges on the way down to `row` (split_edges.c); by one lane. */
-    __device__ __forceinline__ int candidates(const Rows &x, i32 row, i32 reach, SplitEdge *out) const {
+    __device__ __forceinline__ int candidates(const Rows &x, i32 row, i32 reach,
+                                              SplitEdge *out) const {
         int n = 0, lo = 0, hi = 1;
         out[n++] = SplitEdge{0, x.shard_at(0), 0};
         out[n++] = SplitEdge{x.prefix[SHARDS], SHARDS, 0};
@@ -416,7 +414,8 @@ struct Division {
             }
             int end = least(hi, SHARDS);
             i32 at = x.prefix[mid];
-            if (at > x.prefix[lo] && at < x.prefix[end] && (!reach || x.prefix[end] - x.prefix[lo] <= reach))
+            if (at > x.prefix[lo] && at < x.prefix[end] &&
+                (!reach || x.prefix[end] - x.prefix[lo] <= reach))
                 out[n++] = SplitEdge{at, x.shard_at(at), 0};
             if (row < at)
                 hi = mid;
@@ -439,7 +438,8 @@ struct Division {
     }
 
     /* Of giving the rows between two edges to a rank that has `others`; NO_COST with too many roots, or if not less than `limit`. */
-    __device__ __forceinline__ i64 run_cost(const Rows &x, SplitEdge a, SplitEdge b, i32 others, i64 limit) const {
+    __device__ __forceinline__ i64 run_cost(const Rows &x, SplitEdge a, SplitEdge b, i32 others,
+                                            i64 limit) const {
         i64 above = (i64)others + (b.row - a.row) - level, sum = most(above, (i64)0) * PRICE;
         if (sum >= limit)
             return SPLIT_NO_COST;
@@ -498,7 +498,8 @@ struct Division {
         if (lane() == 0)
             for (int i = n, k = 0; i > 0; i--) {
                 int j = best[i * EDGES + k];
-                amount[slot[lo + i - 1]] = edges[i * EDGES + k].row - edges[(i - 1) * EDGES + j].row;
+                amount[slot[lo + i - 1]] =
+                    edges[i * EDGES + k].row - edges[(i - 1) * EDGES + j].row;
                 k = j;
             }
         __syncwarp();
@@ -527,7 +528,8 @@ struct Division {
             i32 before = i ? amount[slot[lo + i - 1]] : 0, after = i < n ? amount[slot[lo + i]] : 0;
             i64 reach = 2 * (i64)most(before, after) + LEAF;
             SplitEdge *to = edges + i * EDGES;
-            n_edges[i] = candidates(x, cut[i], wide ? 0 : (i32)least(reach, (i64)SPLIT_NO_LIMIT), to);
+            n_edges[i] =
+                candidates(x, cut[i], wide ? 0 : (i32)least(reach, (i64)SPLIT_NO_LIMIT), to);
             if (i == n)
                 to[0] = to[1];
             if (i == 0 || i == n)
@@ -561,7 +563,8 @@ struct Division {
             fill(e, SPLIT_NO_LIMIT);
             add_load(e, -1);
         }
-        for (int wide = n_copies(e) <= 3; wide < 2; wide++) { /* many copies: first the near edges alone */
+        for (int wide = n_copies(e) <= 3; wide < 2;
+             wide++) { /* many copies: first the near edges alone */
             list_edges(e, x, wide != 0);
             if (best_cuts(e, x))
                 break;
@@ -623,7 +626,8 @@ struct Division {
 
     /* runs [GLOBAL][2]; lists: first [EXPERTS+1] and slot [GLOBAL], for those who look for a row's slot. By one block. */
     template <int THREADS>
-    __device__ __forceinline__ void run(const i32 *global_copies, i32 *runs, i32 *list_first, i32 *list_slot) {
+    __device__ __forceinline__ void run(const i32 *global_copies, i32 *runs, i32 *list_first,
+                                        i32 *list_slot) {
         start<THREADS>(global_copies);
         if (warp() == 0) {
             set_level();
@@ -660,8 +664,7 @@ struct CopySink {
         order[r] = (i32)p;
         row[p] = (i32)r;
     }
-    __device__ __forceinline__ void skip(i64) const {
-    }
+    __device__ __forceinline__ void skip(i64) const {}
 };
 
 /* The slot whose run has the choice. */
@@ -678,8 +681,8 @@ struct CopySlots {
 };
 
 /* to [n choices] of the EP group; own: those of this rank's tokens, whose virtual shards are among the group's. */
-__device__ __forceinline__ void copy_slots(const CopySlots &at, i64 n, i32 *to, const i32 *tok_all, const i32 *tok_own,
-                                           int k, i32 *own) {
+__device__ __forceinline__ void copy_slots(const CopySlots &at, i64 n, i32 *to, const i32 *tok_all,
+                                           const i32 *tok_own, int k, i32 *own) {
     i64 step = (i64)gridDim.x * blockDim.x, i0 = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     for (i64 p = i0; p < n; p += step)
         to[p] = at(p);
@@ -703,8 +706,8 @@ __device__ __forceinline__ void copy_counts(const i32 *cells, int n, i32 *counts
 
 /* One block. roots, more: as in base/split_rows.h. */
 template <int THREADS, int SLOTS, int SHARDS, int LEAF, int ROOTS>
-__device__ __forceinline__ void root_plan(const i32 *counts, const i32 *runs, const i32 *copies, int rank,
-                                          i32 *roots, i32 *more) {
+__device__ __forceinline__ void root_plan(const i32 *counts, const i32 *runs, const i32 *copies,
+                                          int rank, i32 *roots, i32 *more) {
     constexpr int WARPS = THREADS / 32;
     __shared__ i32 prefix[WARPS][SHARDS + 1];
     __shared__ SplitRoot root[SLOTS][ROOTS];
