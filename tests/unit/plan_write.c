@@ -8,6 +8,7 @@
 #include "base/io.h"
 #include "base/json.h"
 #include "passes/pipeline.h"
+#include "passes/plan_json_internal.h"
 #include "passes/plan_write.h"
 #include "runtime/plan.h"
 #include "tests/support/check_main.h"
@@ -355,6 +356,34 @@ START_TEST(test_failure_leaves_the_former_plan) {
 }
 END_TEST
 
+/* The shape of a launch: nothing where the device is told none, all of it where it is. */
+START_TEST(test_launch_shapes) {
+    MoeTensorMap map = {.buf = 1,
+                        .dtype = MOE_BF16,
+                        .rank = 3,
+                        .dims = {72, 512, 8},
+                        .strides = {144, 73728},
+                        .box = {64, 128, 1},
+                        .swizzle = 128};
+    MoeLaunchShape none = {0}, shape = {.grid = 132, .block = 384, .shared_bytes = 231424};
+    json_t *o = json_object(), *want;
+    moe_plan_json_shape(&none, o);
+    ck_assert_uint_eq(json_object_size(o), 0);
+    moe_plan_json_shape(&shape, o);
+    want = json_pack("{s:i, s:i, s:i}", "grid", 132, "block", 384, "shared", 231424);
+    ck_assert(json_equal(o, want));
+    json_decref(want);
+    shape.maps = &map;
+    shape.n_maps = 1;
+    moe_plan_json_shape(&shape, o);
+    want = json_pack("[{s:i, s:s, s:[i,i,i], s:[i,i], s:[i,i,i], s:i}]", "buf", 1, "dtype", "bf16",
+                     "dims", 72, 512, 8, "strides", 144, 73728, "box", 64, 128, 1, "swizzle", 128);
+    ck_assert(json_equal(json_object_get(o, "maps"), want));
+    json_decref(want);
+    json_decref(o);
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("plan_write");
     TCase *c = tcase_create("plan_write");
@@ -367,6 +396,7 @@ int main(void) {
     tcase_add_test(c, test_writes_and_replaces);
     tcase_add_test(c, test_refuses_what_is_no_plan);
     tcase_add_test(c, test_failure_leaves_the_former_plan);
+    tcase_add_test(c, test_launch_shapes);
     suite_add_tcase(s, c);
     return moe_check_main(s);
 }
