@@ -13,8 +13,8 @@ enum {
     BLOCK_THREADS = 128, /* of a block without column sums, at least */
     SUM_THREADS = 512,   /* of a block with column sums, at most */
     SM_THREADS = 2048,   /* of a multiprocessor: what the grid is sized by */
-    HELD = 96,           /* registers for values that several stages read; half of that in blocks of 512 threads */
-    AHEAD = 64,          /* registers for what a loop loads before it computes */
+    HELD = 96,  /* registers for values that several stages read */
+    ROWS = 112, /* for these and what a loop loads before it computes; blocks of 512 threads have half of both */
     SUMS_SHARED = 64 << 10 /* bytes of a block's terms of column sums, at most */
 };
 
@@ -47,6 +47,17 @@ static void place_shared(MoeCudaRows *w) {
         w->team_words |= 1; /* teams of few threads: no two in one bank */
 }
 
+/* Registers of a thread for values that later stages read. */
+static int64_t kept_registers(const MoeRowPlan *p) {
+    int64_t n = 0;
+    for (int i = 0; i < p->n_values; i++)
+        if (p->values[i].kept && p->values[i].in_loop) {
+            MoeCudaRowMap m = moe_cuda_row_map(p->values[i].cols);
+            n += m.chunks * m.vec;
+        }
+    return n;
+}
+
 static void choose_team(MoeCudaRows *w) {
     const MoeRowPlan *p = w->p;
     w->width = 1;
@@ -59,8 +70,12 @@ static void choose_team(MoeCudaRows *w) {
     w->threads = w->width > BLOCK_THREADS ? w->width : BLOCK_THREADS;
     if (!p->col_sums)
         return;
-    /* As many rows at once as a leaf has and the terms have room for. */
-    int most = w->width * MOE_LEAF_ROWS < SUM_THREADS ? w->width * MOE_LEAF_ROWS : SUM_THREADS;
+    /* As many rows at once as a leaf has, the registers hold and the terms have room for. */
+    int most = kept_registers(p) <= HELD / 2 ? SUM_THREADS : SUM_THREADS / 2;
+    if (most > w->width * MOE_LEAF_ROWS)
+        most = w->width * MOE_LEAF_ROWS;
+    if (most < w->width)
+        most = w->width;
     w->threads = most > BLOCK_THREADS ? most : BLOCK_THREADS;
     while (w->threads > w->width && w->threads > 32 &&
            w->threads / w->width * w->sums * 4 > SUMS_SHARED)
@@ -365,24 +380,32 @@ static void emit(MoeCudaRows *w) {
 
 /* ---- what is held ---- */
 
+static int64_t registers_of(const MoeRowValue *v) {
+    MoeCudaRowMap m = moe_cuda_row_map(v->cols);
+    return m.chunks * m.vec;
+}
+
+/* Values kept for later stages; with `externals` also what several loops read from memory, as far as registers go: first
+ * what differs from row to row. */
 static void hold(MoeCudaRows *w, bool externals) {
     const MoeRowPlan *p = w->p;
-    int64_t room = w->threads > 256 ? HELD / 2 : HELD, used = 0;
+    int64_t share = w->threads > 256 ? 2 : 1, used = 0;
     for (int i = 0; i < p->n_values; i++) {
         const MoeRowValue *v = &p->values[i];
         w->held[i] = v->kept && v->in_loop && w->shared[i] < 0 && !moe_cuda_row_map(v->cols).rolled;
-        if (w->held[i])
-            used += moe_cuda_row_map(v->cols).chunks * moe_cuda_row_map(v->cols).vec;
+        used += w->held[i] ? registers_of(v) : 0;
     }
-    for (int i = 0; i < p->n_values && externals; i++) {
-        const MoeRowValue *v = &p->values[i];
-        MoeCudaRowMap m = moe_cuda_row_map(v->cols > 0 ? v->cols : 1);
-        if (v->cls != MOE_ROW_VECTOR || v->def >= 0 || w->loads[i] < 2 || m.rolled ||
-            used + m.chunks * m.vec > room)
-            continue;
-        w->held[i] = true;
-        used += m.chunks * m.vec;
-    }
+    for (int varying = 1; varying >= 0 && externals; varying--)
+        for (int i = 0; i < p->n_values; i++) {
+            const MoeRowValue *v = &p->values[i];
+            if (v->cls != MOE_ROW_VECTOR || v->def >= 0 || v->is_const || w->loads[i] < 2 ||
+                w->varies[i] != (varying != 0) || moe_cuda_row_map(v->cols).rolled ||
+                used + registers_of(v) > HELD / share)
+                continue;
+            w->held[i] = true;
+            used += registers_of(v);
+        }
+    w->ahead = ROWS / share - used;
 }
 
 static MoeStatus check_shared(const MoeCudaTarget *t, const MoeCudaRows *w) {
@@ -397,12 +420,17 @@ static MoeStatus check_shared(const MoeCudaTarget *t, const MoeCudaRows *w) {
 
 MoeStatus moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *out) {
     MoeArena *a = moe_arena_create();
-    MoeCudaRows w = {.p = p, .x = moe_cuda_row_text(a, p), .ahead = AHEAD};
+    MoeCudaRows w = {.p = p, .x = moe_cuda_row_text(a, p)};
     w.shared = MOE_NEW_N(a, int64_t, p->n_values);
     w.held = MOE_NEW_N(a, bool, p->n_values);
     w.loaded = MOE_NEW_N(a, bool, p->n_values);
     w.done = MOE_NEW_N(a, bool, p->n_values);
     w.loads = MOE_NEW_N(a, int, p->n_values);
+    w.varies = MOE_NEW_N(a, bool, p->n_values);
+    w.early = MOE_NEW_N(a, bool, p->n_values);
+    for (int i = 0; i < p->n_values; i++)
+        w.varies[i] = p->values[i].cls == MOE_ROW_VECTOR && !p->values[i].is_const &&
+                      strcmp(operand_row(&w, &p->values[i]), "0") != 0;
     choose_team(&w);
     w.teams = w.threads / w.width;
     place_shared(&w);

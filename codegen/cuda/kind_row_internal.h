@@ -16,7 +16,9 @@ typedef struct {
     bool *held;           /* by value: in an array of registers from its first loop on */
     bool *loaded;         /* by value: that array has been filled in this row */
     int *loads;           /* by value: how many loops load it from memory */
-    int ahead;            /* registers for what a loop loads before it computes */
+    bool *varies;         /* by value: another row of it with each row of the group */
+    bool *early;          /* by value: the loop at hand loads all of the row before it computes */
+    int64_t ahead;        /* registers for that */
     int stage, indent;
     bool *done; /* by value: a name of the element at hand */
 } MoeCudaRows;

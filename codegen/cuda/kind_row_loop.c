@@ -13,7 +13,6 @@ typedef struct {
     MoeStr ops;           /* lines for an element */
     int loads[MAX_LOADS]; /* values to load in this loop */
     int n_loads;
-    bool ahead; /* all chunks are loaded first */
 } Loop;
 
 bool moe_cuda_row_in_loop(const MoeRowOp *o, int stage, int64_t cols) {
@@ -52,7 +51,7 @@ static const char *external(Loop *l, int at) {
         w->loads[at]++;
     }
     return moe_arena_printf(w->x.arena, "%ss%s[i]", w->x.name[at],
-                            w->held[at] || l->ahead ? chunk_of(l) : "");
+                            w->held[at] || w->early[at] ? chunk_of(l) : "");
 }
 
 /* The text of value `at` for the element at hand; computes it first where that must be done here. */
@@ -205,14 +204,33 @@ static void over_chunks(Loop *l, const char *lines, bool unrolled) {
     moe_str_free(&inside);
 }
 
-static void declare_loads(Loop *l, MoeStr *s, int indent, bool of_row) {
+/* Chooses what is loaded for all chunks before the first is computed: what is held anyway, then what differs from row to
+ * row, then what the cache has, as far as registers go. */
+static bool choose_early(Loop *l) {
+    MoeCudaRows *w = l->w;
+    int64_t mine = l->m.chunks * l->m.vec, room = w->ahead;
+    bool any = false;
+    for (int varying = 1; varying >= 0; varying--)
+        for (int i = 0; i < l->n_loads; i++) {
+            int at = l->loads[i];
+            if (w->varies[at] != (varying != 0) || l->m.chunks == 1 || l->m.rolled)
+                continue;
+            if (!w->held[at] && (mine > room || l->m.chunks > CHUNKS_AHEAD))
+                continue;
+            w->early[at] = any = true;
+            room -= w->held[at] ? 0 : mine;
+        }
+    return any;
+}
+
+static void declare_loads(Loop *l, MoeStr *s, int indent, bool early) {
     MoeCudaRows *w = l->w;
     for (int i = 0; i < l->n_loads; i++) {
         int at = l->loads[i];
         const char *type = moe_cuda_row_value_type(w->p->values[at].dtype);
-        if (w->held[at] || of_row != l->ahead)
+        if (w->held[at] || w->early[at] != early)
             continue;
-        if (of_row)
+        if (early)
             moe_str_printf(s, "%*s%s %ss[%lld][%d];\n", indent, "", type, w->x.name[at],
                            (long long)l->m.chunks, l->m.vec);
         else
@@ -220,12 +238,13 @@ static void declare_loads(Loop *l, MoeStr *s, int indent, bool of_row) {
     }
 }
 
-static void load_chunk(Loop *l, MoeStr *s, int indent) {
+static void load_chunk(Loop *l, MoeStr *s, int indent, bool early) {
     MoeCudaRows *w = l->w;
     for (int i = 0; i < l->n_loads; i++) {
         int at = l->loads[i];
-        moe_str_printf(s, "%*sload_n(%s_row + col, %ss%s);\n", indent, "", w->x.name[at],
-                       w->x.name[at], w->held[at] || l->ahead ? chunk_of(l) : "");
+        if (w->early[at] == early)
+            moe_str_printf(s, "%*sload_n(%s_row + col, %ss%s);\n", indent, "", w->x.name[at],
+                           w->x.name[at], w->held[at] || early ? chunk_of(l) : "");
     }
 }
 
@@ -260,10 +279,10 @@ void moe_cuda_row_loop(MoeCudaRows *w, int64_t cols) {
     Loop l = {.w = w, .m = moe_cuda_row_map(cols)};
     MoeStr *s = &w->x.s, lines = {0};
     int indent = w->indent, inner = w->indent + 12;
+    memset(w->early, 0, (size_t)w->p->n_values * sizeof *w->early);
     ops_of_element(&l);
-    l.ahead = l.n_loads > 0 && l.m.chunks > 1 && l.m.chunks <= CHUNKS_AHEAD &&
-              l.n_loads * l.m.chunks * l.m.vec <= w->ahead;
-    if (l.ahead) { /* again, with the other names */
+    bool early = choose_early(&l);
+    if (early) { /* again, with the other names */
         for (int i = 0; i < l.n_loads; i++)
             w->loads[l.loads[i]]--;
         ops_of_element(&l);
@@ -274,15 +293,14 @@ void moe_cuda_row_loop(MoeCudaRows *w, int64_t cols) {
     sums(&l, true);
     moe_str_printf(s, "%*s{\n", indent, "");
     declare_loads(&l, s, indent + 4, true);
-    if (l.ahead) {
-        load_chunk(&l, &lines, inner);
+    if (early) {
+        load_chunk(&l, &lines, inner, true);
         over_chunks(&l, moe_str_c(&lines), true);
         moe_str_clear(&lines);
     }
     declare_loads(&l, &lines, inner, false);
     declare_results(&l, &lines, inner);
-    if (!l.ahead)
-        load_chunk(&l, &lines, inner);
+    load_chunk(&l, &lines, inner, false);
     moe_str_printf(&lines,
                    "#pragma unroll\n"
                    "%*sfor (int i = 0; i < %d; i++) {\n"

@@ -6,11 +6,14 @@ MoeCudaRowMap moe_cuda_row_map(int64_t cols) {
     while (cols % m.vec)
         m.vec /= 2;
     int64_t pieces = cols / m.vec; /* of vec columns */
-    int64_t wanted = pieces <= 32 ? pieces : (cols + MOE_CUDA_ROW_HELD - 1) / MOE_CUDA_ROW_HELD;
-    if (pieces > 32 && wanted < 32)
-        wanted = 32;
-    while (m.width < wanted && m.width < MOE_CUDA_ROW_WIDTH)
-        m.width *= 2;
+    if (pieces <= 32) {
+        while (m.width < pieces)
+            m.width *= 2;
+    } else {
+        m.width = 32;
+        while (m.width * 2 * MOE_CUDA_ROW_HELD <= cols && m.width < MOE_CUDA_ROW_WIDTH)
+            m.width *= 2;
+    }
     m.chunks = (pieces + m.width - 1) / m.width;
     m.whole = m.chunks * m.width == pieces;
     m.rolled = cols > MOE_CUDA_ROW_COLS;

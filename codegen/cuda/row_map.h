@@ -17,7 +17,7 @@ typedef struct {
 
 enum {
     MOE_CUDA_ROW_WIDTH = 512, /* of a team at most */
-    MOE_CUDA_ROW_HELD = 16,   /* columns that a thread takes of wide rows, while the width suffices */
+    MOE_CUDA_ROW_HELD = 16,   /* columns that a thread takes of wide rows: so many to twice that, while the width suffices */
     MOE_CUDA_ROW_COLS = 48 * MOE_CUDA_ROW_WIDTH /* of the widest row that registers hold */
 };
 

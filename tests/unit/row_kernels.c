@@ -361,8 +361,8 @@ static void build_random(Net *n, uint64_t seed) {
     uint64_t at = 0;
     MoeValue *pool[64], *column[64];
     int n_pool = 0, n_column = 0;
-    static const int64_t widths[] = {2, 5, 16, 24, 48, 130, 300};
-    int64_t c = widths[moe_rng_below(seed, 1, 0, 7)];
+    static const int64_t widths[] = {2, 5, 16, 24, 48, 130, 300, 700, 1032};
+    int64_t c = widths[moe_rng_below(seed, 1, 0, 9)];
     MoeValue *w = moe_build_input(n->g, "w", moe_type_1d(MOE_F32, c)),
              *s = moe_build_input(n->g, "s", moe_type_1d(MOE_F32, 1));
     pool[n_pool++] = net_in(n, "x", c);
