@@ -71,8 +71,9 @@ void moe_cuda_gemm_plan(const MoeCudaTarget *t, const MoeCudaGemm *g, MoeCudaPro
         tile = pair ? choose(t, g, mma_pair, COUNT(mma_pair), aligned_a && aligned_b)
                     : choose(t, g, mma_single, COUNT(mma_single), aligned_a && aligned_b);
         int64_t stage = (tile->bm + (int64_t)g->products * tile->bn) * MMA_STAGE_K * 2;
-        /* Two blocks that take turns hide each other's tails. */
-        if (aligned_a && aligned_b && tile->bm * tile->bn * g->products <= 128 * 128 &&
+        /* Two blocks that take turns hide each other's tails, where 128 registers are enough or threads are few. */
+        bool fits = tile->wm * tile->wn <= 4 || (g->plain && aligned_a && aligned_b);
+        if (fits && (int64_t)tile->bm * tile->bn * g->products <= 128 * 128 &&
             2 * 3 * stage <= t->arch->shared_bytes)
             out->min_blocks = 2;
         int64_t stages = least(t->arch->shared_bytes / out->min_blocks / stage, MOST_STAGES);
@@ -140,6 +141,7 @@ void moe_cuda_wgrad_stack(const MoeCudaTarget *t, const MoeCudaWgrad *w, int64_t
     out->leaf_levels = levels_of(ceil_div(w->rows.capacity, MOE_LEAF_ROWS));
     /* Slot 0 is in registers. */
     int64_t slots = out->leaf_levels + levels_of(w->rows.shards) - 1;
+    MOE_ASSERT(slots < 32, "wgrad: trees of %lld levels", (long long)slots + 1);
     slots = slots > 0 ? slots : 0;
     int64_t in_shared = least((t->arch->shared_bytes - stages_bytes) / tile_bytes, 2);
     in_shared = least(in_shared, slots);

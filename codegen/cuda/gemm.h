@@ -31,6 +31,7 @@ typedef struct {
     int products;     /* 1 or 2 */
     bool tb;          /* b is [n][k], else [k][n] */
     bool gather;      /* rows of a are gathered */
+    bool plain;       /* the tail only stores, and needs few registers */
     bool maps;        /* the launch may have tensor maps (gemm_hopper.h) */
 } MoeCudaGemm;
 void moe_cuda_gemm_plan(const MoeCudaTarget *t, const MoeCudaGemm *g, MoeCudaProductPlan *out);

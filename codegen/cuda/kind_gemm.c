@@ -164,6 +164,7 @@ static void shapes(const MoeGemmGroup *gg, MoeCudaGemm *gemm) {
     gemm->ldb = gemm->tb ? gemm->k : gemm->n;
     gemm->products = gg->n_products;
     gemm->gather = gg->dispatch != NULL;
+    gemm->plain = moe_gemm_group_plain(gg);
     gemm->maps = true;
     gemm->rows = moe_row_space(&mm->results[0]->type, moe_attr_i(mm, "grouped") != 0, -1);
 }
