@@ -55,6 +55,7 @@ typedef struct {
 /* What every device's own struct begins with. */
 struct MoeDevice {
     const MoeDeviceOps *ops;
+    int number; /* among the host's devices; -1: the host itself */
 };
 
 /* For the plan's target, of its family ("cpu:", "cuda:"). MOE_E_INPUT where that is not there, with what to do. */

@@ -166,7 +166,7 @@ MoeStatus moe_device_cpu(MoeDevice **out) {
     MoeDevice *d = calloc(1, sizeof *d);
     if (!d)
         return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
-    d->ops = &ops;
+    *d = (MoeDevice){&ops, -1};
     *out = d;
     return NULL;
 }

@@ -157,9 +157,11 @@ MoeStatus moe_device_cuda(const MoePlan *plan, const MoeDevicePlace *place, MoeD
     d->base.ops = &ops;
     d->plan = plan;
     MoeStatus st = open_device(d, place);
-    if (st)
+    if (st) {
         cuda_close(&d->base);
-    else
-        *out = &d->base;
-    return st;
+        return st;
+    }
+    d->base.number = d->ordinal;
+    *out = &d->base;
+    return NULL;
 }

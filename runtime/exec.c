@@ -343,6 +343,10 @@ MoeComm *moe_exec_comm(const MoeExec *x) {
     return x->comm;
 }
 
+int moe_exec_device(const MoeExec *x) {
+    return x->device->number;
+}
+
 void moe_exec_set_step(MoeExec *x, int64_t step) {
     x->step = step;
 }

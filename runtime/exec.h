@@ -28,6 +28,7 @@ void moe_exec_destroy(MoeExec *x);
 int moe_exec_threads(const MoeExec *x);
 int moe_exec_rank(const MoeExec *x);
 MoeComm *moe_exec_comm(const MoeExec *x); /* never NULL */
+int moe_exec_device(const MoeExec *x);    /* its number among the host's; -1: the CPU */
 /* Where the experts of plan->moe_layers[k] are (docs/PLACEMENT.md); at first in order, without copies. Borrowed; changed by
  * moe_exec_set_map alone. */
 const MoePlaceMap *moe_exec_map(const MoeExec *x, size_t k);

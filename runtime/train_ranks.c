@@ -64,9 +64,20 @@ MoeStatus moe_train_share(MoeTrainer *s, void *data, size_t n, const char *what)
     return st;
 }
 
+/* What this rank computes with: its cores, or its GPU as one core by its number, so that ranks which share it count it once. */
+static MoeCores cores_of(const MoeTrainer *s) {
+    int gpu = moe_exec_device(s->x);
+    MoeCores c = moe_cores_of_process(gpu < 0 ? moe_exec_threads(s->x) : 1);
+    if (gpu < 0)
+        return c;
+    memset(c.mask, 0, sizeof c.mask);
+    c.mask[gpu / 64 % MOE_CORE_WORDS] = 1ull << (gpu % 64);
+    c.usable = 1;
+    return c;
+}
+
 MoeStatus moe_train_cores(MoeTrainer *s) {
-    MoeCores mine = moe_cores_of_process(moe_exec_threads(s->x)),
-             *all = calloc((size_t)s->comm->size, sizeof *all);
+    MoeCores mine = cores_of(s), *all = calloc((size_t)s->comm->size, sizeof *all);
     if (!all)
         return moe_error(MOE_E_NOMEM, "no memory for %d ranks", s->comm->size);
     MoeStatus st = moe_comm_all_gather(s->comm, &mine, sizeof mine, all, "cores");
