@@ -34,6 +34,9 @@ static unsigned static_bytes(const struct CUmod_st *m) {
 
 /* A file of its own for each: the loader takes equal names for one library. */
 static void *open_code(const char *code, size_t n, char *why, size_t why_bytes) {
+    static void *math;
+    if (!math)
+        math = dlopen("libm.so.6", RTLD_NOW | RTLD_GLOBAL);
     const char *dir = getenv("TMPDIR");
     char path[512];
     snprintf(path, sizeof path, "%s/simulated-gpu-XXXXXX", dir && *dir ? dir : "/tmp");

@@ -105,18 +105,27 @@ static bool same_kind(const MoeOpCase *a, const MoeOpCase *b) {
            a->grouped == b->grouped && a->inverse == b->inverse;
 }
 
-/* Whether case i is run on a GPU, which is mostly a simulated one: with MOE_ALL_CASES or MOE_CASE, all; else of each op the
- * first case of each dtype, form and variant, and MOST more, evenly over its list. */
-static bool on_gpu(const MoeOpCase *cases, size_t n, size_t i) {
-    enum { MOST = 5 };
+/* Whether case i is run on a GPU, which is mostly a simulated one that compiles for long: with MOE_ALL_CASES or MOE_CASE, all.
+ * Else of each op MOST cases, evenly over its list, and the first case of each dtype, form and variant; of elementwise ops, which
+ * have one kernel for all, one op's. From sm_90a on: products alone, which are others there. */
+static bool on_gpu(const char *target, const MoeOpCase *cases, size_t n, size_t i) {
+    enum { MOST = 4 };
+    MoeKind kind = moe_op_info(cases[i].op)->kind;
     size_t first = i, end = i;
-    bool new_kind = true;
     if (getenv("MOE_ALL_CASES") || getenv("MOE_CASE"))
         return true;
+    bool product = kind == MOE_KIND_GEMM || kind == MOE_KIND_WGRAD || kind == MOE_KIND_ATTN ||
+                   kind == MOE_KIND_ATTN_GRAD || kind == MOE_KIND_XENT;
+    if (strcmp(target, "cuda:sm_80") != 0 && !(product && cases[i].dtype == MOE_BF16))
+        return false;
     while (first > 0 && cases[first - 1].op == cases[i].op)
-        new_kind &= !same_kind(&cases[--first], &cases[i]);
+        first--;
     while (end < n && cases[end].op == cases[i].op)
         end++;
+    bool new_kind = true;
+    for (size_t k = 0; k < i && new_kind; k++)
+        new_kind = (k < first && (kind != MOE_KIND_EW || moe_op_info(cases[k].op)->kind != kind)) ||
+                   !same_kind(&cases[k], &cases[i]);
     size_t step = (end - first + MOST - 1) / MOST;
     return new_kind || (i - first) % step == (size_t)cases[i].op % step;
 }
@@ -136,7 +145,7 @@ START_TEST(every_case) {
     bool gpu = strncmp(target, "cuda:", 5) == 0;
     MoeOpCase *cases = moe_op_cases_all(only ? only : "", &n);
     for (size_t i = 0; i < n; i++) {
-        if (!target_runs(cases[i].op) || (gpu && !on_gpu(cases, n, i)))
+        if (!target_runs(cases[i].op) || (gpu && !on_gpu(target, cases, n, i)))
             continue;
         if (!in_part(n_seen++))
             continue;
