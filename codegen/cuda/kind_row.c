@@ -9,79 +9,13 @@
 #include "codegen/cuda/kind_row_internal.h"
 #include "ir/numbers.h"
 
-enum {
-    BLOCK_THREADS = 128, /* of a block without column sums, at least */
-    SUM_THREADS = 512,   /* of a block with column sums, at most */
-    SM_THREADS = 2048,   /* of a multiprocessor: what the grid is sized by */
-    HELD = 96,  /* registers for values that several stages read */
-    ROWS = 112, /* for these and what a loop loads before it computes; blocks of 512 threads have half of both */
-    SUMS_SHARED = 64 << 10 /* bytes of a block's terms of column sums, at most */
-};
+enum { SM_THREADS = 2048 }; /* of a multiprocessor: what the grid is sized by */
 
-/* ---- where things lie ---- */
-
-static bool is_local(MoeOpcode o) {
+bool moe_cuda_row_is_local(MoeOpcode o) {
     return o == MOE_OP_TOPK || o == MOE_OP_TAKE || o == MOE_OP_PUT;
 }
 
-static bool read_by_local(const MoeRowPlan *p, int at) {
-    for (int i = 0; i < p->n_ops; i++)
-        for (int n = 0; is_local(p->ops[i].op->opcode) && n < p->ops[i].n_in; n++)
-            if (p->ops[i].in[n] == at)
-                return true;
-    return false;
-}
-
-static void place_shared(MoeCudaRows *w) {
-    const MoeRowPlan *p = w->p;
-    for (int i = 0; i < p->n_values; i++) {
-        const MoeRowValue *v = &p->values[i];
-        bool made_here = v->def >= 0 && is_local(p->ops[v->def].op->opcode);
-        w->shared[i] = -1;
-        if (made_here || (read_by_local(p, i) && (v->def >= 0 || v->is_const))) {
-            w->shared[i] = w->team_words;
-            w->team_words += v->cols;
-        }
-    }
-    if (w->team_words)
-        w->team_words |= 1; /* teams of few threads: no two in one bank */
-}
-
-/* Registers of a thread for values that later stages read. */
-static int64_t kept_registers(const MoeRowPlan *p) {
-    int64_t n = 0;
-    for (int i = 0; i < p->n_values; i++)
-        if (p->values[i].kept && p->values[i].in_loop) {
-            MoeCudaRowMap m = moe_cuda_row_map(p->values[i].cols);
-            n += m.chunks * m.vec;
-        }
-    return n;
-}
-
-static void choose_team(MoeCudaRows *w) {
-    const MoeRowPlan *p = w->p;
-    w->width = 1;
-    for (int i = 0; i < p->n_ops; i++) {
-        MoeCudaRowMap m = moe_cuda_row_map(p->ops[i].cols > 0 ? p->ops[i].cols : 1);
-        if ((p->ops[i].in_loop || is_local(p->ops[i].op->opcode)) && m.width > w->width)
-            w->width = m.width;
-    }
-    w->sums = p->slot_bytes / 4;
-    w->threads = w->width > BLOCK_THREADS ? w->width : BLOCK_THREADS;
-    if (!p->col_sums)
-        return;
-    /* As many rows at once as a leaf has, the registers hold and the terms have room for. */
-    int most = kept_registers(p) <= HELD / 2 ? SUM_THREADS : SUM_THREADS / 2;
-    if (most > w->width * MOE_LEAF_ROWS)
-        most = w->width * MOE_LEAF_ROWS;
-    if (most < w->width)
-        most = w->width;
-    w->threads = most > BLOCK_THREADS ? most : BLOCK_THREADS;
-    while (w->threads > w->width && w->threads > 32 &&
-           w->threads / w->width * w->sums * 4 > SUMS_SHARED)
-        w->threads /= 2;
-    w->sums_in_memory = w->threads / w->width * w->sums * 4 > SUMS_SHARED;
-}
+/* ---- where things lie ---- */
 
 /* Which row of operand v goes with row `row` of the group, as an expression: leading dims of size 1 (or missing ones)
  * repeat. */
@@ -197,7 +131,9 @@ static void local_op(MoeCudaRows *w, const MoeRowOp *o) {
         moe_str_printf(s, "%*sconst %s %s = *%s;\n", w->indent, "",
                        moe_cuda_row_value_type(out->dtype), name, local_memory(w, o->out));
     if (out->buf_out >= 0)
-        moe_str_printf(s, "%*sfor (int col = t; col < %lld%s; col += %d)\n%*sstore(%s_row + col, (%s)[col]);\n",
+        moe_str_printf(s,
+                       "%*sfor (int col = t; col < %lld%s; col += %d)\n"
+                       "%*sstore(%s_row + col, (%s)[col]);\n",
                        w->indent, "", (long long)out->cols, w->teams > 1 ? " && live" : "", w->width,
                        w->indent + 4, "", name, local_memory(w, o->out));
 }
@@ -225,7 +161,7 @@ static void scalar_op(MoeCudaRows *w, const MoeRowOp *o) {
     const char *in[3] = {NULL, NULL, NULL};
     if (w->p->values[o->out].cls == MOE_ROW_UNIFORM)
         return;
-    if (is_local(code)) {
+    if (moe_cuda_row_is_local(code)) {
         local_op(w, o);
         return;
     }
@@ -266,7 +202,7 @@ static void row_body(MoeCudaRows *w) {
         for (int i = 0; i < p->n_ops; i++)
             if (!p->ops[i].in_loop && p->ops[i].stage == w->stage) {
                 scalar_op(w, &p->ops[i]);
-                locals |= is_local(p->ops[i].op->opcode);
+                locals |= moe_cuda_row_is_local(p->ops[i].op->opcode);
             }
         for (int i = 0; i < p->n_ops; i++) {
             const MoeRowOp *o = &p->ops[i];
@@ -286,7 +222,8 @@ static void emit_by_rows(MoeCudaRows *w) {
     MoeStr *s = &w->x.s;
     moe_str_printf(s,
                    "    const i64 end = %s;\n"
-                   "    for (i64 base = %s + (i64)blockIdx.x * %d; base < end; base += (i64)gridDim.x * %d) {\n",
+                   "    for (i64 base = %s + (i64)blockIdx.x * %d; base < end;\n"
+                   "         base += (i64)gridDim.x * %d) {\n",
                    moe_cuda_row_end(&w->x), moe_cuda_row_first(&w->x), w->teams, w->teams);
     if (w->teams > 1)
         moe_str_append(s, "        const bool live = base + team < end;\n"
@@ -378,42 +315,12 @@ static void emit(MoeCudaRows *w) {
         emit_by_rows(w);
 }
 
-/* ---- what is held ---- */
-
-static int64_t registers_of(const MoeRowValue *v) {
-    MoeCudaRowMap m = moe_cuda_row_map(v->cols);
-    return m.chunks * m.vec;
-}
-
-/* Values kept for later stages; with `externals` also what several loops read from memory, as far as registers go: first
- * what differs from row to row. */
-static void hold(MoeCudaRows *w, bool externals) {
-    const MoeRowPlan *p = w->p;
-    int64_t share = w->threads > 256 ? 2 : 1, used = 0;
-    for (int i = 0; i < p->n_values; i++) {
-        const MoeRowValue *v = &p->values[i];
-        w->held[i] = v->kept && v->in_loop && w->shared[i] < 0 && !moe_cuda_row_map(v->cols).rolled;
-        used += w->held[i] ? registers_of(v) : 0;
-    }
-    for (int varying = 1; varying >= 0 && externals; varying--)
-        for (int i = 0; i < p->n_values; i++) {
-            const MoeRowValue *v = &p->values[i];
-            if (v->cls != MOE_ROW_VECTOR || v->def >= 0 || v->is_const || w->loads[i] < 2 ||
-                w->varies[i] != (varying != 0) || moe_cuda_row_map(v->cols).rolled ||
-                used + registers_of(v) > HELD / share)
-                continue;
-            w->held[i] = true;
-            used += registers_of(v);
-        }
-    w->ahead = ROWS / share - used;
-}
-
 static MoeStatus check_shared(const MoeCudaTarget *t, const MoeCudaRows *w) {
     if (w->shared_bytes <= t->arch->shared_bytes)
         return NULL;
     return moe_error(MOE_E_INPUT,
-                     "top-k and what follows keep %lld numbers of a row in shared memory: %lld bytes, and %s has "
-                     "%lld; fewer columns (experts) are needed",
+                     "top-k and what follows keep %lld numbers of a row in shared memory: %lld bytes, "
+                     "and %s has %lld; fewer columns (experts) are needed",
                      (long long)w->team_words, (long long)w->shared_bytes, t->arch->name,
                      (long long)t->arch->shared_bytes);
 }
@@ -431,12 +338,10 @@ MoeStatus moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *o
     for (int i = 0; i < p->n_values; i++)
         w.varies[i] = p->values[i].cls == MOE_ROW_VECTOR && !p->values[i].is_const &&
                       strcmp(operand_row(&w, &p->values[i]), "0") != 0;
-    choose_team(&w);
-    w.teams = w.threads / w.width;
-    place_shared(&w);
-    hold(&w, false);
+    moe_cuda_row_choose_team(&w);
+    moe_cuda_row_hold(&w, false);
     emit(&w);
-    hold(&w, true);
+    moe_cuda_row_hold(&w, true);
     emit(&w);
     MoeStatus st = check_shared(t, &w);
     if (st) {

@@ -1,4 +1,5 @@
-/* The state of a ROWS kernel's text while it is made: kind_row.c, and kind_row_loop.c for the loops over columns. */
+/* The state of a ROWS kernel's text while it is made: kind_row.c, kind_row_team.c for threads, shared memory and registers,
+ * kind_row_loop.c for the loops over columns. */
 #ifndef MOE_CODEGEN_CUDA_KIND_ROW_INTERNAL_H
 #define MOE_CODEGEN_CUDA_KIND_ROW_INTERNAL_H
 
@@ -23,6 +24,12 @@ typedef struct {
     bool *done; /* by value: a name of the element at hand */
 } MoeCudaRows;
 
+bool moe_cuda_row_is_local(MoeOpcode o); /* topk, take, put */
+/* width, threads, teams, shared, team_words, sums, sums_in_memory. */
+void moe_cuda_row_choose_team(MoeCudaRows *w);
+/* held, ahead: values kept for later stages; with `externals` also what several loops read from memory (`loads`), as far
+ * as registers go, first what differs from row to row. */
+void moe_cuda_row_hold(MoeCudaRows *w, bool externals);
 /* Where value `at` lies in the team's row buffer, as an expression. */
 const char *moe_cuda_row_own(const MoeCudaRows *w, int at);
 bool moe_cuda_row_in_loop(const MoeRowOp *o, int stage, int64_t cols);
