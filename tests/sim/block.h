@@ -23,7 +23,7 @@ typedef struct {
 
 typedef enum {
     MOE_SIM_RAN,
-    MOE_SIM_FAILED,  /* a barrier that some threads never reach, a misuse that the kernel or an instruction noticed */
+    MOE_SIM_FAILED, /* a barrier that some threads never reach, a misuse that the kernel or an instruction noticed */
     MOE_SIM_ILLEGAL, /* an access to memory that is not there */
 } MoeSimResult;
 

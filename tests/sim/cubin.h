@@ -10,9 +10,9 @@
 
 typedef struct {
     char magic[8];
-    uint32_t version; /* MOE_SIM_VERSION */
+    uint32_t version;   /* MOE_SIM_VERSION */
     int32_t capability; /* 90 */
-    uint32_t exact;   /* sm_90a: that capability alone */
+    uint32_t exact;     /* sm_90a: that capability alone */
     uint32_t unused;
     uint64_t bytes; /* of the shared object */
 } MoeSimCubin;

@@ -74,7 +74,8 @@ MOE_SIM_EXPORT CUresult cuGetErrorString(CUresult r, const char **out) {
 
 CUresult moe_sim_enter_bare(const char *call) {
     pthread_mutex_lock(&lock);
-    return initialised ? CUDA_SUCCESS : moe_sim_complain(CUDA_ERROR_NOT_INITIALIZED, "%s before cuInit", call);
+    return initialised ? CUDA_SUCCESS
+                       : moe_sim_complain(CUDA_ERROR_NOT_INITIALIZED, "%s before cuInit", call);
 }
 
 CUresult moe_sim_enter(const char *call, CUcontext *out) {
@@ -125,7 +126,8 @@ static CUresult find_devices(void) {
         char *end;
         int capability = (int)strtol(s, &end, 10);
         if (end == s || !kind_of(capability))
-            return moe_sim_complain(CUDA_ERROR_UNKNOWN, "MOE_SIM_DEVICES=%s: 80, 86, 90 and 100 can be simulated",
+            return moe_sim_complain(CUDA_ERROR_UNKNOWN,
+                                    "MOE_SIM_DEVICES=%s: 80, 86, 90 and 100 can be simulated",
                                     getenv("MOE_SIM_DEVICES"));
         contexts[n_devices] = (struct CUctx_st){.device = n_devices, .capability = capability};
         n_devices++;
@@ -182,32 +184,32 @@ MOE_SIM_EXPORT CUresult cuDeviceGetAttribute(int *out, int attribute, CUdevice d
     const struct {
         int attribute, value;
     } rows[] = {
-        {1, 1024},                            /* threads of a block */
-        {2, 1024},                            /* .. along x */
-        {5, 0x7fffffff},                      /* blocks along x */
-        {8, 48 << 10},                        /* shared memory of a block, not asked for */
-        {10, 32},                             /* a warp */
-        {12, 65536},                          /* registers of a block */
-        {16, k->multiprocessors},             /* */
-        {31, 1},                              /* kernels beside each other */
-        {39, 2048},                           /* threads of a multiprocessor */
-        {40, 2},                              /* copy engines */
-        {41, 1},                              /* one address space with the host */
-        {75, k->capability / 10},             /* major */
-        {76, k->capability % 10},             /* minor */
-        {81, (int)k->shared_optin + 1024},    /* shared memory of a multiprocessor */
-        {97, (int)k->shared_optin},           /* shared memory of a block, asked for */
-        {102, 1},                             /* virtual memory */
-        {115, 1},                             /* memory pools */
-        {127, k->capability >= 90},           /* tensor maps */
+        {1, 1024},                         /* threads of a block */
+        {2, 1024},                         /* .. along x */
+        {5, 0x7fffffff},                   /* blocks along x */
+        {8, 48 << 10},                     /* shared memory of a block, not asked for */
+        {10, 32},                          /* a warp */
+        {12, 65536},                       /* registers of a block */
+        {16, k->multiprocessors},          /* */
+        {31, 1},                           /* kernels beside each other */
+        {39, 2048},                        /* threads of a multiprocessor */
+        {40, 2},                           /* copy engines */
+        {41, 1},                           /* one address space with the host */
+        {75, k->capability / 10},          /* major */
+        {76, k->capability % 10},          /* minor */
+        {81, (int)k->shared_optin + 1024}, /* shared memory of a multiprocessor */
+        {97, (int)k->shared_optin},        /* shared memory of a block, asked for */
+        {102, 1},                          /* virtual memory */
+        {115, 1},                          /* memory pools */
+        {127, k->capability >= 90},        /* tensor maps */
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
         if (rows[i].attribute == attribute) {
             *out = rows[i].value;
             return moe_sim_leave(CUDA_SUCCESS);
         }
-    return moe_sim_leave(
-        moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuDeviceGetAttribute: %d is not simulated", attribute));
+    return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                                          "cuDeviceGetAttribute: %d is not simulated", attribute));
 }
 
 /* ---- contexts ---- */
@@ -276,12 +278,14 @@ CUresult moe_sim_launch_fault(CUcontext c, const char *kernel) {
     }
     n_launches++;
     if (lost && *lost && n_launches > atol(lost))
-        return c->error = moe_sim_complain(CUDA_ERROR_UNKNOWN, "the device is gone (MOE_SIM_LOST_AFTER=%s)", lost);
+        return c->error = moe_sim_complain(CUDA_ERROR_UNKNOWN,
+                                           "the device is gone (MOE_SIM_LOST_AFTER=%s)", lost);
     if (!fail || !*fail)
         return CUDA_SUCCESS;
     bool number = *fail >= '0' && *fail <= '9';
     if (number ? n_launches == atol(fail) : strncmp(kernel, fail, strlen(fail)) == 0)
-        return c->error = moe_sim_complain(CUDA_ERROR_LAUNCH_FAILED, "kernel %s fails (MOE_SIM_FAIL_LAUNCH=%s)",
-                                           kernel, fail);
+        return c->error =
+                   moe_sim_complain(CUDA_ERROR_LAUNCH_FAILED,
+                                    "kernel %s fails (MOE_SIM_FAIL_LAUNCH=%s)", kernel, fail);
     return CUDA_SUCCESS;
 }

@@ -31,7 +31,8 @@
     X(101, CUDA_ERROR_INVALID_DEVICE, "invalid device ordinal")                                    \
     X(200, CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid")                             \
     X(201, CUDA_ERROR_INVALID_CONTEXT, "invalid device context")                                   \
-    X(209, CUDA_ERROR_NO_BINARY_FOR_GPU, "no kernel image is available for execution on the device") \
+    X(209, CUDA_ERROR_NO_BINARY_FOR_GPU,                                                           \
+      "no kernel image is available for execution on the device")                                  \
     X(400, CUDA_ERROR_INVALID_HANDLE, "invalid resource handle")                                   \
     X(500, CUDA_ERROR_NOT_FOUND, "named symbol not found")                                         \
     X(600, CUDA_ERROR_NOT_READY, "device not ready")                                               \
@@ -39,11 +40,14 @@
     X(701, CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "too many resources requested for launch")          \
     X(719, CUDA_ERROR_LAUNCH_FAILED, "unspecified launch failure")                                 \
     X(801, CUDA_ERROR_NOT_SUPPORTED, "operation not supported")                                    \
-    X(900, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing") \
-    X(901, CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "operation failed due to a previous error during capture") \
+    X(900, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,                                                  \
+      "operation not permitted when stream is capturing")                                          \
+    X(901, CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,                                                  \
+      "operation failed due to a previous error during capture")                                   \
     X(903, CUDA_ERROR_STREAM_CAPTURE_UNMATCHED, "end capture was not begun in this stream")        \
     X(904, CUDA_ERROR_STREAM_CAPTURE_UNJOINED, "capturing stream has unjoined work")               \
-    X(906, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, "operation would make the legacy stream depend on a capturing stream") \
+    X(906, CUDA_ERROR_STREAM_CAPTURE_IMPLICIT,                                                     \
+      "operation would make the legacy stream depend on a capturing stream")                       \
     X(999, CUDA_ERROR_UNKNOWN, "unknown error")
 typedef enum {
 #define X(value, name, text) name = (value),
@@ -139,13 +143,14 @@ typedef struct {
 CUresult moe_sim_issue(CUstream s, MoeSimOp *op);
 /* Everything that was asked of this context's streams (NULL: of all). */
 CUresult moe_sim_flush(CUcontext c);
-CUresult moe_sim_no_capture(void); /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED while a stream is captured globally */
+CUresult moe_sim_no_capture(
+    void); /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED while a stream is captured globally */
 
 /* ---- module.c ---- */
 
 /* Checks a launch's shape against the device's limits; copies the arguments. */
-CUresult moe_sim_call_make(CUcontext c, CUfunction f, MoeSimDim grid, MoeSimDim block, unsigned shared_bytes,
-                           void **params, MoeSimCall *out);
+CUresult moe_sim_call_make(CUcontext c, CUfunction f, MoeSimDim grid, MoeSimDim block,
+                           unsigned shared_bytes, void **params, MoeSimCall *out);
 CUresult moe_sim_call_run(CUcontext c, const MoeSimCall *call);
 
 #endif

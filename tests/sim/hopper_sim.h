@@ -27,7 +27,8 @@ inline SimBarrier *sim_barrier(unsigned bar) {
     SimBarrier *b = (SimBarrier *)MOE_SIM_API->shared_at(bar, 8);
     int count = b->count & ~SIM_PHASE;
     if (count == 0 || count == 0x7fff || b->pending < 0 || b->pending > count)
-        MOE_SIM_API->fail("an mbarrier that was not initialised, or is overwritten, or has too many arrivals");
+        MOE_SIM_API->fail(
+            "an mbarrier that was not initialised, or is overwritten, or has too many arrivals");
     return b;
 }
 inline void sim_barrier_step(SimBarrier *b) {
@@ -45,8 +46,10 @@ inline void sim_barrier_arrive(SimBarrier *b) {
 
 __device__ __forceinline__ void mbar_init(unsigned bar, unsigned count) {
     if (bar % 8 || count == 0 || count >= 0x7fff)
-        MOE_SIM_API->fail("mbarrier.init: an address that is no multiple of 8, or a count that cannot be");
-    *(SimBarrier *)MOE_SIM_API->shared_at(bar, 8) = SimBarrier{(unsigned short)count, (short)count, 0};
+        MOE_SIM_API->fail(
+            "mbarrier.init: an address that is no multiple of 8, or a count that cannot be");
+    *(SimBarrier *)MOE_SIM_API->shared_at(bar, 8) =
+        SimBarrier{(unsigned short)count, (short)count, 0};
 }
 __device__ __forceinline__ void mbar_init_fence() {}
 __device__ __forceinline__ void mbar_arrive(unsigned bar) {
@@ -93,7 +96,10 @@ struct SimBox {
 
 /* Where in a tile at a multiple of 1024 the byte at `off` lies. */
 inline unsigned sim_swizzle(unsigned off, unsigned bytes) {
-    return bytes == 128 ? off ^ (off >> 3 & 0x70) : bytes == 64 ? off ^ (off >> 3 & 0x30) : bytes == 32 ? off ^ (off >> 3 & 0x10) : off;
+    return bytes == 128  ? off ^ (off >> 3 & 0x70)
+           : bytes == 64 ? off ^ (off >> 3 & 0x30)
+           : bytes == 32 ? off ^ (off >> 3 & 0x10)
+                         : off;
 }
 
 /* One row of the box: elements that lie outside of the tensor are 0. */
@@ -103,7 +109,8 @@ inline void sim_box_row(const SimBox *b, const char *src, char *row) {
     memset(row, 0, (unsigned long)m->box[0] * m->element_bytes);
     to = to < m->box[0] ? to : m->box[0];
     if (src && to > from)
-        memcpy(row + from * m->element_bytes, src + (b->at[0] + from) * m->element_bytes, (unsigned long)(to - from) * m->element_bytes);
+        memcpy(row + from * m->element_bytes, src + (b->at[0] + from) * m->element_bytes,
+               (unsigned long)(to - from) * m->element_bytes);
 }
 
 inline void sim_box_copy(void *data) {
@@ -117,7 +124,9 @@ inline void sim_box_copy(void *data) {
         const char *src = (const char *)m->address;
         for (unsigned d = 1, i = r; d < m->rank; i /= m->box[d], d++) {
             long long c = (long long)b->at[d] + i % m->box[d];
-            src = !src || c < 0 || c >= (long long)m->dims[d] ? nullptr : src + c * (long long)m->strides[d - 1];
+            src = !src || c < 0 || c >= (long long)m->dims[d]
+                      ? nullptr
+                      : src + c * (long long)m->strides[d - 1];
         }
         sim_box_row(b, src, row);
         for (unsigned k = 0; k < row_bytes; k += 16)
@@ -128,21 +137,28 @@ inline void sim_box_copy(void *data) {
 }
 
 inline void sim_box(unsigned dst, const void *map, int rank, int c0, int c1, int c2, unsigned bar) {
-    SimBox b = {(const MoeSimTensorMap *)MOE_SIM_API->tensor_map(map), nullptr, sim_barrier(bar), {c0, c1, c2, 0, 0}};
+    SimBox b = {(const MoeSimTensorMap *)MOE_SIM_API->tensor_map(map),
+                nullptr,
+                sim_barrier(bar),
+                {c0, c1, c2, 0, 0}};
     unsigned bytes = b.map->element_bytes;
     for (int d = 0; d < b.map->rank; d++)
         bytes *= b.map->box[d];
     if (b.map->rank != rank)
-        MOE_SIM_API->fail("a copy by tensor map with another number of coordinates than the map has");
+        MOE_SIM_API->fail(
+            "a copy by tensor map with another number of coordinates than the map has");
     if (dst % (b.map->swizzle ? 1024 : 128))
-        MOE_SIM_API->fail("a copy by tensor map to an address that is no multiple of 128, or, swizzled, of 1024");
+        MOE_SIM_API->fail(
+            "a copy by tensor map to an address that is no multiple of 128, or, swizzled, of 1024");
     b.dst = (char *)MOE_SIM_API->shared_at(dst, bytes);
     MOE_SIM_API->later(sim_box_copy, &b, sizeof b);
 }
-__device__ __forceinline__ void tma_load_2d(unsigned dst, const MoeMap &map, int c0, int c1, unsigned bar) {
+__device__ __forceinline__ void tma_load_2d(unsigned dst, const MoeMap &map, int c0, int c1,
+                                            unsigned bar) {
     sim_box(dst, &map, 2, c0, c1, 0, bar);
 }
-__device__ __forceinline__ void tma_load_3d(unsigned dst, const MoeMap &map, int c0, int c1, int c2, unsigned bar) {
+__device__ __forceinline__ void tma_load_3d(unsigned dst, const MoeMap &map, int c0, int c1, int c2,
+                                            unsigned bar) {
     sim_box(dst, &map, 3, c0, c1, c2, bar);
 }
 __device__ __forceinline__ void tma_prefetch(const MoeMap &map) {
@@ -151,7 +167,8 @@ __device__ __forceinline__ void tma_prefetch(const MoeMap &map) {
 
 /* ---- products of a warpgroup ---- */
 
-__device__ __forceinline__ unsigned long long wgmma_desc(unsigned addr, unsigned leading, unsigned stride) {
+__device__ __forceinline__ unsigned long long wgmma_desc(unsigned addr, unsigned leading,
+                                                         unsigned stride) {
     return (unsigned long long)((addr & 0x3ffffu) >> 4) | (unsigned long long)(leading >> 4) << 16 |
            (unsigned long long)(stride >> 4) << 32 | 1ull << 62;
 }
@@ -222,7 +239,8 @@ template <int N, bool TRANS_A, bool TRANS_B> inline void sim_product_issue(void 
     MOE_SIM_API->push(MOE_SIM_PRODUCTS, sim_product<N, TRANS_A, TRANS_B>, &p, sizeof p);
 }
 template <int N, bool TRANS_A, bool TRANS_B>
-__device__ __forceinline__ void wgmma(float (&c)[N / 2], unsigned long long a, unsigned long long b) {
+__device__ __forceinline__ void wgmma(float (&c)[N / 2], unsigned long long a,
+                                      unsigned long long b) {
     SimProductArg arg = {c, a, b};
     MOE_SIM_API->warpgroup("wgmma", sim_product_issue<N, TRANS_A, TRANS_B>, &arg);
 }

@@ -55,11 +55,12 @@ typedef struct {
     void (*drain)(MoeSimQueue q, unsigned n); /* all groups but the latest n have landed */
     /* The same for the whole block, waited for by other means (an mbarrier): lands when it pleases. */
     void (*later)(MoeSimLater act, const void *data, unsigned bytes);
-    unsigned (*shared_addr)(const void *p);            /* in the block's window of 32-bit addresses */
+    unsigned (*shared_addr)(const void *p); /* in the block's window of 32-bit addresses */
     void *(*shared_at)(unsigned addr, unsigned bytes); /* and back; bytes that must be inside */
     /* What a tensor map says (tensor_map.h); an error if the driver never made it. */
     const void *(*tensor_map)(const void *map);
-    void (*fail)(const char *why); /* ends the kernel: a launch failure that says so; does not return */
+    void (*fail)(
+        const char *why); /* ends the kernel: a launch failure that says so; does not return */
 } MoeSimApi;
 
 typedef struct {

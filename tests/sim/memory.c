@@ -46,13 +46,16 @@ static uint64_t next_handle = 1;
 static int open_count;
 
 #define ADD(list, n, cap)                                                                          \
-    ((n) == (cap) ? ((cap) = (cap) ? 2 * (cap) : 16, (list) = realloc((list), (cap) * sizeof *(list))) : (list), \
+    ((n) == (cap)                                                                                  \
+         ? ((cap) = (cap) ? 2 * (cap) : 16, (list) = realloc((list), (cap) * sizeof *(list)))      \
+         : (list),                                                                                 \
      (list) ? &(list)[(n)++] : (abort(), (list)))
 
 /* ---- who may touch what ---- */
 
 static void protect(const Region *r, int how) {
-    if (r->kind != HOST && (r->kind == DEVICE || r->access) && mprotect(r->pages, r->page_bytes, how)) {
+    if (r->kind != HOST && (r->kind == DEVICE || r->access) &&
+        mprotect(r->pages, r->page_bytes, how)) {
         perror("simulated GPU: mprotect");
         abort();
     }
@@ -101,7 +104,8 @@ bool moe_sim_memory_holds(CUdeviceptr p, size_t n) {
 bool moe_sim_memory_touches(const void *p, size_t n) {
     const char *at = p;
     for (size_t i = 0; i < n_regions; i++)
-        if (regions[i].kind != HOST && at < regions[i].at + regions[i].bytes && at + n > regions[i].at)
+        if (regions[i].kind != HOST && at < regions[i].at + regions[i].bytes &&
+            at + n > regions[i].at)
             return true;
     return false;
 }
@@ -134,12 +138,14 @@ MOE_SIM_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *out, size_t bytes) {
         r = moe_sim_no_capture();
     if (!r && bytes == 0)
         r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemAlloc of 0 bytes");
-    size_t rounded = (bytes + ALIGN - 1) / ALIGN * ALIGN, pages = (rounded + PAGE - 1) / PAGE * PAGE;
+    size_t rounded = (bytes + ALIGN - 1) / ALIGN * ALIGN,
+           pages = (rounded + PAGE - 1) / PAGE * PAGE;
     if (!r && (bytes > (size_t)1 << 46 || !room(c, rounded)))
         r = CUDA_ERROR_OUT_OF_MEMORY;
     if (r)
         return moe_sim_leave(r);
-    char *all = mmap(NULL, pages + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *all =
+        mmap(NULL, pages + 2 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (all == MAP_FAILED)
         return moe_sim_leave(CUDA_ERROR_OUT_OF_MEMORY);
     Region *g = ADD(regions, n_regions, cap_regions);
@@ -166,7 +172,8 @@ MOE_SIM_EXPORT CUresult cuMemFree_v2(CUdeviceptr p) {
     CUresult flushed = moe_sim_flush(c);
     Region *g = find((char *)(uintptr_t)p);
     if (!g || g->kind != DEVICE || (uintptr_t)g->at != p)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemFree of %#llx, which no cuMemAlloc returned",
+        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                                              "cuMemFree of %#llx, which no cuMemAlloc returned",
                                               (unsigned long long)p));
     g->context->used -= (g->bytes + ALIGN - 1) / ALIGN * ALIGN;
     munmap(g->pages - PAGE, g->page_bytes + 2 * PAGE);
@@ -189,13 +196,14 @@ MOE_SIM_EXPORT CUresult cuMemHostAlloc(void **out, size_t bytes, unsigned flags)
     *out = NULL;
     if (!r && (bytes == 0 || flags & ~7u))
         r = CUDA_ERROR_INVALID_VALUE;
-    char *p = r ? MAP_FAILED : mmap(NULL, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *p = r ? MAP_FAILED
+                : mmap(NULL, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (!r && p == MAP_FAILED)
         r = CUDA_ERROR_OUT_OF_MEMORY;
     if (!r) {
         fill(p, pages);
-        *ADD(regions, n_regions, cap_regions) =
-            (Region){.at = p, .bytes = bytes, .pages = p, .page_bytes = pages, .kind = HOST, .context = c};
+        *ADD(regions, n_regions, cap_regions) = (Region){
+            .at = p, .bytes = bytes, .pages = p, .page_bytes = pages, .kind = HOST, .context = c};
         *out = p;
     }
     return moe_sim_leave(r);
@@ -206,7 +214,8 @@ MOE_SIM_EXPORT CUresult cuMemFreeHost(void *p) {
     CUresult r = moe_sim_enter("cuMemFreeHost", &c);
     Region *g = find(p);
     if (!p || !g || g->kind != HOST || g->at != p)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemFreeHost of memory that no cuMemHostAlloc returned"));
+        return moe_sim_leave(moe_sim_complain(
+            CUDA_ERROR_INVALID_VALUE, "cuMemFreeHost of memory that no cuMemHostAlloc returned"));
     moe_sim_flush(NULL);
     munmap(g->pages, g->page_bytes);
     *g = regions[--n_regions];
@@ -227,23 +236,26 @@ typedef struct {
     int flags;
 } AccessDesc;
 
-MOE_SIM_EXPORT CUresult cuMemGetAllocationGranularity(size_t *out, const AllocationProp *prop, int which) {
+MOE_SIM_EXPORT CUresult cuMemGetAllocationGranularity(size_t *out, const AllocationProp *prop,
+                                                      int which) {
     CUresult r = moe_sim_enter_bare("cuMemGetAllocationGranularity");
     *out = GRANULARITY;
-    return moe_sim_leave(r || (prop->type == 1 && prop->location.type == 1 && (which == 0 || which == 1))
-                             ? r
-                             : CUDA_ERROR_INVALID_VALUE);
+    return moe_sim_leave(
+        r || (prop->type == 1 && prop->location.type == 1 && (which == 0 || which == 1))
+            ? r
+            : CUDA_ERROR_INVALID_VALUE);
 }
 
 static CUresult granular(const char *call, uint64_t a, uint64_t b) {
     return a % GRANULARITY || b % GRANULARITY || b == 0
-               ? moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "%s: %llu and %llu are not multiples of the granularity, %d",
+               ? moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                                  "%s: %llu and %llu are not multiples of the granularity, %d",
                                   call, (unsigned long long)a, (unsigned long long)b, GRANULARITY)
                : CUDA_SUCCESS;
 }
 
-MOE_SIM_EXPORT CUresult cuMemAddressReserve(CUdeviceptr *out, size_t bytes, size_t alignment, CUdeviceptr at,
-                                            unsigned long long flags) {
+MOE_SIM_EXPORT CUresult cuMemAddressReserve(CUdeviceptr *out, size_t bytes, size_t alignment,
+                                            CUdeviceptr at, unsigned long long flags) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuMemAddressReserve", &c);
     (void)at; /* a wish */
@@ -255,7 +267,8 @@ MOE_SIM_EXPORT CUresult cuMemAddressReserve(CUdeviceptr *out, size_t bytes, size
     if (r)
         return moe_sim_leave(r);
     size_t align = alignment ? alignment : GRANULARITY;
-    char *all = mmap(NULL, bytes + 2 * align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    char *all = mmap(NULL, bytes + 2 * align, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (all == MAP_FAILED)
         return moe_sim_leave(CUDA_ERROR_OUT_OF_MEMORY);
     /* At least a page that is never there on both sides. */
@@ -281,16 +294,18 @@ MOE_SIM_EXPORT CUresult cuMemAddressFree(CUdeviceptr p, size_t bytes) {
     CUresult r = moe_sim_enter("cuMemAddressFree", &c);
     Reserved *v = reserved_at(p, bytes);
     if (!v || (uintptr_t)v->at != p || v->bytes != bytes)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemAddressFree of a range that was not reserved so"));
+        return moe_sim_leave(moe_sim_complain(
+            CUDA_ERROR_INVALID_VALUE, "cuMemAddressFree of a range that was not reserved so"));
     if (moe_sim_memory_touches(v->at, bytes))
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemAddressFree of a range where memory is mapped"));
+        return moe_sim_leave(moe_sim_complain(
+            CUDA_ERROR_INVALID_VALUE, "cuMemAddressFree of a range where memory is mapped"));
     munmap(v->at - PAGE, bytes + 2 * PAGE);
     *v = reserved[--n_reserved];
     return moe_sim_leave(r);
 }
 
-MOE_SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *out, size_t bytes, const AllocationProp *prop,
-                                    unsigned long long flags) {
+MOE_SIM_EXPORT CUresult cuMemCreate(CUmemGenericAllocationHandle *out, size_t bytes,
+                                    const AllocationProp *prop, unsigned long long flags) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuMemCreate", &c);
     CUcontext owner = prop ? moe_sim_context_of(prop->location.id) : NULL;
@@ -341,14 +356,15 @@ MOE_SIM_EXPORT CUresult cuMemRelease(CUmemGenericAllocationHandle handle) {
     CUresult r = moe_sim_enter("cuMemRelease", &c);
     Physical *m = physical(handle);
     if (!m || m->released)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemRelease of a handle that is not there"));
+        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                                              "cuMemRelease of a handle that is not there"));
     m->released = true;
     drop_if_unused(m);
     return moe_sim_leave(r);
 }
 
-MOE_SIM_EXPORT CUresult cuMemMap(CUdeviceptr p, size_t bytes, size_t offset, CUmemGenericAllocationHandle handle,
-                                 unsigned long long flags) {
+MOE_SIM_EXPORT CUresult cuMemMap(CUdeviceptr p, size_t bytes, size_t offset,
+                                 CUmemGenericAllocationHandle handle, unsigned long long flags) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuMemMap", &c);
     Physical *m = physical(handle);
@@ -356,9 +372,11 @@ MOE_SIM_EXPORT CUresult cuMemMap(CUdeviceptr p, size_t bytes, size_t offset, CUm
     if (!r)
         r = granular("cuMemMap", p, bytes);
     if (!r && (flags || offset || !m || m->released || bytes != m->bytes))
-        r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemMap: a handle is mapped whole, at offset 0");
+        r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                             "cuMemMap: a handle is mapped whole, at offset 0");
     if (!r && (!reserved_at(p, bytes) || moe_sim_memory_touches(at, bytes)))
-        r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemMap: the range is not reserved, or something is mapped there");
+        r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                             "cuMemMap: the range is not reserved, or something is mapped there");
     if (!r && mmap(at, bytes, PROT_NONE, MAP_SHARED | MAP_FIXED, m->fd, 0) == MAP_FAILED)
         r = CUDA_ERROR_OUT_OF_MEMORY;
     if (!r) {
@@ -381,10 +399,13 @@ MOE_SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr p, size_t bytes) {
     char *at = (char *)(uintptr_t)p, *end = at + bytes;
     size_t covered = 0;
     for (size_t i = 0; i < n_regions; i++)
-        if (regions[i].kind == MAPPED && regions[i].at >= at && regions[i].at + regions[i].bytes <= end)
+        if (regions[i].kind == MAPPED && regions[i].at >= at &&
+            regions[i].at + regions[i].bytes <= end)
             covered += regions[i].bytes;
     if (covered != bytes || bytes == 0)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemUnmap of %zu bytes, of which %zu are mappings as a whole", bytes, covered));
+        return moe_sim_leave(moe_sim_complain(
+            CUDA_ERROR_INVALID_VALUE,
+            "cuMemUnmap of %zu bytes, of which %zu are mappings as a whole", bytes, covered));
     for (size_t i = 0; i < n_regions;) {
         Region *g = &regions[i];
         if (g->kind != MAPPED || g->at < at || g->at + g->bytes > end) {
@@ -392,7 +413,8 @@ MOE_SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr p, size_t bytes) {
             continue;
         }
         Physical *m = physical(g->handle);
-        mmap(g->at, g->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+        mmap(g->at, g->bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+             -1, 0);
         m->maps--;
         drop_if_unused(m);
         *g = regions[--n_regions];
@@ -400,13 +422,15 @@ MOE_SIM_EXPORT CUresult cuMemUnmap(CUdeviceptr p, size_t bytes) {
     return moe_sim_leave(r);
 }
 
-MOE_SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr p, size_t bytes, const AccessDesc *access, size_t n) {
+MOE_SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr p, size_t bytes, const AccessDesc *access,
+                                       size_t n) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuMemSetAccess", &c);
     char *at = (char *)(uintptr_t)p, *end = at + bytes;
     size_t covered = 0;
     for (size_t i = 0; !r && i < n; i++)
-        if (access[i].location.type != 1 || !moe_sim_context_of(access[i].location.id) || (access[i].flags != 3 && access[i].flags != 1 && access[i].flags != 0))
+        if (access[i].location.type != 1 || !moe_sim_context_of(access[i].location.id) ||
+            (access[i].flags != 3 && access[i].flags != 1 && access[i].flags != 0))
             r = CUDA_ERROR_INVALID_VALUE;
     for (size_t i = 0; !r && i < n_regions; i++) {
         Region *g = &regions[i];
@@ -418,7 +442,9 @@ MOE_SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr p, size_t bytes, const Access
             protect(g, PROT_READ | PROT_WRITE);
     }
     if (!r && covered != bytes)
-        r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuMemSetAccess on %zu bytes, of which %zu are mapped", bytes, covered);
+        r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                             "cuMemSetAccess on %zu bytes, of which %zu are mapped", bytes,
+                             covered);
     return moe_sim_leave(r);
 }
 
@@ -426,8 +452,9 @@ MOE_SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr p, size_t bytes, const Access
 
 #if MOE_SIM_DRIVER_VERSION >= 12000
 
-static const char *bad_map(unsigned element, uint32_t rank, CUdeviceptr address, const uint64_t *dims,
-                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps, unsigned swizzle) {
+static const char *bad_map(unsigned element, uint32_t rank, CUdeviceptr address,
+                           const uint64_t *dims, const uint64_t *strides, const uint32_t *box,
+                           const uint32_t *steps, unsigned swizzle) {
     if (!element)
         return "a data type that is not simulated";
     if (rank < 1 || rank > 5)
@@ -451,9 +478,11 @@ static const char *bad_map(unsigned element, uint32_t rank, CUdeviceptr address,
     return NULL;
 }
 
-MOE_SIM_EXPORT CUresult cuTensorMapEncodeTiled(void *out, int type, uint32_t rank, void *address, const uint64_t *dims,
-                                               const uint64_t *strides, const uint32_t *box, const uint32_t *steps,
-                                               int interleave, int swizzle, int promotion, int oob) {
+MOE_SIM_EXPORT CUresult cuTensorMapEncodeTiled(void *out, int type, uint32_t rank, void *address,
+                                               const uint64_t *dims, const uint64_t *strides,
+                                               const uint32_t *box, const uint32_t *steps,
+                                               int interleave, int swizzle, int promotion,
+                                               int oob) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuTensorMapEncodeTiled", &c);
     static const unsigned bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
@@ -461,12 +490,19 @@ MOE_SIM_EXPORT CUresult cuTensorMapEncodeTiled(void *out, int type, uint32_t ran
     if (r)
         return moe_sim_leave(r);
     if (moe_sim_device(c)->capability < 90)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_NOT_SUPPORTED, "tensor maps on a device of capability %d", moe_sim_device(c)->capability));
-    if ((uintptr_t)out % 64 || interleave || swizzle < 0 || swizzle > 3 || promotion < 0 || promotion > 3 || oob)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuTensorMapEncodeTiled: the map's address is no multiple of 64, or an option that is not simulated"));
-    const char *bad = bad_map(element, rank, (uintptr_t)address, dims, strides, box, steps, swizzle ? 16u << swizzle : 0);
+        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_NOT_SUPPORTED,
+                                              "tensor maps on a device of capability %d",
+                                              moe_sim_device(c)->capability));
+    if ((uintptr_t)out % 64 || interleave || swizzle < 0 || swizzle > 3 || promotion < 0 ||
+        promotion > 3 || oob)
+        return moe_sim_leave(moe_sim_complain(
+            CUDA_ERROR_INVALID_VALUE, "cuTensorMapEncodeTiled: the map's address is no multiple of "
+                                      "64, or an option that is not simulated"));
+    const char *bad = bad_map(element, rank, (uintptr_t)address, dims, strides, box, steps,
+                              swizzle ? 16u << swizzle : 0);
     if (bad)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuTensorMapEncodeTiled: %s", bad));
+        return moe_sim_leave(
+            moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuTensorMapEncodeTiled: %s", bad));
     MoeSimTensorMap m;
     memset(&m, 0, sizeof m);
     m.element_bytes = (uint8_t)element;

@@ -52,7 +52,8 @@ static void *open_code(const char *code, size_t n, char *why, size_t why_bytes) 
         close(fd);
     void *h = fd >= 0 && done == n ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
     if (!h)
-        snprintf(why, why_bytes, "%s", fd < 0 || done < n ? "its file cannot be written" : dlerror());
+        snprintf(why, why_bytes, "%s",
+                 fd < 0 || done < n ? "its file cannot be written" : dlerror());
     if (fd >= 0)
         unlink(path);
     return h;
@@ -60,13 +61,18 @@ static void *open_code(const char *code, size_t n, char *why, size_t why_bytes) 
 
 static CUresult check_image(CUcontext c, const MoeSimCubin *h) {
     if (memcmp(h->magic, "\177ELF", 4) == 0)
-        return moe_sim_complain(CUDA_ERROR_NO_BINARY_FOR_GPU, "this is code for a real GPU: compile with the simulator's libnvrtc");
+        return moe_sim_complain(
+            CUDA_ERROR_NO_BINARY_FOR_GPU,
+            "this is code for a real GPU: compile with the simulator's libnvrtc");
     if (memcmp(h->magic, MOE_SIM_CUBIN_MAGIC, sizeof h->magic) || h->version != MOE_SIM_VERSION)
-        return moe_sim_complain(CUDA_ERROR_INVALID_IMAGE, "an image that the simulator's libnvrtc did not make");
+        return moe_sim_complain(CUDA_ERROR_INVALID_IMAGE,
+                                "an image that the simulator's libnvrtc did not make");
     int has = moe_sim_device(c)->capability;
-    bool runs = h->exact ? has == h->capability : has / 10 == h->capability / 10 && has >= h->capability;
+    bool runs =
+        h->exact ? has == h->capability : has / 10 == h->capability / 10 && has >= h->capability;
     return runs ? CUDA_SUCCESS
-                : moe_sim_complain(CUDA_ERROR_NO_BINARY_FOR_GPU, "code for sm_%d%s on a device of capability %d", h->capability,
+                : moe_sim_complain(CUDA_ERROR_NO_BINARY_FOR_GPU,
+                                   "code for sm_%d%s on a device of capability %d", h->capability,
                                    h->exact ? "a" : "", has);
 }
 
@@ -83,7 +89,8 @@ static CUresult load(CUmodule *out, const void *image) {
     void *handle = open_code((const char *)image + sizeof *h, h->bytes, why, sizeof why);
     MoeSimModule *sim = handle ? dlsym(handle, "moe_sim_module") : NULL;
     if (!sim || sim->version != MOE_SIM_VERSION)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_IMAGE, "code cannot be loaded: %s", handle ? "it has no door" : why));
+        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_IMAGE, "code cannot be loaded: %s",
+                                              handle ? "it has no door" : why));
     *out = calloc(1, sizeof **out);
     if (!*out)
         return moe_sim_leave(CUDA_ERROR_OUT_OF_MEMORY);
@@ -94,7 +101,8 @@ static CUresult load(CUmodule *out, const void *image) {
 MOE_SIM_EXPORT CUresult cuModuleLoadData(CUmodule *out, const void *image) {
     return load(out, image);
 }
-MOE_SIM_EXPORT CUresult cuModuleLoadDataEx(CUmodule *out, const void *image, unsigned n, int *options, void **values) {
+MOE_SIM_EXPORT CUresult cuModuleLoadDataEx(CUmodule *out, const void *image, unsigned n,
+                                           int *options, void **values) {
     (void)n, (void)options, (void)values;
     return load(out, image);
 }
@@ -135,7 +143,8 @@ MOE_SIM_EXPORT CUresult cuModuleGetFunction(CUfunction *out, CUmodule m, const c
     *out = calloc(1, sizeof **out);
     if (!*out)
         return moe_sim_leave(CUDA_ERROR_OUT_OF_MEMORY);
-    **out = (struct CUfunc_st){m, strdup(name), entry, SHARED_PLAIN - static_bytes(m), m->functions};
+    **out =
+        (struct CUfunc_st){m, strdup(name), entry, SHARED_PLAIN - static_bytes(m), m->functions};
     m->functions = *out;
     return moe_sim_leave(r);
 }
@@ -151,8 +160,11 @@ MOE_SIM_EXPORT CUresult cuFuncSetAttribute(CUfunction f, int attribute, int valu
         return moe_sim_leave(CUDA_SUCCESS);
     unsigned all = moe_sim_device(c)->shared_optin;
     if (attribute != 8 || value < 0 || (unsigned)value + static_bytes(f->module) > all)
-        return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuFuncSetAttribute: kernel %s, attribute %d = %d; a block has %u bytes of shared memory, and %u are static",
-                                              f->name, attribute, value, all, static_bytes(f->module)));
+        return moe_sim_leave(
+            moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                             "cuFuncSetAttribute: kernel %s, attribute %d = %d; a block has %u "
+                             "bytes of shared memory, and %u are static",
+                             f->name, attribute, value, all, static_bytes(f->module)));
     f->dynamic_limit = (unsigned)value;
     return moe_sim_leave(CUDA_SUCCESS);
 }
@@ -163,13 +175,24 @@ MOE_SIM_EXPORT CUresult cuFuncGetAttribute(int *out, int attribute, CUfunction f
     if (r || !f)
         return moe_sim_leave(r ? r : CUDA_ERROR_INVALID_HANDLE);
     switch (attribute) {
-    case 0: *out = (int)f->entry->threads; break;
-    case 1: *out = (int)static_bytes(f->module); break;
+    case 0:
+        *out = (int)f->entry->threads;
+        break;
+    case 1:
+        *out = (int)static_bytes(f->module);
+        break;
     case 2:
-    case 3: *out = 0; break;   /* constants; local memory */
-    case 4: *out = 32; break;  /* registers */
-    case 8: *out = (int)f->dynamic_limit; break;
-    default: r = CUDA_ERROR_INVALID_VALUE;
+    case 3:
+        *out = 0;
+        break; /* constants; local memory */
+    case 4:
+        *out = 32;
+        break; /* registers */
+    case 8:
+        *out = (int)f->dynamic_limit;
+        break;
+    default:
+        r = CUDA_ERROR_INVALID_VALUE;
     }
     return moe_sim_leave(r);
 }
@@ -187,23 +210,34 @@ static size_t params_layout(const MoeSimEntry *e, size_t *at) {
     return (n + 63) / 64 * 64;
 }
 
-static CUresult check_shape(const struct CUfunc_st *f, CUcontext c, MoeSimDim grid, MoeSimDim block, unsigned shared_bytes) {
+static CUresult check_shape(const struct CUfunc_st *f, CUcontext c, MoeSimDim grid, MoeSimDim block,
+                            unsigned shared_bytes) {
     unsigned long long threads = (unsigned long long)block.x * block.y * block.z;
     if (f->module->context != c)
-        return moe_sim_complain(CUDA_ERROR_INVALID_HANDLE, "kernel %s is launched in another context than it was loaded in", f->name);
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
-        return moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "kernel %s: a grid of %u x %u x %u", f->name, grid.x, grid.y, grid.z);
+        return moe_sim_complain(CUDA_ERROR_INVALID_HANDLE,
+                                "kernel %s is launched in another context than it was loaded in",
+                                f->name);
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 ||
+        grid.z > 65535)
+        return moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "kernel %s: a grid of %u x %u x %u",
+                                f->name, grid.x, grid.y, grid.z);
     if (threads == 0 || threads > 1024)
-        return moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "kernel %s: a block of %llu threads", f->name, threads);
+        return moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "kernel %s: a block of %llu threads",
+                                f->name, threads);
     if (threads > f->entry->threads)
-        return moe_sim_complain(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "kernel %s: a block of %llu threads, compiled for %u", f->name, threads, f->entry->threads);
+        return moe_sim_complain(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES,
+                                "kernel %s: a block of %llu threads, compiled for %u", f->name,
+                                threads, f->entry->threads);
     if (shared_bytes > f->dynamic_limit)
-        return moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "kernel %s: %u bytes of shared memory, allowed are %u (cuFuncSetAttribute)", f->name, shared_bytes, f->dynamic_limit);
+        return moe_sim_complain(
+            CUDA_ERROR_INVALID_VALUE,
+            "kernel %s: %u bytes of shared memory, allowed are %u (cuFuncSetAttribute)", f->name,
+            shared_bytes, f->dynamic_limit);
     return CUDA_SUCCESS;
 }
 
-CUresult moe_sim_call_make(CUcontext c, CUfunction f, MoeSimDim grid, MoeSimDim block, unsigned shared_bytes,
-                           void **params, MoeSimCall *out) {
+CUresult moe_sim_call_make(CUcontext c, CUfunction f, MoeSimDim grid, MoeSimDim block,
+                           unsigned shared_bytes, void **params, MoeSimCall *out) {
     if (!f || !params)
         return CUDA_ERROR_INVALID_VALUE;
     CUresult r = check_shape(f, c, grid, block, shared_bytes);
@@ -230,11 +264,14 @@ CUresult moe_sim_call_run(CUcontext c, const MoeSimCall *call) {
     (void)params_layout(f->entry, at);
     for (unsigned i = 0; i < f->entry->n_params; i++)
         params[i] = (char *)call->params + at[i];
-    const MoeSimLaunch l = {f->name, f->entry, f->module->sim, params, call->grid, call->block, call->shared_bytes};
+    const MoeSimLaunch l = {f->name,    f->entry,    f->module->sim,    params,
+                            call->grid, call->block, call->shared_bytes};
     moe_sim_memory_open();
     MoeSimResult r = moe_sim_run(&l, why, sizeof why);
     moe_sim_memory_close();
     if (r != MOE_SIM_RAN)
-        c->error = moe_sim_complain(r == MOE_SIM_ILLEGAL ? CUDA_ERROR_ILLEGAL_ADDRESS : CUDA_ERROR_LAUNCH_FAILED, "%s", why);
+        c->error = moe_sim_complain(r == MOE_SIM_ILLEGAL ? CUDA_ERROR_ILLEGAL_ADDRESS
+                                                         : CUDA_ERROR_LAUNCH_FAILED,
+                                    "%s", why);
     return c->error;
 }

@@ -39,13 +39,13 @@ typedef struct Program {
     char *log;   /* with its end; NULL: empty */
     char *cubin; /* NULL: not compiled */
     size_t cubin_bytes;
-} *nvrtcProgram;
+} * nvrtcProgram;
 
 static const struct {
     const char *name;
     int capability;
     bool exact;
-} archs[] = {{"sm_80", 80, false},  {"sm_86", 86, false},  {"sm_90", 90, false},
+} archs[] = {{"sm_80", 80, false}, {"sm_86", 86, false},   {"sm_90", 90, false},
              {"sm_90a", 90, true}, {"sm_100", 100, false}, {"sm_100a", 100, true}};
 
 EXPORT nvrtcResult nvrtcVersion(int *major, int *minor) {
@@ -56,20 +56,29 @@ EXPORT nvrtcResult nvrtcVersion(int *major, int *minor) {
 
 EXPORT const char *nvrtcGetErrorString(nvrtcResult r) {
     switch (r) {
-    case NVRTC_SUCCESS: return "NVRTC_SUCCESS";
-    case NVRTC_ERROR_OUT_OF_MEMORY: return "NVRTC_ERROR_OUT_OF_MEMORY";
-    case NVRTC_ERROR_PROGRAM_CREATION_FAILURE: return "NVRTC_ERROR_PROGRAM_CREATION_FAILURE";
-    case NVRTC_ERROR_INVALID_INPUT: return "NVRTC_ERROR_INVALID_INPUT";
-    case NVRTC_ERROR_INVALID_PROGRAM: return "NVRTC_ERROR_INVALID_PROGRAM";
-    case NVRTC_ERROR_INVALID_OPTION: return "NVRTC_ERROR_INVALID_OPTION";
-    case NVRTC_ERROR_COMPILATION: return "NVRTC_ERROR_COMPILATION";
-    case NVRTC_ERROR_INTERNAL_ERROR: return "NVRTC_ERROR_INTERNAL_ERROR";
+    case NVRTC_SUCCESS:
+        return "NVRTC_SUCCESS";
+    case NVRTC_ERROR_OUT_OF_MEMORY:
+        return "NVRTC_ERROR_OUT_OF_MEMORY";
+    case NVRTC_ERROR_PROGRAM_CREATION_FAILURE:
+        return "NVRTC_ERROR_PROGRAM_CREATION_FAILURE";
+    case NVRTC_ERROR_INVALID_INPUT:
+        return "NVRTC_ERROR_INVALID_INPUT";
+    case NVRTC_ERROR_INVALID_PROGRAM:
+        return "NVRTC_ERROR_INVALID_PROGRAM";
+    case NVRTC_ERROR_INVALID_OPTION:
+        return "NVRTC_ERROR_INVALID_OPTION";
+    case NVRTC_ERROR_COMPILATION:
+        return "NVRTC_ERROR_COMPILATION";
+    case NVRTC_ERROR_INTERNAL_ERROR:
+        return "NVRTC_ERROR_INTERNAL_ERROR";
     }
     return "NVRTC_ERROR unknown";
 }
 
-EXPORT nvrtcResult nvrtcCreateProgram(nvrtcProgram *out, const char *text, const char *name, int n_headers,
-                                      const char *const *headers, const char *const *header_names) {
+EXPORT nvrtcResult nvrtcCreateProgram(nvrtcProgram *out, const char *text, const char *name,
+                                      int n_headers, const char *const *headers,
+                                      const char *const *header_names) {
     (void)headers, (void)header_names;
     *out = NULL;
     if (!text || n_headers)
@@ -177,11 +186,36 @@ static bool compile_in(nvrtcProgram p, const char *dir, int capability, bool exa
     snprintf(out, sizeof out, "%s/unit.so", dir);
     snprintf(log, sizeof log, "%s/log", dir);
     snprintf(arch, sizeof arch, "-D__CUDA_ARCH__=%d", capability * 10);
-    const char *compile[] = {cxx, "-x", "c++", "-std=c++17", "-O2", "-w", "-c", "-fPIC", "-nostdinc",
-                             "-fvisibility=hidden", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-fno-strict-aliasing",
-                             "-fno-math-errno", "-fno-stack-protector", "-fno-slp-vectorize", "-fsanitize=alignment",
-                             "-fsanitize-trap=alignment", machine(), arch, exact ? "-DMOE_SIM_EXACT_ARCH" : "-DMOE_SIM_ANY_ARCH",
-                             "-I", MOE_SIM_ROOT, "-include", MOE_SIM_ROOT "/tests/sim/cuda_host.h", in, "-o", object, NULL};
+    const char *compile[] = {cxx,
+                             "-x",
+                             "c++",
+                             "-std=c++17",
+                             "-O2",
+                             "-w",
+                             "-c",
+                             "-fPIC",
+                             "-nostdinc",
+                             "-fvisibility=hidden",
+                             "-ffp-contract=off",
+                             "-fno-exceptions",
+                             "-fno-rtti",
+                             "-fno-strict-aliasing",
+                             "-fno-math-errno",
+                             "-fno-stack-protector",
+                             "-fno-slp-vectorize",
+                             "-fsanitize=alignment",
+                             "-fsanitize-trap=alignment",
+                             machine(),
+                             arch,
+                             exact ? "-DMOE_SIM_EXACT_ARCH" : "-DMOE_SIM_ANY_ARCH",
+                             "-I",
+                             MOE_SIM_ROOT,
+                             "-include",
+                             MOE_SIM_ROOT "/tests/sim/cuda_host.h",
+                             in,
+                             "-o",
+                             object,
+                             NULL};
     /* The linker itself: through the compiler it takes as long as compiling. What units need of libm the driver opens. */
     const char *link[] = {"ld", "-shared", object, "-o", out, NULL};
     bool good = write_file(in, p->name, p->text);
@@ -202,7 +236,8 @@ static bool compile_in(nvrtcProgram p, const char *dir, int capability, bool exa
     return good;
 }
 
-static nvrtcResult parse(nvrtcProgram p, int n, const char *const *options, int *capability, bool *exact) {
+static nvrtcResult parse(nvrtcProgram p, int n, const char *const *options, int *capability,
+                         bool *exact) {
     bool fmad = true;
     *capability = 0;
     for (int i = 0; i < n; i++) {
@@ -214,17 +249,20 @@ static nvrtcResult parse(nvrtcProgram p, int n, const char *const *options, int 
                     *exact = archs[k].exact;
                 }
             if (!*capability)
-                return fails(p, NVRTC_ERROR_INVALID_OPTION, "an architecture that is not simulated: ", o);
+                return fails(p, NVRTC_ERROR_INVALID_OPTION,
+                             "an architecture that is not simulated: ", o);
         } else if (!strcmp(o, "--fmad=false")) {
             fmad = false;
-        } else if (strcmp(o, "--std=c++17") && strcmp(o, "--device-as-default-execution-space") && strncmp(o, "--ptxas-options=", 16) && strncmp(o, "-D", 2)) {
+        } else if (strcmp(o, "--std=c++17") && strcmp(o, "--device-as-default-execution-space") &&
+                   strncmp(o, "--ptxas-options=", 16) && strncmp(o, "-D", 2)) {
             return fails(p, NVRTC_ERROR_INVALID_OPTION, "an option that is not simulated: ", o);
         }
     }
     if (!*capability)
         return fails(p, NVRTC_ERROR_INVALID_OPTION, "no --gpu-architecture=sm_..", "");
     if (fmad)
-        return fails(p, NVRTC_ERROR_INVALID_OPTION, "the simulator contracts nothing: --fmad=false is missing", "");
+        return fails(p, NVRTC_ERROR_INVALID_OPTION,
+                     "the simulator contracts nothing: --fmad=false is missing", "");
     return NVRTC_SUCCESS;
 }
 
@@ -247,7 +285,7 @@ EXPORT nvrtcResult nvrtcCompileProgram(nvrtcProgram p, int n, const char *const 
     rmdir(dir);
     if (!good)
         return NVRTC_ERROR_COMPILATION;
-    MoeSimCubin h = {MOE_SIM_CUBIN_MAGIC_BYTES, MOE_SIM_VERSION, capability, exact, 0,
+    MoeSimCubin h = {MOE_SIM_CUBIN_MAGIC_BYTES,           MOE_SIM_VERSION, capability, exact, 0,
                      p->cubin_bytes - sizeof(MoeSimCubin)};
     memcpy(p->cubin, &h, sizeof h);
     fails(p, NVRTC_SUCCESS,

@@ -57,7 +57,8 @@ template <bool TRANS> inline void sim_ldmatrix(void *const *args) {
         }
 }
 template <bool TRANS>
-__device__ __forceinline__ void sim_load_matrices(unsigned (&r)[4], unsigned addr, const char *what) {
+__device__ __forceinline__ void sim_load_matrices(unsigned (&r)[4], unsigned addr,
+                                                  const char *what) {
     if (addr % 16)
         MOE_SIM_API->fail("ldmatrix: a row's address is no multiple of 16");
     SimMatrices m = {(const unsigned short *)MOE_SIM_API->shared_at(addr, 16), {}};
@@ -106,7 +107,8 @@ inline void sim_mma(void *const *args) {
             f->c[e] = c[g][t + e], f->c[2 + e] = c[g + 8][t + e];
     }
 }
-__device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const unsigned (&a)[4], unsigned b0,
+                                         unsigned b1) {
     SimMma f = {{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
     MOE_SIM_API->warp(0xffffffffu, "mma.sync", sim_mma, &f);
     for (int i = 0; i < 4; i++)

@@ -42,7 +42,7 @@ struct CUevent_st {
     unsigned flags;
     CUstream stream; /* recorded in, at this number; NULL: never */
     uint64_t number;
-    double time; /* seconds, once it ran */
+    double time;   /* seconds, once it ran */
     CUgraph graph; /* recorded while captured: into this graph, after so many of the stream's ops */
     size_t captured;
 };
@@ -76,7 +76,8 @@ static CUresult run_until(CUstream s, uint64_t number);
 
 static CUresult run_op(const MoeSimOp *op) {
     switch (op->kind) {
-    case OP_LAUNCH: return moe_sim_call_run(op->context, &op->call);
+    case OP_LAUNCH:
+        return moe_sim_call_run(op->context, &op->call);
     case OP_COPY:
         moe_sim_memory_range(op->to, op->bytes, true);
         moe_sim_memory_range(op->from, op->bytes, true);
@@ -89,8 +90,11 @@ static CUresult run_op(const MoeSimOp *op) {
         memset(op->to, op->value, op->bytes);
         moe_sim_memory_range(op->to, op->bytes, false);
         return CUDA_SUCCESS;
-    case OP_RECORD: op->event->time = now(); return CUDA_SUCCESS;
-    case OP_WAIT: return op->stream ? run_until(op->stream, op->number) : CUDA_SUCCESS;
+    case OP_RECORD:
+        op->event->time = now();
+        return CUDA_SUCCESS;
+    case OP_WAIT:
+        return op->stream ? run_until(op->stream, op->number) : CUDA_SUCCESS;
     }
     return CUDA_ERROR_UNKNOWN;
 }
@@ -140,7 +144,8 @@ static CUresult break_capture(CUgraph g, CUresult r) {
 CUresult moe_sim_no_capture(void) {
     for (CUstream s = streams; s; s = s->after)
         if (s->graph && s->graph->mode == 0) {
-            moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "this call is not allowed while a stream is captured");
+            moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                             "this call is not allowed while a stream is captured");
             return break_capture(s->graph, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
         }
     return CUDA_SUCCESS;
@@ -171,7 +176,8 @@ CUresult moe_sim_issue(CUstream s, MoeSimOp *op) {
     }
     if (s->context != op->context) {
         op_free(op);
-        return moe_sim_complain(CUDA_ERROR_INVALID_HANDLE, "a stream of another context than the current one");
+        return moe_sim_complain(CUDA_ERROR_INVALID_HANDLE,
+                                "a stream of another context than the current one");
     }
     add(&s->queue, op);
     s->issued++;
@@ -180,7 +186,8 @@ CUresult moe_sim_issue(CUstream s, MoeSimOp *op) {
 
 static CUresult wait_for(CUstream s, uint64_t number) {
     if (s->graph)
-        return break_capture(s->graph, moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "waiting for a stream that is captured"));
+        return break_capture(s->graph, moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                                                        "waiting for a stream that is captured"));
     return run_until(s, number);
 }
 
@@ -202,12 +209,15 @@ MOE_SIM_EXPORT CUresult cuStreamCreate(CUstream *out, unsigned flags) {
 }
 
 static CUresult check_stream(CUstream s) {
-    return s && s->destroyed ? moe_sim_complain(CUDA_ERROR_INVALID_HANDLE, "a stream that was destroyed") : CUDA_SUCCESS;
+    return s && s->destroyed
+               ? moe_sim_complain(CUDA_ERROR_INVALID_HANDLE, "a stream that was destroyed")
+               : CUDA_SUCCESS;
 }
 
 MOE_SIM_EXPORT CUresult cuStreamDestroy_v2(CUstream s) {
     CUcontext c;
-    CUresult r = moe_sim_enter("cuStreamDestroy", &c), bad = s ? check_stream(s) : CUDA_ERROR_INVALID_HANDLE;
+    CUresult r = moe_sim_enter("cuStreamDestroy", &c),
+             bad = s ? check_stream(s) : CUDA_ERROR_INVALID_HANDLE;
     if (bad)
         return moe_sim_leave(bad);
     CUresult ran = run_until(s, s->issued);
@@ -299,7 +309,8 @@ MOE_SIM_EXPORT CUresult cuEventRecord(CUevent e, CUstream s) {
 /* A wait for an event of a captured stream brings the waiting stream into the capture. */
 static CUresult wait_captured(CUstream s, CUevent e) {
     if (e->graph->ended || (s && s->graph && s->graph != e->graph))
-        return moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "cuStreamWaitEvent: the event belongs to another capture");
+        return moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                                "cuStreamWaitEvent: the event belongs to another capture");
     if (!s)
         return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
     if (!s->graph) {
@@ -323,7 +334,10 @@ MOE_SIM_EXPORT CUresult cuStreamWaitEvent(CUstream s, CUevent e, unsigned flags)
     if (e->graph)
         return moe_sim_leave(wait_captured(s, e));
     if (s && s->graph)
-        return moe_sim_leave(break_capture(s->graph, moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, "a captured stream waits for an event that is not captured")));
+        return moe_sim_leave(break_capture(
+            s->graph,
+            moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
+                             "a captured stream waits for an event that is not captured")));
     return moe_sim_leave(moe_sim_issue(
         s, &(MoeSimOp){.kind = OP_WAIT, .context = c, .stream = e->stream, .number = e->number}));
 }
@@ -353,7 +367,8 @@ static CUresult elapsed(float *out, CUevent from, CUevent to) {
     CUresult r = moe_sim_enter("cuEventElapsedTime", &c);
     *out = 0;
     if (!r && (!from || !to || ((from->flags | to->flags) & 2)))
-        r = moe_sim_complain(CUDA_ERROR_INVALID_HANDLE, "cuEventElapsedTime of an event without time");
+        r = moe_sim_complain(CUDA_ERROR_INVALID_HANDLE,
+                             "cuEventElapsedTime of an event without time");
     if (!r && (!done(from->stream, from->number) || !done(to->stream, to->number)))
         r = CUDA_ERROR_NOT_READY;
     if (!r)
@@ -381,7 +396,9 @@ static CUresult copy(CUcontext c, char *to, const char *from, size_t n, bool sta
 }
 
 static CUresult outside(const char *call, CUdeviceptr p, size_t n) {
-    return moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "%s: %zu bytes at %#llx are not all device memory", call, n, (unsigned long long)p);
+    return moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
+                            "%s: %zu bytes at %#llx are not all device memory", call, n,
+                            (unsigned long long)p);
 }
 
 static CUresult copy_in(const char *call, CUdeviceptr to, const void *from, size_t n, CUstream s) {
@@ -397,7 +414,8 @@ static CUresult copy_in(const char *call, CUdeviceptr to, const void *from, size
         r = copy(c, (char *)(uintptr_t)to, from, n, !moe_sim_memory_pinned(from, n), s);
     return moe_sim_leave(r);
 }
-MOE_SIM_EXPORT CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n, CUstream s) {
+MOE_SIM_EXPORT CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n,
+                                             CUstream s) {
     return copy_in("cuMemcpyHtoDAsync", to, from, n, s);
 }
 MOE_SIM_EXPORT CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t n) {
@@ -426,7 +444,8 @@ MOE_SIM_EXPORT CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t n) {
     return copy_out("cuMemcpyDtoH", to, from, n, NULL);
 }
 
-static CUresult copy_within(const char *call, CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
+static CUresult copy_within(const char *call, CUdeviceptr to, CUdeviceptr from, size_t n,
+                            CUstream s) {
     CUcontext c;
     CUresult r = moe_sim_enter(call, &c);
     if (!r)
@@ -439,7 +458,8 @@ static CUresult copy_within(const char *call, CUdeviceptr to, CUdeviceptr from, 
         r = copy(c, (char *)(uintptr_t)to, (const char *)(uintptr_t)from, n, false, s);
     return moe_sim_leave(r);
 }
-MOE_SIM_EXPORT CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream s) {
+MOE_SIM_EXPORT CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n,
+                                             CUstream s) {
     return copy_within("cuMemcpyDtoDAsync", to, from, n, s);
 }
 MOE_SIM_EXPORT CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t n) {
@@ -454,7 +474,11 @@ static CUresult set(const char *call, CUdeviceptr to, unsigned char value, size_
     if (!r && !moe_sim_memory_holds(to, n))
         r = outside(call, to, n);
     if (!r && n)
-        r = moe_sim_issue(s, &(MoeSimOp){.kind = OP_SET, .context = c, .to = (char *)(uintptr_t)to, .value = value, .bytes = n});
+        r = moe_sim_issue(s, &(MoeSimOp){.kind = OP_SET,
+                                         .context = c,
+                                         .to = (char *)(uintptr_t)to,
+                                         .value = value,
+                                         .bytes = n});
     return moe_sim_leave(r);
 }
 MOE_SIM_EXPORT CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t n, CUstream s) {
@@ -466,17 +490,20 @@ MOE_SIM_EXPORT CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_
 
 /* ---- launches ---- */
 
-MOE_SIM_EXPORT CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
-                                       unsigned bz, unsigned shared_bytes, CUstream s, void **params, void **extra) {
+MOE_SIM_EXPORT CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz,
+                                       unsigned bx, unsigned by, unsigned bz, unsigned shared_bytes,
+                                       CUstream s, void **params, void **extra) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuLaunchKernel", &c);
     MoeSimOp op = {.kind = OP_LAUNCH, .context = c};
     if (!r)
         r = check_stream(s);
     if (!r && extra)
-        r = moe_sim_complain(CUDA_ERROR_NOT_SUPPORTED, "cuLaunchKernel with extra is not simulated");
+        r = moe_sim_complain(CUDA_ERROR_NOT_SUPPORTED,
+                             "cuLaunchKernel with extra is not simulated");
     if (!r)
-        r = moe_sim_call_make(c, f, (MoeSimDim){gx, gy, gz}, (MoeSimDim){bx, by, bz}, shared_bytes, params, &op.call);
+        r = moe_sim_call_make(c, f, (MoeSimDim){gx, gy, gz}, (MoeSimDim){bx, by, bz}, shared_bytes,
+                              params, &op.call);
     if (!r)
         r = moe_sim_issue(s, &op);
     return moe_sim_leave(r);
@@ -524,7 +551,8 @@ MOE_SIM_EXPORT CUresult cuStreamEndCapture(CUstream s, CUgraph *out) {
     for (CUstream o = streams; o; o = o->after)
         if (o->graph == g) {
             if (!r && o != s && !o->joined)
-                r = moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNJOINED, "a stream that joined a capture is not waited for at its end");
+                r = moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
+                                     "a stream that joined a capture is not waited for at its end");
             o->graph = NULL;
         }
     g->ended = true;
@@ -548,7 +576,8 @@ static void copy_op(MoeSimOp *to, const MoeSimOp *from) {
     memcpy(call->params, from->call.params, n);
 }
 
-MOE_SIM_EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph g, unsigned long long flags) {
+MOE_SIM_EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph g,
+                                                    unsigned long long flags) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuGraphInstantiate", &c);
     (void)flags;

@@ -5,7 +5,8 @@
 #include <stddef.h>
 
 typedef struct {
-    void *sp; /* of a context that is not running; elsewhere than on x86-64 and aarch64 a ucontext_t */
+    void *
+        sp; /* of a context that is not running; elsewhere than on x86-64 and aarch64 a ucontext_t */
 } MoeSimContext;
 
 /* A context that begins with start() on the stack that ends at `top` (a multiple of 16); start must not return. */

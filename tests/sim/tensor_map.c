@@ -24,9 +24,9 @@ void moe_sim_tensor_map_write(MoeSimTensorMap *m, void *out) {
 
 const MoeSimTensorMap *moe_sim_tensor_map_read(const void *p, const char **why) {
     const MoeSimTensorMap *m = p;
-    *why = (uintptr_t)p % 64              ? "its address is no multiple of 64"
-           : m->magic != MAGIC            ? "the driver never encoded it"
+    *why = (uintptr_t)p % 64         ? "its address is no multiple of 64"
+           : m->magic != MAGIC       ? "the driver never encoded it"
            : m->check != check_of(m) ? "it was changed after the driver encoded it"
-                                          : NULL;
+                                     : NULL;
     return *why ? NULL : m;
 }

@@ -19,13 +19,13 @@ typedef struct {
 /* Opens the simulator with a device of that capability ("90"); its context is this thread's. */
 MoeStatus moe_gpu_begin(const char *devices, const MoeCudaDriver **out);
 /* text: what stands before the kernel, then the kernel's body, of a kernel "test" with 4 buffers and `maps` tensor maps. */
-MoeStatus moe_gpu_kernel_make(const char *arch, const char *before, const char *body, int threads, int maps,
-                              MoeGpuKernel *out);
+MoeStatus moe_gpu_kernel_make(const char *arch, const char *before, const char *body, int threads,
+                              int maps, MoeGpuKernel *out);
 /* Buffer i: device memory of so many bytes with these contents (NULL: as it comes). */
 MoeStatus moe_gpu_kernel_buf(MoeGpuKernel *k, int i, const void *from, size_t bytes);
 /* Launches and waits: what the driver says, without words. maps: as many as the kernel has. */
-MoeCuResult moe_gpu_kernel_run(MoeGpuKernel *k, unsigned blocks, unsigned threads, unsigned shared_bytes,
-                               const MoeCuTensorMap *maps, int n_maps);
+MoeCuResult moe_gpu_kernel_run(MoeGpuKernel *k, unsigned blocks, unsigned threads,
+                               unsigned shared_bytes, const MoeCuTensorMap *maps, int n_maps);
 MoeStatus moe_gpu_kernel_read(MoeGpuKernel *k, int i, void *to);
 void moe_gpu_kernel_free(MoeGpuKernel *k);
 /* What the simulator said of the last kernel that went wrong. */

@@ -35,10 +35,13 @@ static MoeStatus open_device(MoeGroupGpu *g) {
     const int none = 0;
     MOE_TRY(moe_cuda_driver(&g->cu));
     MOE_TRY(moe_cuda_device(0, &g->device));
-    MOE_TRY(moe_cuda_status(g->cu->context_retain(&g->context, g->device), "cuDevicePrimaryCtxRetain"));
+    MOE_TRY(
+        moe_cuda_status(g->cu->context_retain(&g->context, g->device), "cuDevicePrimaryCtxRetain"));
     MOE_TRY(use(g));
-    MOE_TRY(moe_cuda_status(g->cu->stream_create(&g->stream, MOE_CU_STREAM_NON_BLOCKING), "cuStreamCreate"));
-    MOE_TRY(moe_cuda_status(g->cu->event_create(&g->before, MOE_CU_EVENT_DEFAULT), "cuEventCreate"));
+    MOE_TRY(moe_cuda_status(g->cu->stream_create(&g->stream, MOE_CU_STREAM_NON_BLOCKING),
+                            "cuStreamCreate"));
+    MOE_TRY(
+        moe_cuda_status(g->cu->event_create(&g->before, MOE_CU_EVENT_DEFAULT), "cuEventCreate"));
     MOE_TRY(moe_cuda_status(g->cu->event_create(&g->after, MOE_CU_EVENT_DEFAULT), "cuEventCreate"));
     MOE_TRY(moe_group_gpu_alloc(g, sizeof none, &g->stop));
     return moe_group_gpu_write(g, g->stop, &none, sizeof none);
@@ -78,12 +81,14 @@ static MoeStatus wait(MoeGroupGpu *g, const char *what) {
 }
 
 MoeStatus moe_group_gpu_write(MoeGroupGpu *g, MoeCuPtr to, const void *from, size_t bytes) {
-    MOE_TRY(moe_cuda_status(g->cu->copy_in(to, from, bytes, g->stream), "copy of %zu bytes to the device", bytes));
+    MOE_TRY(moe_cuda_status(g->cu->copy_in(to, from, bytes, g->stream),
+                            "copy of %zu bytes to the device", bytes));
     return wait(g, "copy to the device");
 }
 
 MoeStatus moe_group_gpu_read(MoeGroupGpu *g, void *to, MoeCuPtr from, size_t bytes) {
-    MOE_TRY(moe_cuda_status(g->cu->copy_out(to, from, bytes, g->stream), "copy of %zu bytes from the device", bytes));
+    MOE_TRY(moe_cuda_status(g->cu->copy_out(to, from, bytes, g->stream),
+                            "copy of %zu bytes from the device", bytes));
     return wait(g, "copy from the device");
 }
 
@@ -95,8 +100,10 @@ static MoeStatus load(MoeGroupGpu *g, const char *name, MoeCuFunction *out) {
         return moe_error(MOE_E_INTERNAL, "kernel %s is not in the container", name);
     Kernel *k = &g->kernels[c - g->cubins.images];
     if (!k->f) {
-        MOE_TRY(moe_cuda_status(g->cu->module_load(&k->module, c->data, 0, NULL, NULL), "cuModuleLoadDataEx of %s", name));
-        MOE_TRY(moe_cuda_status(g->cu->module_function(&k->f, k->module, name), "cuModuleGetFunction of %s", name));
+        MOE_TRY(moe_cuda_status(g->cu->module_load(&k->module, c->data, 0, NULL, NULL),
+                                "cuModuleLoadDataEx of %s", name));
+        MOE_TRY(moe_cuda_status(g->cu->module_function(&k->f, k->module, name),
+                                "cuModuleGetFunction of %s", name));
     }
     *out = k->f;
     return NULL;
@@ -117,9 +124,10 @@ static MoeStatus encode(MoeGroupGpu *g, const MoeTensorMap *m, MoeCuPtr at, MoeC
             strides[i - 1] = (uint64_t)m->strides[i - 1];
     }
     return moe_cuda_status(
-        g->cu->tensor_map_encode(out, m->dtype == MOE_BF16 ? MOE_CU_TENSOR_BFLOAT16 : MOE_CU_TENSOR_FLOAT32,
-                                 (uint32_t)m->rank, (void *)(uintptr_t)at, dims, strides, box, steps,
-                                 MOE_CU_INTERLEAVE_NONE, swizzle, MOE_CU_L2_PROMOTION_128B, MOE_CU_FILL_ZEROS),
+        g->cu->tensor_map_encode(
+            out, m->dtype == MOE_BF16 ? MOE_CU_TENSOR_BFLOAT16 : MOE_CU_TENSOR_FLOAT32,
+            (uint32_t)m->rank, (void *)(uintptr_t)at, dims, strides, box, steps,
+            MOE_CU_INTERLEAVE_NONE, swizzle, MOE_CU_L2_PROMOTION_128B, MOE_CU_FILL_ZEROS),
         "cuTensorMapEncodeTiled");
 }
 
@@ -131,7 +139,8 @@ static MoeStatus start(MoeGroupGpu *g, const MoeLaunch *l, const MoeCuPtr *bufs)
     void *params[1 + MAX_MAPS] = {&args};
     MoeCuFunction f = NULL;
     const MoeLaunchShape *s = &l->shape;
-    MOE_ASSERT(l->n_bufs <= MAX_BUFS && s->n_maps <= MAX_MAPS, "group_gpu: a launch of %zu buffers", l->n_bufs);
+    MOE_ASSERT(l->n_bufs <= MAX_BUFS && s->n_maps <= MAX_MAPS, "group_gpu: a launch of %zu buffers",
+               l->n_bufs);
     args.stop = g->stop;
     memcpy(args.p, bufs, l->n_bufs * sizeof *bufs);
     for (size_t i = 0; i < s->n_maps; i++) {
@@ -139,11 +148,13 @@ static MoeStatus start(MoeGroupGpu *g, const MoeLaunch *l, const MoeCuPtr *bufs)
         params[1 + i] = &maps[i];
     }
     MOE_TRY(load(g, l->kernel, &f));
-    MOE_TRY(moe_cuda_status(g->cu->function_set(f, MOE_CU_FUNC_MAX_DYNAMIC_SHARED_BYTES, (int)s->shared_bytes),
-                            "%lld bytes of shared memory for kernel %s", (long long)s->shared_bytes, l->kernel));
+    MOE_TRY(moe_cuda_status(
+        g->cu->function_set(f, MOE_CU_FUNC_MAX_DYNAMIC_SHARED_BYTES, (int)s->shared_bytes),
+        "%lld bytes of shared memory for kernel %s", (long long)s->shared_bytes, l->kernel));
     return moe_cuda_status(g->cu->launch(f, (unsigned)s->grid, 1, 1, (unsigned)s->block, 1, 1,
                                          (unsigned)s->shared_bytes, g->stream, params, NULL),
-                           "launch of kernel %s (%lld blocks of %d threads)", l->kernel, (long long)s->grid, s->block);
+                           "launch of kernel %s (%lld blocks of %d threads)", l->kernel,
+                           (long long)s->grid, s->block);
 }
 
 MoeStatus moe_group_gpu_launch(MoeGroupGpu *g, const MoeLaunch *l, const MoeCuPtr *bufs) {
@@ -154,7 +165,8 @@ MoeStatus moe_group_gpu_launch(MoeGroupGpu *g, const MoeLaunch *l, const MoeCuPt
     return stopped ? moe_error(MOE_E_INTERNAL, "%s writes into the stop flag", l->kernel) : NULL;
 }
 
-MoeStatus moe_group_gpu_time(MoeGroupGpu *g, const MoeLaunch *l, const MoeCuPtr *bufs, double *out_s) {
+MoeStatus moe_group_gpu_time(MoeGroupGpu *g, const MoeLaunch *l, const MoeCuPtr *bufs,
+                             double *out_s) {
     float ms = 0;
     MOE_TRY(moe_cuda_status(g->cu->event_record(g->before, g->stream), "cuEventRecord"));
     MOE_TRY(start(g, l, bufs));

@@ -16,7 +16,8 @@ MoeStatus moe_group_gpu_read(MoeGroupGpu *g, void *to, MoeCuPtr from, size_t byt
 /* One launch with the addresses of its buffers; returns when it has run. */
 MoeStatus moe_group_gpu_launch(MoeGroupGpu *g, const MoeLaunch *l, const MoeCuPtr *bufs);
 /* Seconds that it took on the device. */
-MoeStatus moe_group_gpu_time(MoeGroupGpu *g, const MoeLaunch *l, const MoeCuPtr *bufs, double *out_s);
+MoeStatus moe_group_gpu_time(MoeGroupGpu *g, const MoeLaunch *l, const MoeCuPtr *bufs,
+                             double *out_s);
 void moe_group_gpu_destroy(MoeGroupGpu *g); /* NULL is fine */
 
 #endif

@@ -19,7 +19,7 @@ typedef struct MoeGroupRun MoeGroupRun;
 
 typedef struct {
     const char *target; /* "cpu", "cpu:x86-64-v3", "cuda:sm_80", ... */
-    bool alias;  /* outputs take over the buffers of dying inputs wherever can_alias allows it */
+    bool alias; /* outputs take over the buffers of dying inputs wherever can_alias allows it */
     int threads; /* > 1: tasks run on so many threads, in any order, each with its own scratch (cpu only) */
 } MoeGroupRunOptions;
 

@@ -22,7 +22,10 @@ static void begin(const char *devices) {
 /* A kernel that adds what stands in buffer 1 to buffer 0, element by element (int32). */
 static void make_add(MoeGpuKernel *k) {
     int none[N] = {0};
-    OK(moe_gpu_kernel_make("sm_80", "", "i32 i = blockIdx.x * 64 + threadIdx.x; buf<i32>(a, 0)[i] += buf<i32>(a, 1)[i];", 64, 0, k));
+    OK(moe_gpu_kernel_make(
+        "sm_80", "",
+        "i32 i = blockIdx.x * 64 + threadIdx.x; buf<i32>(a, 0)[i] += buf<i32>(a, 1)[i];", 64, 0,
+        k));
     OK(moe_gpu_kernel_buf(k, 0, none, sizeof none));
     OK(moe_gpu_kernel_buf(k, 1, none, sizeof none));
     GOOD(cu->stream_synchronize(k->stream));
@@ -70,7 +73,8 @@ START_TEST(memory) {
 }
 END_TEST
 
-static const MoeCuAllocationProp prop = {.type = MOE_CU_ALLOCATION_PINNED, .location = {MOE_CU_LOCATION_DEVICE, 0}};
+static const MoeCuAllocationProp prop = {.type = MOE_CU_ALLOCATION_PINNED,
+                                         .location = {MOE_CU_LOCATION_DEVICE, 0}};
 static const MoeCuAccess access_rw = {{MOE_CU_LOCATION_DEVICE, 0}, MOE_CU_ACCESS_READWRITE};
 
 /* A range of which parts are mapped: what is not mapped is not there, for copies and for kernels. */
@@ -98,7 +102,8 @@ START_TEST(reserved) {
     for (int i = 0; i < 16; i++)
         HOLD(got[i] == 3);
     ck_assert_int_eq(cu->set_bytes(p + 2 * granule - 8, 3, 16, NULL), MOE_CU_INVALID_VALUE);
-    ck_assert_int_eq(cu->address_free(p, 64 * granule), MOE_CU_INVALID_VALUE); /* something is mapped */
+    ck_assert_int_eq(cu->address_free(p, 64 * granule),
+                     MOE_CU_INVALID_VALUE); /* something is mapped */
     ck_assert_int_eq(cu->mem_unmap(p, granule / 2), MOE_CU_INVALID_VALUE);
     GOOD(cu->mem_unmap(p, 2 * granule));
     GOOD(cu->mem_info(&left, &total));
@@ -202,7 +207,8 @@ START_TEST(graphs) {
     HOLD(got[0] == 6 && got[N - 1] == 6);
     GOOD(cu->graph_exec_destroy(exec));
     GOOD(cu->capture_begin(k.stream, MOE_CU_CAPTURE_GLOBAL));
-    ck_assert_int_eq(cu->mem_alloc(&k.bufs[2], 64), 900); /* not allowed, and it spoils the capture */
+    ck_assert_int_eq(cu->mem_alloc(&k.bufs[2], 64),
+                     900); /* not allowed, and it spoils the capture */
     ck_assert_int_eq(cu->capture_end(k.stream, &graph), 901);
     GOOD(cu->capture_begin(k.stream, MOE_CU_CAPTURE_RELAXED));
     ck_assert_int_eq(cu->stream_synchronize(k.stream), 900);
@@ -216,13 +222,15 @@ START_TEST(limits) {
     MoeGpuKernel k;
     begin("80");
     make_add(&k);
-    ck_assert_int_eq(launch(&k, k.stream, 128, 0), MOE_CU_LAUNCH_OUT_OF_RESOURCES); /* compiled for 64 */
+    ck_assert_int_eq(launch(&k, k.stream, 128, 0),
+                     MOE_CU_LAUNCH_OUT_OF_RESOURCES); /* compiled for 64 */
     ck_assert_int_eq(launch(&k, k.stream, 0, 0), MOE_CU_INVALID_VALUE);
     GOOD(launch(&k, k.stream, 64, 48 << 10));
     ck_assert_int_eq(launch(&k, k.stream, 64, 64 << 10), MOE_CU_INVALID_VALUE); /* not asked for */
     GOOD(cu->function_set(k.f, MOE_CU_FUNC_MAX_DYNAMIC_SHARED_BYTES, 163 << 10));
     GOOD(launch(&k, k.stream, 64, 163 << 10));
-    ck_assert_int_eq(cu->function_set(k.f, MOE_CU_FUNC_MAX_DYNAMIC_SHARED_BYTES, 164 << 10), MOE_CU_INVALID_VALUE);
+    ck_assert_int_eq(cu->function_set(k.f, MOE_CU_FUNC_MAX_DYNAMIC_SHARED_BYTES, 164 << 10),
+                     MOE_CU_INVALID_VALUE);
     moe_gpu_kernel_free(&k);
 }
 END_TEST
@@ -240,7 +248,8 @@ START_TEST(code) {
     free(c.data);
     make_add(&k);
     ck_assert_int_eq(cu->module_function(&f, k.module, "other"), MOE_CU_NOT_FOUND);
-    FAILS(moe_nvrtc_compile("sm_80", "x", "extern \"C\" __global__ void x() { y(); }", &c), MOE_E_INTERNAL, "x.cu", "y");
+    FAILS(moe_nvrtc_compile("sm_80", "x", "extern \"C\" __global__ void x() { y(); }", &c),
+          MOE_E_INTERNAL, "x.cu", "y");
     FAILS(moe_nvrtc_compile("sm_12", "x", "", &c), MOE_E_IO, "sm_12");
 }
 END_TEST

@@ -21,20 +21,22 @@ static void run(const char *body, unsigned threads, void *out, size_t bytes) {
     MoeGpuKernel k;
     OK(moe_gpu_kernel_make("sm_80", "", body, (int)threads, 0, &k));
     OK(moe_gpu_kernel_buf(&k, 0, NULL, bytes));
-    ck_assert_msg(moe_gpu_kernel_run(&k, 1, threads, 4096, NULL, 0) == MOE_CU_SUCCESS, "%s", moe_gpu_last_words());
+    ck_assert_msg(moe_gpu_kernel_run(&k, 1, threads, 4096, NULL, 0) == MOE_CU_SUCCESS, "%s",
+                  moe_gpu_last_words());
     OK(moe_gpu_kernel_read(&k, 0, out));
     moe_gpu_kernel_free(&k);
 }
 
 /* The kernel fails with this result, and the words hold all of these. */
-static void fails(const char *body, unsigned threads, MoeCuResult want, const char *word, const char *other) {
+static void fails(const char *body, unsigned threads, MoeCuResult want, const char *word,
+                  const char *other) {
     MoeGpuKernel k;
     OK(moe_gpu_kernel_make("sm_80", "", body, (int)threads, 0, &k));
     OK(moe_gpu_kernel_buf(&k, 0, NULL, 4096));
     MoeCuResult r = moe_gpu_kernel_run(&k, 3, threads, 4096, NULL, 0);
     ck_assert_msg(r == want, "%d instead of %d: %s", r, want, moe_gpu_last_words());
-    ck_assert_msg(strstr(moe_gpu_last_words(), "kernel test, block ") && strstr(moe_gpu_last_words(), word) &&
-                      strstr(moe_gpu_last_words(), other),
+    ck_assert_msg(strstr(moe_gpu_last_words(), "kernel test, block ") &&
+                      strstr(moe_gpu_last_words(), word) && strstr(moe_gpu_last_words(), other),
                   "'%s' lacks '%s' or '%s'", moe_gpu_last_words(), word, other);
     ck_assert_int_eq(cu->mem_alloc(&k.bufs[1], 64), want); /* from then on everything fails */
 }
@@ -79,9 +81,11 @@ START_TEST(barriers) {
     begin("80");
     run("MOE_SHARED(s); i32 *v = (i32 *)s, *y = buf<i32>(a, 0), t = threadIdx.x;\n"
         "v[t] = t; __syncthreads();\n"
-        "for (int i = 0; i < 5; i++) { i32 w = v[(t + 1) % 128]; __syncthreads(); v[t] = w + 1; __syncthreads(); }\n"
+        "for (int i = 0; i < 5; i++) { i32 w = v[(t + 1) % 128]; __syncthreads(); v[t] = w + 1; "
+        "__syncthreads(); }\n"
         "y[t] = v[t];\n"
-        "y[128 + t] = __syncthreads_count(t % 7 == 0) + 1000 * __syncthreads_or(t == 9) + 2000 * __syncthreads_and(t < 128);\n"
+        "y[128 + t] = __syncthreads_count(t % 7 == 0) + 1000 * __syncthreads_or(t == 9) + 2000 * "
+        "__syncthreads_and(t < 128);\n"
         "__shared__ i32 one; i32 sum = 0;\n"
         "for (int i = 0; i < 4; i++) {\n"
         "  if (warp() == 3) { if (lane() == 0) one = 10 + i; }\n"
@@ -103,10 +107,12 @@ static void random_bf16(uint16_t *out, int n, uint64_t stream) {
 }
 
 /* c[m][n] = sum over k of a[m][k] b[k][n] by a chain of FMAs. */
-static float chain(const uint16_t *a, int a_row, int a_k, const uint16_t *b, int b_k, int b_col, int m, int n, int k) {
+static float chain(const uint16_t *a, int a_row, int a_k, const uint16_t *b, int b_k, int b_col,
+                   int m, int n, int k) {
     float c = 0;
     for (int i = 0; i < k; i++)
-        c = fmaf(moe_bf16_to_f32(a[m * a_row + i * a_k]), moe_bf16_to_f32(b[i * b_k + n * b_col]), c);
+        c = fmaf(moe_bf16_to_f32(a[m * a_row + i * a_k]), moe_bf16_to_f32(b[i * b_k + n * b_col]),
+                 c);
     return c;
 }
 
@@ -122,7 +128,8 @@ START_TEST(mma) {
             x[384 + i * 8 + j] = x[256 + j * 16 + i];
     OK(moe_gpu_kernel_make(
         "sm_80", "",
-        "MOE_SHARED(s); const bf16 *x = buf<bf16>(a, 1); float *y = buf<float>(a, 0); int l = lane();\n"
+        "MOE_SHARED(s); const bf16 *x = buf<bf16>(a, 1); float *y = buf<float>(a, 0); int l = "
+        "lane();\n"
         "u32 at = shared_addr(s);\n"
         "for (int i = l; i < 64; i += 32) cp_async16(at + 16 * i, x + 8 * i, 16);\n"
         "cp_async_commit(); cp_async_wait<0>(); __syncwarp();\n"
@@ -133,12 +140,14 @@ START_TEST(mma) {
         "for (int by = 0; by < 2; by++) {\n"
         "  float c[4] = {0, 0, 0, 0};\n"
         "  mma_bf16(c, fa, by ? ft[0] : fb[0], by ? ft[1] : fb[1]);\n"
-        "  for (int i = 0; i < 4; i++) y[by * 128 + (l / 4 + i / 2 * 8) * 8 + l % 4 * 2 + i % 2] = c[i];\n"
+        "  for (int i = 0; i < 4; i++) y[by * 128 + (l / 4 + i / 2 * 8) * 8 + l % 4 * 2 + i % 2] = "
+        "c[i];\n"
         "}",
         32, 0, &k));
     OK(moe_gpu_kernel_buf(&k, 0, NULL, sizeof got));
     OK(moe_gpu_kernel_buf(&k, 1, x, sizeof x));
-    ck_assert_msg(moe_gpu_kernel_run(&k, 1, 32, 1024, NULL, 0) == MOE_CU_SUCCESS, "%s", moe_gpu_last_words());
+    ck_assert_msg(moe_gpu_kernel_run(&k, 1, 32, 1024, NULL, 0) == MOE_CU_SUCCESS, "%s",
+                  moe_gpu_last_words());
     OK(moe_gpu_kernel_read(&k, 0, got));
     for (int m = 0; m < 16; m++)
         for (int n = 0; n < 8; n++) {
@@ -154,9 +163,10 @@ END_TEST
 static void encode(MoeCuTensorMap *map, MoeCuPtr at, uint64_t rows, uint64_t cols, uint32_t box) {
     const uint64_t dims[2] = {cols, rows}, strides[1] = {cols * 2};
     const uint32_t boxes[2] = {64, box}, steps[2] = {1, 1};
-    OK(moe_cuda_status(cu->tensor_map_encode(map, MOE_CU_TENSOR_BFLOAT16, 2, (void *)(uintptr_t)at, dims, strides, boxes,
-                                             steps, MOE_CU_INTERLEAVE_NONE, MOE_CU_SWIZZLE_128B,
-                                             MOE_CU_L2_PROMOTION_128B, MOE_CU_FILL_ZEROS),
+    OK(moe_cuda_status(cu->tensor_map_encode(map, MOE_CU_TENSOR_BFLOAT16, 2, (void *)(uintptr_t)at,
+                                             dims, strides, boxes, steps, MOE_CU_INTERLEAVE_NONE,
+                                             MOE_CU_SWIZZLE_128B, MOE_CU_L2_PROMOTION_128B,
+                                             MOE_CU_FILL_ZEROS),
                        "cuTensorMapEncodeTiled"));
 }
 
@@ -180,31 +190,38 @@ START_TEST(wgmma) {
              "__shared__ u64 bars[1]; u32 bar = shared_addr(bars);\n"
              "if (t == 0) { mbar_init(bar, 1); mbar_init_fence(); }\n"
              "__syncthreads();\n"
-             "if (t == 0) { mbar_expect(bar, 16384); tma_load_2d(xa, m0, 8, 0, bar); tma_load_2d(wa, m1, 8, 0, bar); }\n"
+             "if (t == 0) { mbar_expect(bar, 16384); tma_load_2d(xa, m0, 8, 0, bar); "
+             "tma_load_2d(wa, m1, 8, 0, bar); }\n"
              "mbar_wait(bar, 0);\n"
              "float c[32]; for (int i = 0; i < 32; i++) c[i] = 0;\n"
              "wgmma_fence();\n"
              "for (int k = 0; k < 4; k++)\n"
-             "  wgmma<64, %s, %s>(c, wgmma_desc(xa + k * %d, 8192, 1024), wgmma_desc(wa + k * %d, 8192, 1024));\n"
+             "  wgmma<64, %s, %s>(c, wgmma_desc(xa + k * %d, 8192, 1024), wgmma_desc(wa + k * %d, "
+             "8192, 1024));\n"
              "wgmma_commit(); wgmma_wait<0>();\n"
              "for (int i = 0; i < 32; i++) {\n"
-             "  int row = t / 32 * 16 + t %% 32 / 4 + i / 2 %% 2 * 8, col = i / 4 * 8 + t %% 4 * 2 + i %% 2;\n"
+             "  int row = t / 32 * 16 + t %% 32 / 4 + i / 2 %% 2 * 8, col = i / 4 * 8 + t %% 4 * 2 "
+             "+ i %% 2;\n"
              "  y[row * 64 + col] = c[i];\n"
              "}",
-             trans ? "true" : "false", trans ? "true" : "false", trans ? 2048 : 32, trans ? 2048 : 32);
+             trans ? "true" : "false", trans ? "true" : "false", trans ? 2048 : 32,
+             trans ? 2048 : 32);
     OK(moe_gpu_kernel_make("sm_90a", "", body, 128, 2, &k));
     OK(moe_gpu_kernel_buf(&k, 0, NULL, sizeof got));
     OK(moe_gpu_kernel_buf(&k, 1, x, sizeof x));
     OK(moe_gpu_kernel_buf(&k, 2, w, sizeof w));
     encode(&maps[0], k.bufs[1], (uint64_t)live, COLS, 64);
     encode(&maps[1], k.bufs[2], N, COLS, 64);
-    ck_assert_msg(moe_gpu_kernel_run(&k, 1, 128, 16384 + 1024, maps, 2) == MOE_CU_SUCCESS, "%s", moe_gpu_last_words());
+    ck_assert_msg(moe_gpu_kernel_run(&k, 1, 128, 16384 + 1024, maps, 2) == MOE_CU_SUCCESS, "%s",
+                  moe_gpu_last_words());
     OK(moe_gpu_kernel_read(&k, 0, got));
     for (int m = 0; m < M; m++)
         for (int n = 0; n < N; n++) {
-            float want = trans ? chain(x + 8, 1, COLS, w + 8, COLS, 1, m, n, K)
-                               : m < live ? chain(x + 8, COLS, 1, w + 8, 1, COLS, m, n, K) : 0.0f;
-            CHECK_EACH(got[m * N + n] == want, "c[%d][%d] = %g, not %g", m, n, (double)got[m * N + n], (double)want);
+            float want = trans      ? chain(x + 8, 1, COLS, w + 8, COLS, 1, m, n, K)
+                         : m < live ? chain(x + 8, COLS, 1, w + 8, 1, COLS, m, n, K)
+                                    : 0.0f;
+            CHECK_EACH(got[m * N + n] == want, "c[%d][%d] = %g, not %g", m, n,
+                       (double)got[m * N + n], (double)want);
         }
     moe_gpu_kernel_free(&k);
 }
@@ -220,26 +237,32 @@ typedef struct {
 } Wrong;
 
 static const Wrong wrongs[] = {
-    {"if (threadIdx.x < 64) __syncthreads();", 128, MOE_CU_LAUNCH_FAILED, "threads 0-63 wait at __syncthreads",
-     "threads 64-127 have ended"},
-    {"if (warp() == 0) __syncthreads(); else __syncthreads_or(1);", 64, MOE_CU_LAUNCH_FAILED, "in two ways", "thread"},
-    {"if (lane() != 7) warp_sum(1.0f);", 32, MOE_CU_LAUNCH_FAILED, "__shfl_xor_sync", "threads 7-7 have ended"},
-    {"if (lane() < 16) __shfl_sync(0xffffffffu, 1, 0); else __syncwarp();", 32, MOE_CU_LAUNCH_FAILED, "lane ",
-     "__syncwarp"},
+    {"if (threadIdx.x < 64) __syncthreads();", 128, MOE_CU_LAUNCH_FAILED,
+     "threads 0-63 wait at __syncthreads", "threads 64-127 have ended"},
+    {"if (warp() == 0) __syncthreads(); else __syncthreads_or(1);", 64, MOE_CU_LAUNCH_FAILED,
+     "in two ways", "thread"},
+    {"if (lane() != 7) warp_sum(1.0f);", 32, MOE_CU_LAUNCH_FAILED, "__shfl_xor_sync",
+     "threads 7-7 have ended"},
+    {"if (lane() < 16) __shfl_sync(0xffffffffu, 1, 0); else __syncwarp();", 32,
+     MOE_CU_LAUNCH_FAILED, "lane ", "__syncwarp"},
     {"__shfl_sync(0xffffu, 1, 0);", 32, MOE_CU_LAUNCH_FAILED, "mask 0000ffff", "its own lane"},
-    {"if (lane() < 16) __shfl_sync(0xffffu, 1, 20);", 32, MOE_CU_LAUNCH_FAILED, "a lane that is not in its mask", "thread"},
-    {"buf<i32>(a, 0)[1024 + threadIdx.x * 4096] = 1;", 32, MOE_CU_ILLEGAL_ADDRESS, "memory that is not there", "thread"},
-    {"MOE_SHARED(s); s[5000 + threadIdx.x] = 1;", 32, MOE_CU_ILLEGAL_ADDRESS, "memory that is not there", "thread"},
-    {"store_words4(buf<i32>(a, 0) + 1, load_words4(buf<i32>(a, 0)));", 32, MOE_CU_LAUNCH_FAILED, "misaligned",
-     "16 bytes"},
-    {"struct alignas(8) Two { i32 x, y; }; buf<i32>(a, 0)[0] = ((Two *)(buf<i32>(a, 0) + 1))->x;", 32,
-     MOE_CU_ILLEGAL_ADDRESS, "misaligned", "thread"},
+    {"if (lane() < 16) __shfl_sync(0xffffu, 1, 20);", 32, MOE_CU_LAUNCH_FAILED,
+     "a lane that is not in its mask", "thread"},
+    {"buf<i32>(a, 0)[1024 + threadIdx.x * 4096] = 1;", 32, MOE_CU_ILLEGAL_ADDRESS,
+     "memory that is not there", "thread"},
+    {"MOE_SHARED(s); s[5000 + threadIdx.x] = 1;", 32, MOE_CU_ILLEGAL_ADDRESS,
+     "memory that is not there", "thread"},
+    {"store_words4(buf<i32>(a, 0) + 1, load_words4(buf<i32>(a, 0)));", 32, MOE_CU_LAUNCH_FAILED,
+     "misaligned", "16 bytes"},
+    {"struct alignas(8) Two { i32 x, y; }; buf<i32>(a, 0)[0] = ((Two *)(buf<i32>(a, 0) + 1))->x;",
+     32, MOE_CU_ILLEGAL_ADDRESS, "misaligned", "thread"},
     {"__trap();", 32, MOE_CU_LAUNCH_FAILED, "__trap()", "thread"},
-    {"MOE_SHARED(s); cp_async16(shared_addr(s) + 8, buf<i32>(a, 0), 16);", 32, MOE_CU_LAUNCH_FAILED, "cp.async",
-     "multiple of 16"},
-    {"MOE_SHARED(s); cp_async16(shared_addr(s) + 4096, buf<i32>(a, 0), 16);", 32, MOE_CU_LAUNCH_FAILED,
-     "shared memory: 16 bytes at 4096 of 4096", "dynamic"},
-    {"__shared__ u64 b; mbar_wait(shared_addr(&b), 0);", 32, MOE_CU_LAUNCH_FAILED, "not initialised", "thread"},
+    {"MOE_SHARED(s); cp_async16(shared_addr(s) + 8, buf<i32>(a, 0), 16);", 32, MOE_CU_LAUNCH_FAILED,
+     "cp.async", "multiple of 16"},
+    {"MOE_SHARED(s); cp_async16(shared_addr(s) + 4096, buf<i32>(a, 0), 16);", 32,
+     MOE_CU_LAUNCH_FAILED, "shared memory: 16 bytes at 4096 of 4096", "dynamic"},
+    {"__shared__ u64 b; mbar_wait(shared_addr(&b), 0);", 32, MOE_CU_LAUNCH_FAILED,
+     "not initialised", "thread"},
     {"__shared__ u64 b; if (threadIdx.x == 0) mbar_init(shared_addr(&b), 2); __syncthreads();"
      "if (threadIdx.x == 0) mbar_arrive(shared_addr(&b)); mbar_wait(shared_addr(&b), 0);",
      32, MOE_CU_LAUNCH_FAILED, "all threads wait", "mbarrier"},
@@ -256,11 +279,13 @@ END_TEST
 /* What waits do: without them the data is old when copies land late, and what is overwritten too early is lost when they land
  * at once. */
 START_TEST(late_copies) {
-    static const char *const good =
-        "MOE_SHARED(s); i32 *v = (i32 *)s; for (int i = 0; i < 4; i++) v[threadIdx.x * 4 + i] = 5;\n"
-        "i32 *x = buf<i32>(a, 0); if (threadIdx.x == 0) for (int i = 0; i < 128; i++) x[i] = 7 + i;\n"
-        "__syncthreads();\n"
-        "cp_async16(shared_addr(s) + 16 * threadIdx.x, x + 4 * threadIdx.x, 16); cp_async_commit();\n";
+    static const char *const good = "MOE_SHARED(s); i32 *v = (i32 *)s; for (int i = 0; i < 4; i++) "
+                                    "v[threadIdx.x * 4 + i] = 5;\n"
+                                    "i32 *x = buf<i32>(a, 0); if (threadIdx.x == 0) for (int i = "
+                                    "0; i < 128; i++) x[i] = 7 + i;\n"
+                                    "__syncthreads();\n"
+                                    "cp_async16(shared_addr(s) + 16 * threadIdx.x, x + 4 * "
+                                    "threadIdx.x, 16); cp_async_commit();\n";
     char body[1024];
     int got[256];
     begin("80");
@@ -295,7 +320,8 @@ START_TEST(forgotten_barrier) {
         for (int b = 0; b < 2; b++)
             for (int t = 0; t < 64; t++)
                 wrong += got[b][t] != 63 - t;
-        ck_assert_msg(with ? wrong == 0 : wrong > 0, "%d wrong %s barrier", wrong, with ? "with" : "without");
+        ck_assert_msg(with ? wrong == 0 : wrong > 0, "%d wrong %s barrier", wrong,
+                      with ? "with" : "without");
         moe_gpu_kernel_free(&k);
     }
 }
