@@ -1,53 +1,12 @@
-/* driver.h: streams, events, graphs. A stream is a queue that runs when somebody waits for it, no earlier; what it needs of
+/* driver.h: streams and events. A stream is a queue that runs when somebody waits for it, no earlier; what it needs of
  * other streams (events) runs first, and nothing else: who forgot a wait sees old data. The legacy stream (NULL) runs at
  * once, after all streams that it waits for. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include "tests/sim/driver.h"
-
-typedef struct {
-    MoeSimOp *ops;
-    size_t n, cap;
-} Ops;
-
-struct CUgraph_st {
-    Ops ops;
-    CUstream origin;
-    int mode;
-    bool broken;
-    bool ended;
-};
-
-struct CUgraphExec_st {
-    Ops ops;
-};
-
-struct CUstream_st {
-    CUcontext context;
-    unsigned flags;
-    Ops queue;
-    size_t next;     /* of queue: runs next */
-    uint64_t issued; /* ops ever issued; those that ran: issued - (queue.n - next) */
-    CUgraph graph;   /* captured into */
-    size_t captured; /* ops of this stream in that graph */
-    bool joined;     /* the origin waits for its last op */
-    CUstream after;  /* in the list of all streams */
-    bool destroyed;  /* off the list, but kept: events may name it */
-};
-
-struct CUevent_st {
-    CUcontext context;
-    unsigned flags;
-    CUstream stream; /* recorded in, at this number; NULL: never */
-    uint64_t number;
-    double time;   /* seconds, once it ran */
-    CUgraph graph; /* recorded while captured: into this graph, after so many of the stream's ops */
-    size_t captured;
-};
-
-static CUstream streams;
+#include "tests/sim/stream_internal.h"
+CUstream moe_sim_streams;
 
 static double now(void) {
     struct timespec t;
@@ -55,7 +14,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void add(Ops *list, const MoeSimOp *op) {
+void moe_sim_ops_add(Ops *list, const MoeSimOp *op) {
     if (list->n == list->cap) {
         list->cap = list->cap ? 2 * list->cap : 32;
         list->ops = realloc(list->ops, list->cap * sizeof *list->ops);
@@ -65,14 +24,12 @@ static void add(Ops *list, const MoeSimOp *op) {
     list->ops[list->n++] = *op;
 }
 
-static void op_free(MoeSimOp *op) {
+void moe_sim_op_free(MoeSimOp *op) {
     free(op->staged);
     free(op->call.params);
 }
 
 /* ---- running ---- */
-
-static CUresult run_until(CUstream s, uint64_t number);
 
 static CUresult run_op(const MoeSimOp *op) {
     switch (op->kind) {
@@ -94,13 +51,13 @@ static CUresult run_op(const MoeSimOp *op) {
         op->event->time = now();
         return CUDA_SUCCESS;
     case OP_WAIT:
-        return op->stream ? run_until(op->stream, op->number) : CUDA_SUCCESS;
+        return op->stream ? moe_sim_run_until(op->stream, op->number) : CUDA_SUCCESS;
     }
     return CUDA_ERROR_UNKNOWN;
 }
 
 /* What was asked of s, up to its op of that number. From the first kernel on memory stays open. */
-static CUresult run_until(CUstream s, uint64_t number) {
+CUresult moe_sim_run_until(CUstream s, uint64_t number) {
     CUresult r = s->context->error;
     bool open = false;
     while (s->next < s->queue.n && s->issued - (s->queue.n - s->next) < number) {
@@ -113,7 +70,7 @@ static CUresult run_until(CUstream s, uint64_t number) {
         }
         if (!r)
             r = run_op(&op);
-        op_free(&op);
+        moe_sim_op_free(&op);
     }
     if (open)
         moe_sim_memory_close();
@@ -126,9 +83,9 @@ static bool done(CUstream s, uint64_t number) {
 
 CUresult moe_sim_flush(CUcontext c) {
     CUresult r = c ? c->error : CUDA_SUCCESS;
-    for (CUstream s = streams; s; s = s->after)
+    for (CUstream s = moe_sim_streams; s; s = s->after)
         if (!c || s->context == c) {
-            CUresult one = run_until(s, s->issued);
+            CUresult one = moe_sim_run_until(s, s->issued);
             r = r ? r : one;
         }
     return r;
@@ -142,7 +99,7 @@ static CUresult break_capture(CUgraph g, CUresult r) {
 }
 
 CUresult moe_sim_no_capture(void) {
-    for (CUstream s = streams; s; s = s->after)
+    for (CUstream s = moe_sim_streams; s; s = s->after)
         if (s->graph && s->graph->mode == 0) {
             moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
                              "this call is not allowed while a stream is captured");
@@ -153,12 +110,12 @@ CUresult moe_sim_no_capture(void) {
 
 static CUresult capture(CUstream s, MoeSimOp *op) {
     if (s->graph->broken) {
-        op_free(op);
+        moe_sim_op_free(op);
         return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
     }
     s->captured++;
     s->joined = false;
-    add(&s->graph->ops, op);
+    moe_sim_ops_add(&s->graph->ops, op);
     return CUDA_SUCCESS;
 }
 
@@ -167,19 +124,19 @@ CUresult moe_sim_issue(CUstream s, MoeSimOp *op) {
         return capture(s, op);
     if (!s) { /* the legacy stream */
         CUresult r = moe_sim_no_capture();
-        for (CUstream o = streams; o && !r; o = o->after)
+        for (CUstream o = moe_sim_streams; o && !r; o = o->after)
             if (o->context == op->context && !(o->flags & 1))
-                r = run_until(o, o->issued);
+                r = moe_sim_run_until(o, o->issued);
         r = r ? r : run_op(op);
-        op_free(op);
+        moe_sim_op_free(op);
         return r;
     }
     if (s->context != op->context) {
-        op_free(op);
+        moe_sim_op_free(op);
         return moe_sim_complain(CUDA_ERROR_INVALID_HANDLE,
                                 "a stream of another context than the current one");
     }
-    add(&s->queue, op);
+    moe_sim_ops_add(&s->queue, op);
     s->issued++;
     return CUDA_SUCCESS;
 }
@@ -188,7 +145,7 @@ static CUresult wait_for(CUstream s, uint64_t number) {
     if (s->graph)
         return break_capture(s->graph, moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
                                                         "waiting for a stream that is captured"));
-    return run_until(s, number);
+    return moe_sim_run_until(s, number);
 }
 
 /* ---- streams ---- */
@@ -202,13 +159,13 @@ MOE_SIM_EXPORT CUresult cuStreamCreate(CUstream *out, unsigned flags) {
     if (!r && !(*out = calloc(1, sizeof **out)))
         r = CUDA_ERROR_OUT_OF_MEMORY;
     if (!r) {
-        **out = (struct CUstream_st){.context = c, .flags = flags, .after = streams};
-        streams = *out;
+        **out = (struct CUstream_st){.context = c, .flags = flags, .after = moe_sim_streams};
+        moe_sim_streams = *out;
     }
     return moe_sim_leave(r);
 }
 
-static CUresult check_stream(CUstream s) {
+CUresult moe_sim_check_stream(CUstream s) {
     return s && s->destroyed
                ? moe_sim_complain(CUDA_ERROR_INVALID_HANDLE, "a stream that was destroyed")
                : CUDA_SUCCESS;
@@ -217,14 +174,14 @@ static CUresult check_stream(CUstream s) {
 MOE_SIM_EXPORT CUresult cuStreamDestroy_v2(CUstream s) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuStreamDestroy", &c),
-             bad = s ? check_stream(s) : CUDA_ERROR_INVALID_HANDLE;
+             bad = s ? moe_sim_check_stream(s) : CUDA_ERROR_INVALID_HANDLE;
     if (bad)
         return moe_sim_leave(bad);
-    CUresult ran = run_until(s, s->issued);
+    CUresult ran = moe_sim_run_until(s, s->issued);
     free(s->queue.ops);
     s->queue = (Ops){0};
     s->destroyed = true;
-    for (CUstream *at = &streams; *at; at = &(*at)->after)
+    for (CUstream *at = &moe_sim_streams; *at; at = &(*at)->after)
         if (*at == s) {
             *at = s->after;
             break;
@@ -236,7 +193,7 @@ MOE_SIM_EXPORT CUresult cuStreamSynchronize(CUstream s) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuStreamSynchronize", &c);
     if (!r)
-        r = check_stream(s);
+        r = moe_sim_check_stream(s);
     if (!r)
         r = s ? wait_for(s, s->issued) : moe_sim_flush(c);
     return moe_sim_leave(r);
@@ -246,7 +203,7 @@ MOE_SIM_EXPORT CUresult cuStreamSynchronize(CUstream s) {
 static CUresult query(CUstream s, uint64_t number) {
     if (!s || done(s, number))
         return CUDA_SUCCESS;
-    CUresult r = run_until(s, s->issued - (s->queue.n - s->next) + 1);
+    CUresult r = moe_sim_run_until(s, s->issued - (s->queue.n - s->next) + 1);
     return r ? r : CUDA_ERROR_NOT_READY;
 }
 
@@ -254,7 +211,7 @@ MOE_SIM_EXPORT CUresult cuStreamQuery(CUstream s) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuStreamQuery", &c);
     if (!r)
-        r = check_stream(s);
+        r = moe_sim_check_stream(s);
     if (!r && s)
         r = query(s, s->issued);
     return moe_sim_leave(r);
@@ -281,7 +238,7 @@ MOE_SIM_EXPORT CUresult cuEventDestroy_v2(CUevent e) {
     CUresult r = moe_sim_enter("cuEventDestroy", &c);
     if (!e)
         return moe_sim_leave(CUDA_ERROR_INVALID_HANDLE);
-    CUresult ran = e->stream ? run_until(e->stream, e->number) : CUDA_SUCCESS;
+    CUresult ran = e->stream ? moe_sim_run_until(e->stream, e->number) : CUDA_SUCCESS;
     free(e);
     return moe_sim_leave(r ? r : ran);
 }
@@ -290,7 +247,7 @@ MOE_SIM_EXPORT CUresult cuEventRecord(CUevent e, CUstream s) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuEventRecord", &c);
     if (!r)
-        r = e ? check_stream(s) : CUDA_ERROR_INVALID_HANDLE;
+        r = e ? moe_sim_check_stream(s) : CUDA_ERROR_INVALID_HANDLE;
     if (r)
         return moe_sim_leave(r);
     if (s && s->graph) { /* a mark in the graph; nothing runs */
@@ -328,7 +285,7 @@ MOE_SIM_EXPORT CUresult cuStreamWaitEvent(CUstream s, CUevent e, unsigned flags)
     CUcontext c;
     CUresult r = moe_sim_enter("cuStreamWaitEvent", &c);
     if (!r)
-        r = e && !flags ? check_stream(s) : CUDA_ERROR_INVALID_HANDLE;
+        r = e && !flags ? moe_sim_check_stream(s) : CUDA_ERROR_INVALID_HANDLE;
     if (r)
         return moe_sim_leave(r);
     if (e->graph)
@@ -380,255 +337,4 @@ MOE_SIM_EXPORT CUresult cuEventElapsedTime(float *out, CUevent from, CUevent to)
 }
 MOE_SIM_EXPORT CUresult cuEventElapsedTime_v2(float *out, CUevent from, CUevent to) {
     return elapsed(out, from, to);
-}
-
-/* ---- copies ---- */
-
-static CUresult copy(CUcontext c, char *to, const char *from, size_t n, bool stage, CUstream s) {
-    MoeSimOp op = {.kind = OP_COPY, .context = c, .to = to, .from = from, .bytes = n};
-    if (stage && !(s && s->graph)) {
-        op.staged = malloc(n);
-        if (!op.staged)
-            return CUDA_ERROR_OUT_OF_MEMORY;
-        memcpy(op.staged, from, n);
-    }
-    return moe_sim_issue(s, &op);
-}
-
-static CUresult outside(const char *call, CUdeviceptr p, size_t n) {
-    return moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
-                            "%s: %zu bytes at %#llx are not all device memory", call, n,
-                            (unsigned long long)p);
-}
-
-static CUresult copy_in(const char *call, CUdeviceptr to, const void *from, size_t n, CUstream s) {
-    CUcontext c;
-    CUresult r = moe_sim_enter(call, &c);
-    if (!r)
-        r = check_stream(s);
-    if (!r && !moe_sim_memory_holds(to, n))
-        r = outside(call, to, n);
-    if (!r && moe_sim_memory_touches(from, n))
-        r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "%s: its source is device memory", call);
-    if (!r && n)
-        r = copy(c, (char *)(uintptr_t)to, from, n, !moe_sim_memory_pinned(from, n), s);
-    return moe_sim_leave(r);
-}
-MOE_SIM_EXPORT CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t n,
-                                             CUstream s) {
-    return copy_in("cuMemcpyHtoDAsync", to, from, n, s);
-}
-MOE_SIM_EXPORT CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void *from, size_t n) {
-    return copy_in("cuMemcpyHtoD", to, from, n, NULL);
-}
-
-static CUresult copy_out(const char *call, void *to, CUdeviceptr from, size_t n, CUstream s) {
-    CUcontext c;
-    CUresult r = moe_sim_enter(call, &c);
-    if (!r)
-        r = check_stream(s);
-    if (!r && !moe_sim_memory_holds(from, n))
-        r = outside(call, from, n);
-    if (!r && moe_sim_memory_touches(to, n))
-        r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "%s: its target is device memory", call);
-    if (!r && n)
-        r = copy(c, to, (const char *)(uintptr_t)from, n, false, s);
-    if (!r && n && s && !s->graph && !moe_sim_memory_pinned(to, n))
-        r = run_until(s, s->issued); /* such a copy is waited for */
-    return moe_sim_leave(r);
-}
-MOE_SIM_EXPORT CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t n, CUstream s) {
-    return copy_out("cuMemcpyDtoHAsync", to, from, n, s);
-}
-MOE_SIM_EXPORT CUresult cuMemcpyDtoH_v2(void *to, CUdeviceptr from, size_t n) {
-    return copy_out("cuMemcpyDtoH", to, from, n, NULL);
-}
-
-static CUresult copy_within(const char *call, CUdeviceptr to, CUdeviceptr from, size_t n,
-                            CUstream s) {
-    CUcontext c;
-    CUresult r = moe_sim_enter(call, &c);
-    if (!r)
-        r = check_stream(s);
-    if (!r && !moe_sim_memory_holds(to, n))
-        r = outside(call, to, n);
-    if (!r && !moe_sim_memory_holds(from, n))
-        r = outside(call, from, n);
-    if (!r && n)
-        r = copy(c, (char *)(uintptr_t)to, (const char *)(uintptr_t)from, n, false, s);
-    return moe_sim_leave(r);
-}
-MOE_SIM_EXPORT CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t n,
-                                             CUstream s) {
-    return copy_within("cuMemcpyDtoDAsync", to, from, n, s);
-}
-MOE_SIM_EXPORT CUresult cuMemcpyDtoD_v2(CUdeviceptr to, CUdeviceptr from, size_t n) {
-    return copy_within("cuMemcpyDtoD", to, from, n, NULL);
-}
-
-static CUresult set(const char *call, CUdeviceptr to, unsigned char value, size_t n, CUstream s) {
-    CUcontext c;
-    CUresult r = moe_sim_enter(call, &c);
-    if (!r)
-        r = check_stream(s);
-    if (!r && !moe_sim_memory_holds(to, n))
-        r = outside(call, to, n);
-    if (!r && n)
-        r = moe_sim_issue(s, &(MoeSimOp){.kind = OP_SET,
-                                         .context = c,
-                                         .to = (char *)(uintptr_t)to,
-                                         .value = value,
-                                         .bytes = n});
-    return moe_sim_leave(r);
-}
-MOE_SIM_EXPORT CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t n, CUstream s) {
-    return set("cuMemsetD8Async", to, value, n, s);
-}
-MOE_SIM_EXPORT CUresult cuMemsetD8_v2(CUdeviceptr to, unsigned char value, size_t n) {
-    return set("cuMemsetD8", to, value, n, NULL);
-}
-
-/* ---- launches ---- */
-
-MOE_SIM_EXPORT CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz,
-                                       unsigned bx, unsigned by, unsigned bz, unsigned shared_bytes,
-                                       CUstream s, void **params, void **extra) {
-    CUcontext c;
-    CUresult r = moe_sim_enter("cuLaunchKernel", &c);
-    MoeSimOp op = {.kind = OP_LAUNCH, .context = c};
-    if (!r)
-        r = check_stream(s);
-    if (!r && extra)
-        r = moe_sim_complain(CUDA_ERROR_NOT_SUPPORTED,
-                             "cuLaunchKernel with extra is not simulated");
-    if (!r)
-        r = moe_sim_call_make(c, f, (MoeSimDim){gx, gy, gz}, (MoeSimDim){bx, by, bz}, shared_bytes,
-                              params, &op.call);
-    if (!r)
-        r = moe_sim_issue(s, &op);
-    return moe_sim_leave(r);
-}
-
-/* ---- graphs ---- */
-
-MOE_SIM_EXPORT CUresult cuStreamBeginCapture_v2(CUstream s, int mode) {
-    CUcontext c;
-    CUresult r = moe_sim_enter("cuStreamBeginCapture", &c);
-    if (!r)
-        r = check_stream(s);
-    if (!r && !s)
-        r = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
-    if (!r && (s->graph || mode < 0 || mode > 2))
-        r = CUDA_ERROR_INVALID_VALUE;
-    CUgraph g = r ? NULL : calloc(1, sizeof *g);
-    if (!r && !g)
-        r = CUDA_ERROR_OUT_OF_MEMORY;
-    if (!r) {
-        g->origin = s;
-        g->mode = mode;
-        s->graph = g;
-        s->captured = 0;
-    }
-    return moe_sim_leave(r);
-}
-
-MOE_SIM_EXPORT CUresult cuStreamIsCapturing(CUstream s, int *out) {
-    CUcontext c;
-    CUresult r = moe_sim_enter("cuStreamIsCapturing", &c);
-    *out = s && s->graph ? s->graph->broken ? 2 : 1 : 0;
-    return moe_sim_leave(r);
-}
-
-MOE_SIM_EXPORT CUresult cuStreamEndCapture(CUstream s, CUgraph *out) {
-    CUcontext c;
-    CUresult r = moe_sim_enter("cuStreamEndCapture", &c);
-    *out = NULL;
-    if (!s || !s->graph)
-        return moe_sim_leave(r ? r : CUDA_ERROR_INVALID_VALUE);
-    CUgraph g = s->graph;
-    if (g->origin != s)
-        return moe_sim_leave(CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
-    for (CUstream o = streams; o; o = o->after)
-        if (o->graph == g) {
-            if (!r && o != s && !o->joined)
-                r = moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNJOINED,
-                                     "a stream that joined a capture is not waited for at its end");
-            o->graph = NULL;
-        }
-    g->ended = true;
-    if (!r && g->broken)
-        r = CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
-    if (!r)
-        *out = g;
-    return moe_sim_leave(r);
-}
-
-static void copy_op(MoeSimOp *to, const MoeSimOp *from) {
-    *to = *from;
-    to->staged = NULL;
-    MoeSimCall *call = &to->call;
-    if (from->kind != OP_LAUNCH || !from->call.params)
-        return;
-    size_t n = *(const size_t *)from->call.params; /* its own size comes first (module.c) */
-    call->params = aligned_alloc(64, n);
-    if (!call->params)
-        abort();
-    memcpy(call->params, from->call.params, n);
-}
-
-MOE_SIM_EXPORT CUresult cuGraphInstantiateWithFlags(CUgraphExec *out, CUgraph g,
-                                                    unsigned long long flags) {
-    CUcontext c;
-    CUresult r = moe_sim_enter("cuGraphInstantiate", &c);
-    (void)flags;
-    *out = NULL;
-    if (!r && !g)
-        r = CUDA_ERROR_INVALID_VALUE;
-    if (!r && !(*out = calloc(1, sizeof **out)))
-        r = CUDA_ERROR_OUT_OF_MEMORY;
-    for (size_t i = 0; !r && i < g->ops.n; i++) {
-        MoeSimOp op;
-        copy_op(&op, &g->ops.ops[i]);
-        add(&(*out)->ops, &op);
-    }
-    return moe_sim_leave(r);
-}
-
-MOE_SIM_EXPORT CUresult cuGraphLaunch(CUgraphExec g, CUstream s) {
-    CUcontext c;
-    CUresult r = moe_sim_enter("cuGraphLaunch", &c);
-    if (!r)
-        r = g ? check_stream(s) : CUDA_ERROR_INVALID_VALUE;
-    for (size_t i = 0; !r && i < g->ops.n; i++) {
-        MoeSimOp op;
-        copy_op(&op, &g->ops.ops[i]);
-        r = moe_sim_issue(s, &op);
-    }
-    return moe_sim_leave(r);
-}
-
-static void ops_free(Ops *ops) {
-    for (size_t i = 0; i < ops->n; i++)
-        op_free(&ops->ops[i]);
-    free(ops->ops);
-}
-
-MOE_SIM_EXPORT CUresult cuGraphExecDestroy(CUgraphExec g) {
-    CUcontext c;
-    CUresult r = moe_sim_enter("cuGraphExecDestroy", &c);
-    if (!g)
-        return moe_sim_leave(CUDA_ERROR_INVALID_VALUE);
-    ops_free(&g->ops);
-    free(g);
-    return moe_sim_leave(r);
-}
-
-MOE_SIM_EXPORT CUresult cuGraphDestroy(CUgraph g) {
-    CUcontext c;
-    CUresult r = moe_sim_enter("cuGraphDestroy", &c);
-    if (!g)
-        return moe_sim_leave(CUDA_ERROR_INVALID_VALUE);
-    ops_free(&g->ops);
-    g->ops = (Ops){0}; /* the rest is kept: events may name it */
-    return moe_sim_leave(r);
 }
