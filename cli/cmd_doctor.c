@@ -6,13 +6,12 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <llvm-c/Core.h>
-
 #include "base/cuda_driver.h"
 #include "base/dynlib.h"
 #include "base/pool.h"
 #include "base/str.h"
 #include "codegen/codegen.h"
+#include "codegen/cpu/isa.h"
 #include "codegen/cuda/nvrtc.h"
 #include "runtime/comm.h"
 
@@ -54,10 +53,8 @@ static void see_memory(void) {
 }
 
 static void see_llvm(void) {
-    unsigned major = 0, minor = 0, patch = 0;
-    char text[64];
-    LLVMGetVersion(&major, &minor, &patch);
-    snprintf(text, sizeof text, "%u.%u.%u", major, minor, patch);
+    char text[32];
+    moe_isa_llvm_version(text);
     say("ok", "LLVM", text);
 }
 

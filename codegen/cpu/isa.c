@@ -180,3 +180,9 @@ bool moe_isa_runs_here(const char *cpu) {
         return false;
     return strncmp(cpu, "x86-64", 6) == 0 || row == native_row();
 }
+
+void moe_isa_llvm_version(char out[32]) {
+    unsigned major = 0, minor = 0, patch = 0;
+    LLVMGetVersion(&major, &minor, &patch);
+    snprintf(out, 32, "%u.%u.%u", major, minor, patch);
+}

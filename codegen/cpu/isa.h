@@ -22,4 +22,7 @@ MoeStatus moe_isa_get(const char *cpu, MoeIsa *out);
 void moe_isa_free(MoeIsa *isa);
 bool moe_isa_runs_here(const char *cpu);
 
+/* "19.1.7": of the library that this program runs with. */
+void moe_isa_llvm_version(char out[32]);
+
 #endif

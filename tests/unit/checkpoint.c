@@ -159,8 +159,14 @@ START_TEST(test_other_plan) {
     static const struct {
         FakePlanOptions o;
         const char *named, *value;
-    } cases[] = {{{4, 8, 8, 1, "", 0}, "virtual_shards", "8"},
-                 {{4, 8, 4, 1, ", \"num_attention_heads\": 3", 0}, "num_attention_heads", "3"}};
+    } cases[] = {{{.batch = 4, .seq = 8, .virtual_shards = 8, .micro_batches = 1}, "virtual_shards", "8"},
+                 {{.batch = 4,
+                   .seq = 8,
+                   .virtual_shards = 4,
+                   .micro_batches = 1,
+                   .extra_model = ", \"num_attention_heads\": 3"},
+                  "num_attention_heads",
+                  "3"}};
     MoeTrainState s;
     bool found;
     for (int i = 0; i < 2; i++) {
@@ -171,7 +177,8 @@ START_TEST(test_other_plan) {
               "another model or plan", cases[i].named, cases[i].value, "another --out");
     }
     teardown(); /* another batch, sequence length or number of micro-batches may go on */
-    plan = fake_plan(&(FakePlanOptions){8, 16, 4, 2, "", 0});
+    plan = fake_plan(
+        &(FakePlanOptions){.batch = 8, .seq = 16, .virtual_shards = 4, .micro_batches = 2});
     OK(moe_exec_create(plan, NULL, 1, &x));
     ck_assert_int_eq(newest(), 2);
 }
