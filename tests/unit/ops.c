@@ -109,13 +109,12 @@ static bool same_kind(const MoeOpCase *a, const MoeOpCase *b) {
  * Else of each op MOST cases, evenly over its list, and the first case of each dtype, form and variant; of elementwise ops, which
  * have one kernel for all, one op's. From sm_90a on: products alone, which are others there. */
 static bool on_gpu(const char *target, const MoeOpCase *cases, size_t n, size_t i) {
-    enum { MOST = 4 };
+    enum { MOST = 3 };
     MoeKind kind = moe_op_info(cases[i].op)->kind;
     size_t first = i, end = i;
     if (getenv("MOE_ALL_CASES") || getenv("MOE_CASE"))
         return true;
-    bool product = kind == MOE_KIND_GEMM || kind == MOE_KIND_WGRAD || kind == MOE_KIND_ATTN ||
-                   kind == MOE_KIND_ATTN_GRAD || kind == MOE_KIND_XENT;
+    bool product = kind == MOE_KIND_GEMM || kind == MOE_KIND_WGRAD || kind == MOE_KIND_XENT;
     if (strcmp(target, "cuda:sm_80") != 0 && !(product && cases[i].dtype == MOE_BF16))
         return false;
     while (first > 0 && cases[first - 1].op == cases[i].op)
