@@ -1,7 +1,9 @@
-/* The kind of a group, and which rule says what may join it. */
+/* The kind of a group, and what follows from it for every target. */
 #include "codegen/kinds.h"
 
 #include "base/assert.h"
+#include "codegen/gemm_group.h"
+#include "codegen/wgrad_group.h"
 
 /* The kind of a group that this op alone decides; MOE_N_GROUP_KINDS: it does not (it joins others, or needs no kernel). */
 static MoeGroupKind anchor_kind(MoeKind k) {
@@ -55,22 +57,33 @@ MoeGroupKind moe_group_kind(MoeOp *const *ops, size_t n_ops) {
     return has_reduce ? MOE_GROUP_reduce : has_move ? MOE_GROUP_move : MOE_N_GROUP_KINDS;
 }
 
-static bool ask(MoeJoinRule rule, MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
-    return rule && rule(ops, n_ops, op);
-}
-
-bool moe_group_can_join(const MoeJoinRules *r, MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
+bool moe_group_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
+    (void)t;
     if (n_ops == 0)
         return true;
     MoeGroupKind kind = moe_group_kind(ops, n_ops);
     if (kind == MOE_GROUP_gemm || op->opcode == MOE_OP_MATMUL)
-        return ask(r->gemm, ops, n_ops, op);
+        return moe_gemm_group_joins(ops, n_ops, op);
     if (kind == MOE_GROUP_wgrad || op->opcode == MOE_OP_WEIGHT_GRAD ||
         op->opcode == MOE_OP_ROOT_GRAD)
-        return ask(r->wgrad, ops, n_ops, op);
+        return moe_wgrad_group_joins(ops, n_ops, op);
     if (ops[0]->opcode == MOE_OP_DISPATCH || op->opcode == MOE_OP_DISPATCH)
-        return ask(r->gemm, ops, n_ops, op) || ask(r->wgrad, ops, n_ops, op);
-    return kind == MOE_GROUP_row && ask(r->row, ops, n_ops, op);
+        return moe_gemm_group_joins(ops, n_ops, op) || moe_wgrad_group_joins(ops, n_ops, op);
+    return kind == MOE_GROUP_row && moe_row_can_join(ops, n_ops, op);
+}
+
+bool moe_group_can_alias(const MoeRowRules *r, const MoeGroup *group, const MoeValue *input,
+                         const MoeValue *output) {
+    MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
+    if (kind == MOE_GROUP_row)
+        return moe_row_can_alias(r, group, input, output);
+    return kind == MOE_GROUP_gemm && moe_gemm_group_can_alias(group, input, output);
+}
+
+bool moe_group_works_by_rows(const MoeGroup *group) {
+    MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
+    return kind == MOE_GROUP_row ||
+           (kind == MOE_GROUP_reduce && group->ops[0]->opcode == MOE_OP_COL_SUM);
 }
 
 bool moe_implements_primitives(const MoeTarget *t, MoeOpcode op) {

@@ -6,6 +6,7 @@
 #ifndef MOE_CODEGEN_KINDS_H
 #define MOE_CODEGEN_KINDS_H
 
+#include "codegen/row_plan.h"
 #include "ir/target.h"
 
 /* X(name). In each target, kind_<name>*.c has moe_<target>_<name>_lower and moe_<target>_<name>_workspace. */
@@ -33,14 +34,16 @@ typedef enum {
  * does). No composite may be left. */
 MoeGroupKind moe_group_kind(MoeOp *const *ops, size_t n_ops);
 
-/* Whether an op may join a group of that kind, or turns a group into one; NULL: nothing joins. */
-typedef bool (*MoeJoinRule)(MoeOp *const *ops, size_t n_ops, const MoeOp *op);
-typedef struct {
-    MoeJoinRule row, gemm, wgrad;
-} MoeJoinRules;
+/* MoeTarget.can_join: elementwise and row ops into one another, into a product's tail; gathers of rows into products. */
+bool moe_group_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op);
 
-/* MoeTarget.can_join by these rules. */
-bool moe_group_can_join(const MoeJoinRules *r, MoeOp *const *ops, size_t n_ops, const MoeOp *op);
+/* MoeTarget.can_alias where row groups go by these rules. */
+bool moe_group_can_alias(const MoeRowRules *r, const MoeGroup *group, const MoeValue *input,
+                         const MoeValue *output);
+
+/* Whether the group's workspace goes by rows (column sums alone do; all others are of fixed size, or by a rank's own tokens),
+ * for MoeTarget.workspace_expected: moe_row_workspace_expected then has the bytes. */
+bool moe_group_works_by_rows(const MoeGroup *group);
 
 /* MoeTarget.implements of targets that run every op but the composites. */
 bool moe_implements_primitives(const MoeTarget *t, MoeOpcode op);

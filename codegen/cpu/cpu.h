@@ -34,4 +34,8 @@ MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out);
 void moe_cpu_launch(MoeLowered *out, const char *kernel, const MoeBufRef *refs, size_t n);
 void moe_cpu_need_scratch(MoeLowered *out, int64_t n_bytes);
 
+/* Writes out a dispatch that a product's group holds where its rows are read elsewhere, too (dispatch may be NULL). kind_move.c */
+MoeStatus moe_cpu_dispatch_lower(MoeCpuTarget *t, const MoeGroup *g, const MoeOp *dispatch,
+                                 MoeLowered *out);
+
 #endif

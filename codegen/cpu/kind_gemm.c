@@ -196,16 +196,6 @@ static void bind_tail(MoeGemmGroup *gg, const MoeGroup *g, Refs *refs) {
             gg->values[i].buf_out = add_ref(refs, moe_ref(gg->values[i].v));
 }
 
-static MoeStatus lower_dispatch(MoeCpuTarget *t, const MoeGroup *g, const MoeOp *dispatch,
-                                MoeLowered *out) {
-    MoeGroup alone;
-    MoeOp *op;
-    MoeValue *result;
-    return moe_group_dispatch_alone(g, dispatch, &alone, &op, &result)
-               ? moe_cpu_move_lower(t, &alone, out)
-               : NULL;
-}
-
 MoeStatus moe_cpu_gemm_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out) {
     Tail tail = {.streams = false};
     MoeGemmGroup *gg = &tail.group;
@@ -217,7 +207,7 @@ MoeStatus moe_cpu_gemm_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
         return moe_error(MOE_E_INPUT, "matmul: an extent of zero (k = %lld, n = %lld)",
                          (long long)gemm.k, (long long)gemm.n);
     tail.n = gemm.n;
-    MOE_TRY(lower_dispatch(t, g, gg->dispatch, out));
+    MOE_TRY(moe_cpu_dispatch_lower(t, g, gg->dispatch, out));
     Refs refs = {.n = 0};
     const MoeOp *mm = gg->product[0];
     const MoeValue *seg = moe_rows_seg(&mm->results[0]->type);

@@ -2,6 +2,7 @@
  * Tasks are blocks of result rows; each row is read once and written once. */
 #include "base/assert.h"
 #include "codegen/cpu/live.h"
+#include "codegen/gemm_group.h"
 
 enum { UNROLL_K = 16 };
 
@@ -148,4 +149,14 @@ MoeStatus moe_cpu_move_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
     moe_str_free(&key);
     moe_cpu_launch(out, name, bufs.refs, (size_t)bufs.n);
     return NULL;
+}
+
+MoeStatus moe_cpu_dispatch_lower(MoeCpuTarget *t, const MoeGroup *g, const MoeOp *dispatch,
+                                 MoeLowered *out) {
+    MoeGroup alone;
+    MoeOp *op;
+    MoeValue *result;
+    return moe_group_dispatch_alone(g, dispatch, &alone, &op, &result)
+               ? moe_cpu_move_lower(t, &alone, out)
+               : NULL;
 }

@@ -9,29 +9,13 @@
 #include "base/assert.h"
 #include "codegen/cpu/fold.h"
 #include "codegen/cpu/live.h"
+#include "codegen/norm_cut.h"
 #include "ir/numbers.h"
 
 enum { BLOCKS_A_TASK = 8 };
 
-typedef struct {
-    int64_t slices, slice; /* how many, elements of one */
-    int64_t blocks;        /* of a slice */
-} Cut;
-
-/* sliced: dim 0 counts slices. */
-static Cut cut_of(const MoeType *t, bool sliced) {
-    Cut c = {1, moe_type_elements(t), 0};
-    MOE_ASSERT(!moe_rows_seg(t), "sum_squares: of a ragged tensor");
-    if (sliced) {
-        c.slices = t->dims[0].size;
-        c.slice = c.slices ? c.slice / c.slices : 0;
-    }
-    c.blocks = (c.slice + MOE_NORM_BLOCK - 1) / MOE_NORM_BLOCK;
-    return c;
-}
-
 /* bufs: x, partials. */
-static void emit_blocks(MoeEmit *e, const Cut *c, MoeDtype d) {
+static void emit_blocks(MoeEmit *e, const MoeNormCut *c, MoeDtype d) {
     int64_t total = c->slices * c->blocks;
     moe_emit_tasks_body(e);
     moe_live_tasks(e, moe_k64(e, total), BLOCKS_A_TASK);
@@ -61,7 +45,7 @@ static void emit_blocks(MoeEmit *e, const Cut *c, MoeDtype d) {
 }
 
 /* bufs: partials, out, [order]. n: slices to fold; with order (i32[n]), slice i lies at order[i]. */
-static void emit_tree(MoeEmit *e, const Cut *c, int64_t n, bool ordered) {
+static void emit_tree(MoeEmit *e, const MoeNormCut *c, int64_t n, bool ordered) {
     moe_emit_tasks_body(e);
     moe_emit_return(e, moe_k64(e, 1));
     moe_emit_kernel_body(e);
@@ -86,8 +70,8 @@ static void emit_tree(MoeEmit *e, const Cut *c, int64_t n, bool ordered) {
 
 /* ---- launches ---- */
 
-static void launch_blocks(MoeCpuTarget *t, const MoeValue *x, const Cut *c, MoeBufRef partials,
-                          MoeLowered *out) {
+static void launch_blocks(MoeCpuTarget *t, const MoeValue *x, const MoeNormCut *c,
+                          MoeBufRef partials, MoeLowered *out) {
     MoeDtype d = x->type.dtype;
     MoeEmit e;
     const char *name;
@@ -102,8 +86,8 @@ static void launch_blocks(MoeCpuTarget *t, const MoeValue *x, const Cut *c, MoeB
 }
 
 /* order: i32[n] that says where each of the n slices to fold lies; NULL: one after the other. */
-static void launch_tree(MoeCpuTarget *t, MoeBufRef partials, const Cut *c, const MoeValue *order,
-                        const MoeValue *result, MoeLowered *out) {
+static void launch_tree(MoeCpuTarget *t, MoeBufRef partials, const MoeNormCut *c,
+                        const MoeValue *order, const MoeValue *result, MoeLowered *out) {
     MoeEmit e;
     const char *name;
     MoeStr key = {0};
@@ -124,7 +108,7 @@ int64_t moe_cpu_reduce_workspace(MoeCpuTarget *t, const MoeGroup *g) {
     if (op->opcode != MOE_OP_SUM_SQUARES)
         return 0;
     const MoeType *x = &op->operands[0]->type;
-    Cut c = cut_of(x, x->rank == 3);
+    MoeNormCut c = moe_norm_cut(x, x->rank == 3);
     return (c.slices * c.blocks * 4 + 63) / 64 * 64;
 }
 
@@ -135,16 +119,16 @@ MoeStatus moe_cpu_reduce_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *o
     MOE_ASSERT(g->n_ops == 1, "reduce: a group of %zu ops", g->n_ops);
     const MoeValue *x = op->operands[0], *y = op->results[0];
     if (op->opcode == MOE_OP_BLOCK_SQUARES) { /* [cap], or [L,...] */
-        Cut c = cut_of(&x->type, x->type.rank > 1);
+        MoeNormCut c = moe_norm_cut(&x->type, x->type.rank > 1);
         launch_blocks(t, x, &c, moe_ref(y), out);
     } else if (op->opcode == MOE_OP_BLOCK_TREE) { /* [B] or [G,B] */
-        Cut c = cut_of(&x->type, x->type.rank == 2);
+        MoeNormCut c = moe_norm_cut(&x->type, x->type.rank == 2);
         c.blocks = c.slice;
         launch_tree(t, moe_ref(x), &c, op->n_operands > 1 ? op->operands[1] : NULL, y, out);
     } else {
         MOE_ASSERT(op->opcode == MOE_OP_SUM_SQUARES, "reduce: op %s",
                    moe_op_info(op->opcode)->name);
-        Cut c = cut_of(&x->type, x->type.rank == 3);
+        MoeNormCut c = moe_norm_cut(&x->type, x->type.rank == 3);
         launch_blocks(t, x, &c, moe_ref_work(0), out);
         launch_tree(t, moe_ref_work(0), &c, NULL, y, out);
     }

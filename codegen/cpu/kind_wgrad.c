@@ -9,16 +9,6 @@ int64_t moe_cpu_wgrad_workspace(MoeCpuTarget *t, const MoeGroup *g) {
     return 0;
 }
 
-static MoeStatus lower_dispatch(MoeCpuTarget *t, const MoeGroup *g, const MoeOp *dispatch,
-                                MoeLowered *out) {
-    MoeGroup alone;
-    MoeOp *op;
-    MoeValue *result;
-    return moe_group_dispatch_alone(g, dispatch, &alone, &op, &result)
-               ? moe_cpu_move_lower(t, &alone, out)
-               : NULL;
-}
-
 MoeStatus moe_cpu_wgrad_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out) {
     MoeWgradGroup group;
     MoeWgradShape shape;
@@ -40,9 +30,9 @@ MoeStatus moe_cpu_wgrad_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
                   .buf_src_dy = -1,
                   .buf_src_x = -1,
                   .buf_slots = -1};
-    MOE_TRY(lower_dispatch(t, g, group.dy, out));
+    MOE_TRY(moe_cpu_dispatch_lower(t, g, group.dy, out));
     if (group.x != group.dy)
-        MOE_TRY(lower_dispatch(t, g, group.x, out));
+        MOE_TRY(moe_cpu_dispatch_lower(t, g, group.x, out));
     w.buf_dy = n;
     refs[n++] = moe_ref(group.dy ? group.dy->operands[0] : op->operands[0]);
     w.buf_x = n;

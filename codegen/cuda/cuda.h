@@ -36,30 +36,31 @@ bool moe_cuda_runs_here(const char *arch);
 /* Parts of the device library, codegen/cuda/device/NAME.cuh, in the order in which a unit includes them; prelude and ptx
  * come with every kernel. A part may use those before it. */
 #define MOE_CUDA_PARTS(X)                                                                          \
-    X(prelude) X(ptx) X(math) X(row) X(tree) X(rope) X(segs) X(sort) X(move) X(gemm) X(gemm_simt)          \
-    X(gemm_mma) X(gemm_hopper) X(wgrad) X(wgrad_hopper) X(attn) X(attn_simt) X(attn_mma) X(xent) X(route) X(split) X(embed)    \
-    X(runtime)
+    X(prelude)                                                                                     \
+    X(ptx) X(math) X(row) X(tree) X(rope) X(segs) X(sort) X(move) X(gemm) X(gemm_simt) X(gemm_mma) \
+        X(gemm_hopper) X(wgrad) X(wgrad_hopper) X(attn) X(attn_simt) X(attn_mma) X(xent) X(route)  \
+            X(split) X(embed) X(runtime)
 typedef enum {
 #define X(name) MOE_CUDA_PART_##name,
     MOE_CUDA_PARTS(X)
 #undef X
-    MOE_CUDA_N_PARTS
+        MOE_CUDA_N_PARTS
 } MoeCudaPart;
 
 enum { MOE_CUDA_MAX_MAPS = 4 };
 
 /* A kernel: text and attributes. Two that are equal in everything are one. */
 typedef struct {
-    const char *prefix;  /* of the name: "row", "gemm"; a number is added */
-    bool exact;          /* no number is: prefix is the name */
-    const char *note;    /* a line for people: what it computes, shapes; may be NULL */
-    int n_bufs;          /* buffers, a.p[0] .. */
-    int n_maps;          /* tensor maps that follow, m0, m1, ..: at most MOE_CUDA_MAX_MAPS */
-    int threads;         /* of a block: a multiple of 32 */
-    int min_blocks;      /* a multiprocessor, for __launch_bounds__; 0: not said */
+    const char *prefix;   /* of the name: "row", "gemm"; a number is added */
+    bool exact;           /* no number is: prefix is the name */
+    const char *note;     /* a line for people: what it computes, shapes; may be NULL */
+    int n_bufs;           /* buffers, a.p[0] .. */
+    int n_maps;           /* tensor maps that follow, m0, m1, ..: at most MOE_CUDA_MAX_MAPS */
+    int threads;          /* of a block: a multiple of 32 */
+    int min_blocks;       /* a multiprocessor, for __launch_bounds__; 0: not said */
     int64_t shared_bytes; /* dynamic shared memory */
-    uint32_t parts;      /* bits 1u << MOE_CUDA_PART_x */
-    const char *body;    /* C++ statements; a: the arguments */
+    uint32_t parts;       /* bits 1u << MOE_CUDA_PART_x */
+    const char *body;     /* C++ statements; a: the arguments */
 } MoeCudaKernelText;
 
 /* Adds the kernel, or finds it; its name (arena's). */
@@ -73,5 +74,9 @@ void moe_cuda_launch_maps(MoeCudaTarget *t, MoeLowered *out, const char *kernel,
                           const MoeBufRef *refs, size_t n, const MoeTensorMap *maps, size_t n_maps);
 /* Blocks for a kernel that walks `tasks` tasks with stride gridDim.x: all of them, at most `waves` for each multiprocessor. */
 int64_t moe_cuda_blocks(const MoeCudaTarget *t, int64_t tasks, int waves);
+
+/* Writes out a dispatch that a product's group holds where its rows are read elsewhere, too (dispatch may be NULL). kind_move.c */
+MoeStatus moe_cuda_dispatch_lower(MoeCudaTarget *t, const MoeGroup *g, const MoeOp *dispatch,
+                                  MoeLowered *out);
 
 #endif

@@ -7,8 +7,6 @@
 #include <string.h>
 #include "base/assert.h"
 #include "codegen/cuda/module.h"
-#include "codegen/gemm_group.h"
-#include "codegen/wgrad_group.h"
 
 typedef struct {
     int64_t (*workspace)(MoeCudaTarget *t, const MoeGroup *g);
@@ -23,20 +21,10 @@ static const KindRow rows[MOE_N_GROUP_KINDS] = {
 
 /* ---- groups ---- */
 
-static bool target_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
-    static const MoeJoinRules rules = {
-        .row = moe_row_can_join, .gemm = moe_gemm_group_joins, .wgrad = moe_wgrad_group_joins};
-    (void)t;
-    return moe_group_can_join(&rules, ops, n_ops, op);
-}
-
 static bool target_can_alias(const MoeTarget *t, const MoeGroup *group, const MoeValue *input,
                              const MoeValue *output) {
-    MoeRowRules row_rules = moe_cuda_row_rules((const MoeCudaTarget *)t);
-    MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
-    if (kind == MOE_GROUP_row)
-        return moe_row_can_alias(&row_rules, group, input, output);
-    return kind == MOE_GROUP_gemm && moe_gemm_group_can_alias(group, input, output);
+    MoeRowRules rules = moe_cuda_row_rules((const MoeCudaTarget *)t);
+    return moe_group_can_alias(&rules, group, input, output);
 }
 
 static int64_t target_workspace(MoeTarget *t, const MoeGroup *group) {
@@ -44,15 +32,10 @@ static int64_t target_workspace(MoeTarget *t, const MoeGroup *group) {
     return kind == MOE_N_GROUP_KINDS ? 0 : rows[kind].workspace((MoeCudaTarget *)t, group);
 }
 
-/* Column sums alone have workspace by rows; all others are of fixed size, or by a rank's own tokens. */
 static int64_t target_workspace_expected(MoeTarget *t, const MoeGroup *group) {
-    const MoeOp *first = group->n_ops ? group->ops[0] : NULL;
-    MoeGroupKind kind = moe_group_kind(group->ops, group->n_ops);
-    if (kind == MOE_GROUP_row || (kind == MOE_GROUP_reduce && first->opcode == MOE_OP_COL_SUM)) {
-        MoeRowRules row_rules = moe_cuda_row_rules((const MoeCudaTarget *)t);
-        return moe_row_workspace_expected(&row_rules, group);
-    }
-    return target_workspace(t, group);
+    MoeRowRules rules = moe_cuda_row_rules((const MoeCudaTarget *)t);
+    return moe_group_works_by_rows(group) ? moe_row_workspace_expected(&rules, group)
+                                          : target_workspace(t, group);
 }
 
 static MoeStatus target_lower(MoeTarget *t, const MoeGroup *group, MoeLowered *out) {
@@ -102,7 +85,7 @@ MoeStatus moe_cuda_target_create(const char *arch, MoeTarget **out) {
     t->base.text_file = "kernels.cu";
     t->base.fuse = (MoeFuseRules){.row = true, .gather_matmul = true, .matmul_epilogue = true};
     t->base.implements = moe_implements_primitives;
-    t->base.can_join = target_can_join;
+    t->base.can_join = moe_group_can_join;
     t->base.workspace_bytes = target_workspace;
     t->base.workspace_expected = target_workspace_expected;
     t->base.can_alias = target_can_alias;

@@ -181,16 +181,6 @@ static void note(const MoeGemmGroup *gg, MoeStr *out) {
         moe_str_printf(out, ", then %d elementwise ops", gg->n_tail);
 }
 
-static MoeStatus lower_dispatch(MoeCudaTarget *t, const MoeGroup *g, const MoeOp *dispatch,
-                                MoeLowered *out) {
-    MoeGroup alone;
-    MoeOp *op;
-    MoeValue *result;
-    return moe_group_dispatch_alone(g, dispatch, &alone, &op, &result)
-               ? moe_cuda_move_lower(t, &alone, out)
-               : NULL;
-}
-
 int64_t moe_cuda_gemm_workspace(MoeCudaTarget *t, const MoeGroup *g) {
     (void)t, (void)g;
     return 0;
@@ -235,7 +225,7 @@ MoeStatus moe_cuda_gemm_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
     if (gemm.n == 0 || gemm.k == 0)
         return moe_error(MOE_E_INPUT, "matmul: an extent of zero (k = %lld, n = %lld)",
                          (long long)gemm.k, (long long)gemm.n);
-    MOE_TRY(lower_dispatch(t, g, gg->dispatch, out));
+    MOE_TRY(moe_cuda_dispatch_lower(t, g, gg->dispatch, out));
     MoeCudaProductPlan plan;
     moe_cuda_gemm_plan(t, &gemm, &plan);
     tail.n = gemm.n;

@@ -2,6 +2,7 @@
  * (device/move.cuh); blocks take live rows by turns. */
 #include "base/assert.h"
 #include "codegen/cuda/move.h"
+#include "codegen/gemm_group.h"
 
 int moe_cuda_lanes(int64_t words) {
     int lanes = 1;
@@ -126,4 +127,14 @@ MoeStatus moe_cuda_move_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
         MOE_ASSERT(false, "move: op %s", moe_op_info(op->opcode)->name);
     moe_str_free(&begin);
     return NULL;
+}
+
+MoeStatus moe_cuda_dispatch_lower(MoeCudaTarget *t, const MoeGroup *g, const MoeOp *dispatch,
+                                  MoeLowered *out) {
+    MoeGroup alone;
+    MoeOp *op;
+    MoeValue *result;
+    return moe_group_dispatch_alone(g, dispatch, &alone, &op, &result)
+               ? moe_cuda_move_lower(t, &alone, out)
+               : NULL;
 }

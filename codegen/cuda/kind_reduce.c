@@ -5,29 +5,13 @@
  * them. block_squares is the first launch alone, block_tree the others, with the slices in any order. */
 #include "base/assert.h"
 #include "codegen/cuda/cuda.h"
+#include "codegen/norm_cut.h"
 #include "ir/numbers.h"
 
 enum { SQUARES_THREADS = 256, TREE_THREADS = 256, SQUARES_WAVES = 8, WORK_ALIGN = 256 };
 
-typedef struct {
-    int64_t slices, slice; /* how many, elements of one */
-    int64_t blocks;        /* of a slice */
-} Cut;
-
-/* sliced: dim 0 counts slices. */
-static Cut cut_of(const MoeType *t, bool sliced) {
-    Cut c = {1, moe_type_elements(t), 0};
-    MOE_ASSERT(!moe_rows_seg(t), "sum_squares: of a ragged tensor");
-    if (sliced) {
-        c.slices = t->dims[0].size;
-        c.slice = c.slices ? c.slice / c.slices : 0;
-    }
-    c.blocks = (c.slice + MOE_NORM_BLOCK - 1) / MOE_NORM_BLOCK;
-    return c;
-}
-
-static Cut cut_of_tree(const MoeType *t) { /* [B] or [G,B] */
-    Cut c = cut_of(t, t->rank == 2);
+static MoeNormCut cut_of_tree(const MoeType *t) { /* [B] or [G,B] */
+    MoeNormCut c = moe_norm_cut(t, t->rank == 2);
     c.blocks = c.slice;
     return c;
 }
@@ -37,7 +21,7 @@ static int64_t bytes_of(int64_t n) {
     return (n * 4 + WORK_ALIGN - 1) / WORK_ALIGN * WORK_ALIGN;
 }
 
-static void launch_squares(MoeCudaTarget *t, const MoeValue *x, const Cut *c, MoeBufRef sums,
+static void launch_squares(MoeCudaTarget *t, const MoeValue *x, const MoeNormCut *c, MoeBufRef sums,
                            MoeLowered *out) {
     MoeStr s = {0};
     moe_str_printf(&s,
@@ -85,8 +69,9 @@ static void launch_trees(MoeCudaTarget *t, MoeBufRef items, int64_t rows, int64_
 }
 
 /* The tree over each slice's blocks, then the tree over slices; work: where the slices' sums may lie. */
-static void launch_slices(MoeCudaTarget *t, MoeBufRef blocks, const Cut *c, const MoeValue *order,
-                          int64_t work, const MoeValue *result, MoeLowered *out) {
+static void launch_slices(MoeCudaTarget *t, MoeBufRef blocks, const MoeNormCut *c,
+                          const MoeValue *order, int64_t work, const MoeValue *result,
+                          MoeLowered *out) {
     int64_t n = order ? order->type.dims[0].size : c->slices;
     if (n == 1) {
         launch_trees(t, blocks, 1, c->blocks, order, moe_ref(result), out);
@@ -96,7 +81,7 @@ static void launch_slices(MoeCudaTarget *t, MoeBufRef blocks, const Cut *c, cons
     launch_trees(t, moe_ref_work(work), 1, n, NULL, moe_ref(result), out);
 }
 
-static int64_t slices_of(const MoeOp *op, const Cut *c) {
+static int64_t slices_of(const MoeOp *op, const MoeNormCut *c) {
     return op->n_operands > 1 ? op->operands[1]->type.dims[0].size : c->slices;
 }
 
@@ -106,12 +91,12 @@ int64_t moe_cuda_reduce_workspace(MoeCudaTarget *t, const MoeGroup *g) {
         return moe_cuda_row_workspace(t, g);
     const MoeType *x = &op->operands[0]->type;
     if (op->opcode == MOE_OP_BLOCK_TREE) {
-        Cut c = cut_of_tree(x);
+        MoeNormCut c = cut_of_tree(x);
         return bytes_of(slices_of(op, &c));
     }
     if (op->opcode != MOE_OP_SUM_SQUARES)
         return 0;
-    Cut c = cut_of(x, x->rank == 3);
+    MoeNormCut c = moe_norm_cut(x, x->rank == 3);
     return bytes_of(c.slices * c.blocks) + bytes_of(c.slices);
 }
 
@@ -122,15 +107,15 @@ MoeStatus moe_cuda_reduce_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered 
     MOE_ASSERT(g->n_ops == 1, "reduce: a group of %zu ops", g->n_ops);
     const MoeValue *x = op->operands[0], *y = op->results[0];
     if (op->opcode == MOE_OP_BLOCK_SQUARES) { /* [cap], or [L,...] */
-        Cut c = cut_of(&x->type, x->type.rank > 1);
+        MoeNormCut c = moe_norm_cut(&x->type, x->type.rank > 1);
         launch_squares(t, x, &c, moe_ref(y), out);
     } else if (op->opcode == MOE_OP_BLOCK_TREE) {
-        Cut c = cut_of_tree(&x->type);
+        MoeNormCut c = cut_of_tree(&x->type);
         launch_slices(t, moe_ref(x), &c, op->n_operands > 1 ? op->operands[1] : NULL, 0, y, out);
     } else {
         MOE_ASSERT(op->opcode == MOE_OP_SUM_SQUARES, "reduce: op %s",
                    moe_op_info(op->opcode)->name);
-        Cut c = cut_of(&x->type, x->type.rank == 3);
+        MoeNormCut c = moe_norm_cut(&x->type, x->type.rank == 3);
         launch_squares(t, x, &c, moe_ref_work(0), out);
         launch_slices(t, moe_ref_work(0), &c, NULL, bytes_of(c.slices * c.blocks), y, out);
     }

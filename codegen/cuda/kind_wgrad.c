@@ -42,16 +42,6 @@ int64_t moe_cuda_wgrad_workspace(MoeCudaTarget *t, const MoeGroup *g) {
     return plan.stack_bytes;
 }
 
-static MoeStatus lower_dispatch(MoeCudaTarget *t, const MoeGroup *g, const MoeOp *dispatch,
-                                MoeLowered *out) {
-    MoeGroup alone;
-    MoeOp *op;
-    MoeValue *result;
-    return moe_group_dispatch_alone(g, dispatch, &alone, &op, &result)
-               ? moe_cuda_move_lower(t, &alone, out)
-               : NULL;
-}
-
 /* An operand's buffer (and src's) as expressions; returns how many choices a token has, 0: no gather. */
 static int64_t side(MoeCudaRefs *refs, const char *type, const MoeOp *dispatch, const MoeValue *v,
                     char *p, char *src, size_t cap) {
@@ -68,9 +58,9 @@ MoeStatus moe_cuda_wgrad_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *
     MoeWgradGroup group;
     MoeWgradShape shape;
     MOE_TRY(analyse(g, &group, &shape));
-    MOE_TRY(lower_dispatch(t, g, group.dy, out));
+    MOE_TRY(moe_cuda_dispatch_lower(t, g, group.dy, out));
     if (group.x != group.dy)
-        MOE_TRY(lower_dispatch(t, g, group.x, out));
+        MOE_TRY(moe_cuda_dispatch_lower(t, g, group.x, out));
     const MoeOp *op = group.grad;
     MoeCudaWgrad w = product(&group, &shape);
     MoeCudaProductPlan plan;
