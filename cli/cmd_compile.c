@@ -108,6 +108,8 @@ static void summary(const MoeCompiled *c, const char *path, double took) {
         printf("  predicted: %.3g s a step, %.0f tokens/s\n", seconds,
                (double)(o->batch * o->seq) / seconds);
     }
+    if (*c->target->code_note)
+        printf("  %s\n", c->target->code_note);
     printf("  target %s, compiled in %.2f s; 'moec explain %s' says more\n", c->target->name, took,
            path);
 }

@@ -82,10 +82,12 @@ MoeStatus moe_cuda_send_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLower
     name_buffer(&p, "idx", idx);
     name_buffer(&p, "cells", moe_bufs_add_work(&p.bufs, 0));
     moe_str_printf(&p.begin,
-                   "const i64 choices = n * %lld;\ni32 *work = cells + sort_round(choices);\n",
+                   "[[maybe_unused]] const i64 choices = n * %lld;\n"
+                   "i32 *work = cells + sort_round(choices);\n",
                    (long long)p.k);
     moe_str_printf(&p.begin,
-                   "const SendKeys keys{places, %lld};\nconst SendSink sink{idx, cells, %lld};\n",
+                   "[[maybe_unused]] const SendKeys keys{places, %lld};\n"
+                   "[[maybe_unused]] const SendSink sink{idx, cells, %lld};\n",
                    (long long)p.chunks, (long long)p.k);
     MoeCudaSteps steps = steps_of(t, out, &p, "send_plan");
     moe_cuda_sort(&steps, &(MoeCudaSort){send_keys(p.op), choices_of(p.op), "choices", "keys",
@@ -120,7 +122,7 @@ MoeStatus moe_cuda_expert_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLow
     name_buffer(&p, "src", src);
     name_buffer(&p, "inv", inv);
     moe_str_printf(&p.begin,
-                   "const i64 choices = n * %lld;\n"
+                   "[[maybe_unused]] const i64 choices = n * %lld;\n"
                    "const HerePlaces here(places, buf<i32>(a, %d));\n"
                    "const ExpertWork work(buf<i32>(a, %d), n, %lld);\n",
                    (long long)p.k, rank, moe_bufs_add_work(&p.bufs, 0), (long long)p.k);

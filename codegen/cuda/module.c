@@ -1,6 +1,7 @@
 /* The kernels of a target. In: texts from the kinds. Out: units, kernels.cu, kernels.cubin. */
 #include "codegen/cuda/module.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/assert.h"
@@ -182,6 +183,33 @@ static MoeStatus run_all(Compile *c) {
     return st;
 }
 
+/* What the user is told: how much was compiled, and what limits how many blocks fit a multiprocessor. */
+static void say(const Compile *c) {
+    size_t n = c->t->n_kernels, cached = 0, spilling = 0;
+    int registers = 0;
+    int64_t shared = 0, spilled = 0;
+    for (size_t i = 0; i < n; i++) {
+        const MoeCudaKernel *k = &c->t->kernels[i];
+        int64_t block = k->text.shared_bytes + k->resources.shared_bytes;
+        cached += c->code[i].cached;
+        spilling += k->resources.spill_bytes > 0;
+        registers = k->resources.registers > registers ? k->resources.registers : registers;
+        shared = block > shared ? block : shared;
+        spilled = k->resources.spill_bytes > spilled ? k->resources.spill_bytes : spilled;
+    }
+    char *note = c->t->base.code_note;
+    size_t room = sizeof c->t->base.code_note;
+    int used = snprintf(note, room,
+                        "%zu kernels: %zu compiled, %zu from the cache; at most %d registers a "
+                        "thread and %lld bytes of shared memory a block; ",
+                        n, n - cached, cached, registers, (long long)shared);
+    if (spilling)
+        snprintf(note + used, room - (size_t)used, "%zu spill registers, at most %lld bytes",
+                 spilling, (long long)spilled);
+    else
+        snprintf(note + used, room - (size_t)used, "none spills registers");
+}
+
 static MoeStatus pack(const Compile *c, void **out, size_t *out_n) {
     size_t n = c->t->n_kernels;
     MoeCubin *images = calloc(n ? n : 1, sizeof *images);
@@ -203,8 +231,10 @@ MoeStatus moe_cuda_module_compile(MoeCudaTarget *t, void **out, size_t *out_n) {
         st = moe_error(MOE_E_NOMEM, "no memory for the code of %zu kernels", t->n_kernels);
     else if (t->n_kernels)
         st = run_all(&c);
-    if (!st)
+    if (!st) {
+        say(&c);
         st = pack(&c, out, out_n);
+    }
     for (size_t i = 0; c.code && i < t->n_kernels; i++)
         free(c.code[i].data);
     free(c.code);

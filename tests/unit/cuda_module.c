@@ -264,6 +264,9 @@ START_TEST(test_compile) {
         char *text;
         OK(t->base.finish(&t->base, false, &object[i], &n[i], &text));
         ck_assert(strstr(text, "registers") && strstr(text, twice));
+        ck_assert_msg(strstr(t->base.code_note, i ? ": 0 compiled, " : ", 0 from the cache; ") &&
+                          strstr(t->base.code_note, "none spills registers"),
+                      "%s", t->base.code_note);
         free(text);
     }
     ck_assert(n[0] == n[1] && !memcmp(object[0], object[1], n[0]));
