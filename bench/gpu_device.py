@@ -44,6 +44,8 @@ class Device:
     def copy_bandwidth(self, most, times=20):
         """Bytes read + bytes written a second by a copy of `most` bytes (less where memory is short), the median of `times` after a warm-up."""
         bytes_ = min(most, self.free() // 4) & ~0xfffff
+        if not bytes_:
+            raise OSError(f"{self.name}: {self.free()} bytes are free on the device, a copy is measured with 4 MiB or more")
         a, b, stream, begin, end = (ctypes.c_void_p() for _ in range(5))
         ms = ctypes.c_float()
         self.call("cuMemAlloc_v2", ctypes.byref(a), ctypes.c_size_t(bytes_))

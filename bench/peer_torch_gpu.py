@@ -308,7 +308,7 @@ def check():
     gate, up = torch.einsum("rd,rnd->rn", x[layer.token], w13[layer.expert]).chunk(2, -1)
     rows = torch.einsum("rn,rdn->rd", torch.nn.functional.silu(gate) * up * s, w2[layer.expert])
     want = torch.zeros_like(x).index_add(0, layer.token, rows)
-    want = (want, *torch.autograd.grad(want, (x, w13, w2, s), layer.dy.double()))
+    want = (want.detach(), *torch.autograd.grad(want, (x, w13, w2, s), layer.dy.double()))
     for name, (_, compiled) in LAYER.items():
         if compiled and device == "cpu":
             continue
@@ -317,7 +317,7 @@ def check():
         except Absent as e:
             print(f"{name}: absent: {e}")
             continue
-        have = (y, *torch.autograd.grad(y, layer.leaves, layer.dy))
+        have = (y.detach(), *torch.autograd.grad(y, layer.leaves, layer.dy))
         worst = max(float((h.double() - w).norm() / w.norm()) for h, w in zip(have, want))
         print(f"{name}: {worst:.1e} of {bound:.0e}")
         bad += not worst <= bound
