@@ -27,6 +27,10 @@ const char *moe_test_target(const char *target) {
     return real() && strcmp(target, "cuda:sm_80") == 0 ? "cuda:native" : target;
 }
 
+bool moe_test_does_all(const char *target) {
+    return strncmp(target, "cuda:", 5) != 0 || real() || getenv("MOE_ALL_CASES");
+}
+
 bool moe_test_runs(const char *target) {
     static const struct {
         const char *target, *devices;

@@ -13,6 +13,9 @@ bool moe_test_simulate(const char *devices);
  * real: then "cuda:sm_80", which is in every test's list, stands for the machine's GPU, whatever it is, and
  * the other CUDA targets are passed over. Other targets: moe_target_runs_here. */
 bool moe_test_runs(const char *target);
+/* Whether a test does all that it has on that target: not where a GPU is simulated, whose kernels take half a second each to
+ * compile, unless MOE_ALL_CASES is set. */
+bool moe_test_does_all(const char *target);
 /* The target to compile for: "cuda:native" for "cuda:sm_80" with MOE_TEST_GPU=real, else itself. */
 const char *moe_test_target(const char *target);
 

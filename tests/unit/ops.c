@@ -109,10 +109,10 @@ static bool same_kind(const MoeOpCase *a, const MoeOpCase *b) {
  * Else of each op MOST cases, evenly over its list, and the first case of each dtype, form and variant; of elementwise ops, which
  * have one kernel for all, one op's. From sm_90a on: products alone, which are others there. */
 static bool on_gpu(const char *target, const MoeOpCase *cases, size_t n, size_t i) {
-    enum { MOST = 3 };
+    enum { MOST = 1 };
     MoeKind kind = moe_op_info(cases[i].op)->kind;
     size_t first = i, end = i;
-    if (getenv("MOE_ALL_CASES") || getenv("MOE_CASE"))
+    if (moe_test_does_all(target) || getenv("MOE_CASE"))
         return true;
     bool product = kind == MOE_KIND_GEMM || kind == MOE_KIND_WGRAD || kind == MOE_KIND_XENT;
     if (strcmp(target, "cuda:sm_80") != 0 && !(product && cases[i].dtype == MOE_BF16))

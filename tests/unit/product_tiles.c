@@ -189,14 +189,16 @@ static void check_product(const char *target, const Product *p, int which) {
     job_close(&j);
 }
 
-/* The GPUs' f32 kernels are the same text: one of them is enough. */
-static bool runs(const char *target, const Product *p) {
-    return (p->dtype != MOE_F32 || strcmp(target, "cuda:sm_90a") != 0) && moe_test_runs(target);
+/* The GPUs' f32 kernels are the same text: one of them is enough. Of the others each simulated GPU takes every other one. */
+static bool runs(const char *target, const Product *p, int which) {
+    int hopper = strcmp(target, "cuda:sm_90a") == 0;
+    return (p->dtype != MOE_F32 || !hopper) &&
+           (moe_test_does_all(target) || which % 2 == hopper) && moe_test_runs(target);
 }
 
 START_TEST(products_are_exact) {
     const char *target = targets[_i / N_PRODUCTS];
-    if (runs(target, &products[_i % N_PRODUCTS]))
+    if (runs(target, &products[_i % N_PRODUCTS], _i % N_PRODUCTS))
         check_product(target, &products[_i % N_PRODUCTS], _i % N_PRODUCTS);
 }
 END_TEST
@@ -251,7 +253,7 @@ static void check_gradient(const char *target, const Product *p, int which) {
 
 START_TEST(gradients_are_exact) {
     const char *target = targets[_i / N_GRADIENTS];
-    if (runs(target, &gradients[_i % N_GRADIENTS]))
+    if (runs(target, &gradients[_i % N_GRADIENTS], _i % N_GRADIENTS))
         check_gradient(target, &gradients[_i % N_GRADIENTS], _i % N_GRADIENTS);
 }
 END_TEST

@@ -204,7 +204,7 @@ START_TEST(copies_on_many_ranks) {
     const bool gpu =
         strncmp(targets[_i], "cuda:", 5) == 0; /* each case has kernels of its own there */
     if (moe_test_runs(targets[_i]))
-        for (size_t i = 0; i < (gpu && !getenv("MOE_ALL_CASES") ? 3 : LEN(cases)); i++)
+        for (size_t i = 0; i < (gpu && !moe_test_does_all(targets[_i]) ? 3 : LEN(cases)); i++)
             check_copies(&cases[i], targets[_i]);
 }
 END_TEST
