@@ -127,7 +127,9 @@ int main(int argc, char **argv) {
     else if (!st)
         code = moe_comm_suite_process(c, what, stdout);
     if (st)
-        fprintf(stderr, "comm_process: rank %d: %s\n", c ? c->rank : -1, moe_status_message(st));
+        /* One that had not met all others yet has no communicator. */
+        fprintf(stderr, "comm_process: rank %d: %s\n", c ? c->rank : moe_launch_detect().rank,
+                moe_status_message(st));
     if (st)
         code = moe_status_exit_code(st);
     moe_status_free(st);
