@@ -161,9 +161,6 @@ __device__ __forceinline__ void tma_load_3d(unsigned dst, const MoeMap &map, int
                                             unsigned bar) {
     sim_box(dst, &map, 3, c0, c1, c2, bar);
 }
-__device__ __forceinline__ void tma_prefetch(const MoeMap &map) {
-    MOE_SIM_API->tensor_map(&map);
-}
 
 /* ---- products of a warpgroup ---- */
 

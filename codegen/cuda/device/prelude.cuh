@@ -305,35 +305,6 @@ template <int WIDTH = 32> __device__ __forceinline__ i32 warp_sum(i32 v) {
     return v;
 }
 
-/* Over all THREADS threads of the block (a power of two of 32 or more), every one of which gets the result: warps first,
- * then a tree by halves over the warps. Holds two barriers; may be called again at once. */
-template <int THREADS> __device__ __forceinline__ float block_sum(float v) {
-    v = warp_sum(v);
-    if constexpr (THREADS > 32) {
-        constexpr int WARPS = THREADS / 32;
-        __shared__ float of_warp[WARPS];
-        __syncthreads();
-        if (lane() == 0)
-            of_warp[warp()] = v;
-        __syncthreads();
-        v = warp_sum<WARPS>(of_warp[lane() % WARPS]);
-    }
-    return v;
-}
-template <int THREADS> __device__ __forceinline__ float block_max(float v) {
-    v = warp_max(v);
-    if constexpr (THREADS > 32) {
-        constexpr int WARPS = THREADS / 32;
-        __shared__ float of_warp[WARPS];
-        __syncthreads();
-        if (lane() == 0)
-            of_warp[warp()] = v;
-        __syncthreads();
-        v = warp_max<WARPS>(of_warp[lane() % WARPS]);
-    }
-    return v;
-}
-
 } /* namespace moe */
 
 #endif

@@ -127,9 +127,6 @@ __device__ __forceinline__ void tma_load_3d(u32 dst, const MoeMap &map, int c0, 
                  ::"r"(dst), "l"((u64)&map), "r"(c0), "r"(c1), "r"(c2), "r"(bar)
                  : "memory");
 }
-__device__ __forceinline__ void tma_prefetch(const MoeMap &map) {
-    asm volatile("prefetch.tensormap [%0];" ::"l"((u64)&map) : "memory");
-}
 
 /* ---- Hopper: products of a warpgroup (128 threads) ---- */
 

@@ -215,14 +215,6 @@ __device__ __forceinline__ LeafRows leaf_rows(const i32 *table, i64 rows, int en
     return LeafRows{-1, -1};
 }
 
-/* Leaves of all entries before entry `end`. The same for all lanes of a warp, each of which takes part. */
-__device__ __forceinline__ int leaves_before(const i32 *table, i64 rows, int end) {
-    int n = 0;
-    for (int i = lane(); i < end; i += 32)
-        n += leaves_of(entry_start(table, rows, i + 1) - entry_start(table, rows, i));
-    return warp_sum(n);
-}
-
 /* ---- column sums: partial sums by leaf -> the sum of each column ---- */
 
 /* Columns 32 blockIdx.x .. of sum[cols]; partial sums of leaf n: slots + n * stride (floats). By group: the warps take its
