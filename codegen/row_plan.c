@@ -128,6 +128,20 @@ void moe_row_tree_shape(const MoeRowPlan *p, int64_t *out_groups, int64_t *out_s
     *out_shards = p->seg < 0 ? 1 : p->values[p->seg].v->type.shards;
 }
 
+MoeRowMatch moe_row_match(const MoeRowPlan *p, const MoeRowValue *v, int *shift) {
+    const MoeType *t = &v->v->type;
+    int lead = t->rank - 1, missing = p->lead_rank - lead;
+    MOE_ASSERT(missing >= 0, "row: an operand has more dims than the group's rows");
+    bool same = missing == 0, none = true;
+    for (int d = 0; d < lead; d++) {
+        same &= t->dims[d].seg || t->dims[d].size == p->lead[d + missing];
+        none &= !t->dims[d].seg && t->dims[d].size == 1;
+    }
+    if (shift)
+        *shift = missing;
+    return same ? MOE_ROW_SAME : none ? MOE_ROW_FIRST : MOE_ROW_MIXED;
+}
+
 /* All values have the elements of one shape, or are uniform; all ops elementwise. */
 static bool find_flat(MoeRowPlan *p) {
     const MoeRowValue *model = NULL;

@@ -95,6 +95,14 @@ typedef struct {
 const MoeType *moe_row_type(const MoeOp *op);
 /* Index of a value in the plan, -1 if it has no part in the group. */
 int moe_row_find(const MoeRowPlan *p, const MoeValue *v);
+/* Which row of a value goes with a row of the group: leading dims of size 1, or missing ones, repeat. */
+typedef enum {
+    MOE_ROW_SAME,  /* the same */
+    MOE_ROW_FIRST, /* row 0 with all */
+    MOE_ROW_MIXED  /* some dims repeat: dims[d] of the value goes with lead[d + shift] */
+} MoeRowMatch;
+/* shift (may be NULL): how many leading dims of the group's rows the value does without. */
+MoeRowMatch moe_row_match(const MoeRowPlan *p, const MoeRowValue *v, int *shift);
 /* Plans the group; everything is allocated in `arena`. */
 MoeRowPlan *moe_row_plan(MoeArena *arena, const MoeGroup *g, const MoeRowRules *rules);
 /* Bytes of workspace, from its start, that so many rows touch at the most. */

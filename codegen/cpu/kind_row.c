@@ -35,17 +35,10 @@ static MoeVal operand_row(Rows *w, const MoeRowValue *x, MoeVal r) {
     MoeEmit *e = w->e;
     const MoeRowPlan *p = w->p;
     const MoeType *t = &x->v->type;
-    int lead = t->rank - 1, shift = p->lead_rank - lead;
-    MOE_ASSERT(shift >= 0, "row: an operand has more dims than the group's rows");
-    bool same = shift == 0, none = true;
-    for (int d = 0; d < lead; d++) {
-        same &= t->dims[d].seg || t->dims[d].size == p->lead[d + shift];
-        none &= !t->dims[d].seg && t->dims[d].size == 1;
-    }
-    if (same)
-        return r;
-    if (none)
-        return moe_k64(e, 0);
+    int shift;
+    MoeRowMatch match = moe_row_match(p, x, &shift);
+    if (match != MOE_ROW_MIXED)
+        return match == MOE_ROW_SAME ? r : moe_k64(e, 0);
     MoeVal row = moe_k64(e, 0), rest = r;
     int64_t step = 1;
     for (int d = p->lead_rank - 1; d >= shift; d--) {

@@ -213,6 +213,22 @@ int moe_cuda_add_ref(MoeCudaRefs *r, MoeBufRef ref) {
     return r->n++;
 }
 
+void moe_cuda_product_launch(MoeCudaTarget *t, const MoeCudaProductPlan *plan,
+                             const MoeCudaProductKernel *k, MoeLowered *out) {
+    const char *name = moe_cuda_kernel(t, &(MoeCudaKernelText){.prefix = k->prefix,
+                                                               .note = k->note,
+                                                               .n_bufs = k->refs->n,
+                                                               .n_maps = plan->n_maps,
+                                                               .threads = plan->threads,
+                                                               .min_blocks = plan->min_blocks,
+                                                               .shared_bytes = plan->shared_bytes,
+                                                               .parts = k->parts | plan->parts,
+                                                               .body = moe_str_c(k->body)});
+    moe_cuda_launch_maps(t, out, name, plan->blocks, k->refs->refs, (size_t)k->refs->n, k->maps,
+                         (size_t)plan->n_maps);
+    moe_str_free(k->body);
+}
+
 void moe_cuda_shape_note(const MoeType *t, MoeStr *out) {
     moe_str_printf(out, "%s[", moe_dtype_name(t->dtype));
     for (int d = 0; d < t->rank; d++) {

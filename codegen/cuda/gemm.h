@@ -73,6 +73,18 @@ typedef struct {
 } MoeCudaRefs;
 int moe_cuda_add_ref(MoeCudaRefs *r, MoeBufRef ref);
 
+/* A product's kernel: its text (freed), the parts of the device library beside those of the plan, and what it is launched on. */
+typedef struct {
+    const char *prefix, *note; /* as a MoeCudaKernelText's */
+    uint32_t parts;
+    MoeStr *body;
+    const MoeCudaRefs *refs;
+    const MoeTensorMap *maps; /* the plan's n_maps */
+} MoeCudaProductKernel;
+/* Adds the kernel and a launch of it, as the plan says. */
+void moe_cuda_product_launch(MoeCudaTarget *t, const MoeCudaProductPlan *plan,
+                             const MoeCudaProductKernel *k, MoeLowered *out);
+
 /* Appends a tensor's dtype and extents for a kernel's note: no names, which would keep layers from sharing kernels. */
 void moe_cuda_shape_note(const MoeType *t, MoeStr *out);
 

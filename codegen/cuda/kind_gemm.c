@@ -243,21 +243,16 @@ MoeStatus moe_cuda_gemm_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
         emit_tail(&tail, &body);
         moe_str_printf(&body, "%s(g, %stail);\n", plan.call, plan.maps);
     }
-    const char *name = moe_cuda_kernel(t, &(MoeCudaKernelText){.prefix = "gemm",
-                                                               .note = moe_str_c(&comment),
-                                                               .n_bufs = tail.refs.n,
-                                                               .n_maps = plan.n_maps,
-                                                               .threads = plan.threads,
-                                                               .min_blocks = plan.min_blocks,
-                                                               .shared_bytes = plan.shared_bytes,
-                                                               .parts = plan.parts,
-                                                               .body = moe_str_c(&body)});
-    moe_str_free(&body);
-    moe_str_free(&comment);
     MoeTensorMap maps[MOE_CUDA_MAX_MAPS];
     if (plan.n_maps)
         moe_cuda_hopper_maps(&gemm, &plan, tail.a, tail.b, maps);
-    moe_cuda_launch_maps(t, out, name, plan.blocks, tail.refs.refs, (size_t)tail.refs.n, maps,
-                         (size_t)plan.n_maps);
+    moe_cuda_product_launch(t, &plan,
+                            &(MoeCudaProductKernel){.prefix = "gemm",
+                                                    .note = moe_str_c(&comment),
+                                                    .body = &body,
+                                                    .refs = &tail.refs,
+                                                    .maps = maps},
+                            out);
+    moe_str_free(&comment);
     return NULL;
 }

@@ -4,7 +4,6 @@
  * The text is made twice: once to count which loops read a value from memory, then with the values held that fit. */
 #include "codegen/cuda/kind_row.h"
 
-#include <string.h>
 #include "base/assert.h"
 #include "codegen/cuda/kind_row_internal.h"
 #include "ir/numbers.h"
@@ -22,17 +21,10 @@ bool moe_cuda_row_is_local(MoeOpcode o) {
 static const char *operand_row(MoeCudaRows *w, const MoeRowValue *v) {
     const MoeRowPlan *p = w->p;
     const MoeType *t = &v->v->type;
-    int lead = t->rank - 1, shift = p->lead_rank - lead;
-    MOE_ASSERT(shift >= 0, "row: an operand has more dims than the group's rows");
-    bool same = shift == 0, none = true;
-    for (int d = 0; d < lead; d++) {
-        same &= t->dims[d].seg || t->dims[d].size == p->lead[d + shift];
-        none &= !t->dims[d].seg && t->dims[d].size == 1;
-    }
-    if (same)
-        return "row";
-    if (none)
-        return "0";
+    int shift;
+    MoeRowMatch match = moe_row_match(p, v, &shift);
+    if (match != MOE_ROW_MIXED)
+        return match == MOE_ROW_SAME ? "row" : "0";
     MoeStr s = {0};
     int64_t step = 1, below = 1;
     for (int d = p->lead_rank - 1; d >= shift; d--) {
@@ -337,7 +329,7 @@ MoeStatus moe_cuda_row_rows(MoeCudaTarget *t, const MoeRowPlan *p, MoeLowered *o
     w.early = MOE_NEW_N(a, bool, p->n_values);
     for (int i = 0; i < p->n_values; i++)
         w.varies[i] = p->values[i].cls == MOE_ROW_VECTOR && !p->values[i].is_const &&
-                      strcmp(operand_row(&w, &p->values[i]), "0") != 0;
+                      moe_row_match(p, &p->values[i], NULL) != MOE_ROW_FIRST;
     moe_cuda_row_choose_team(&w);
     moe_cuda_row_hold(&w, false);
     emit(&w);

@@ -102,21 +102,16 @@ MoeStatus moe_cuda_wgrad_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *
     moe_cuda_shape_note(&op->operands[0]->type, &note);
     moe_str_append(&note, " transposed times ");
     moe_cuda_shape_note(&op->operands[1]->type, &note);
-    const char *name = moe_cuda_kernel(t, &(MoeCudaKernelText){.prefix = "wgrad",
-                                                               .note = moe_str_c(&note),
-                                                               .n_bufs = refs.n,
-                                                               .n_maps = plan.n_maps,
-                                                               .threads = plan.threads,
-                                                               .min_blocks = plan.min_blocks,
-                                                               .shared_bytes = plan.shared_bytes,
-                                                               .parts = plan.parts,
-                                                               .body = moe_str_c(&body)});
-    moe_str_free(&body);
-    moe_str_free(&note);
     MoeTensorMap maps[MOE_CUDA_MAX_MAPS];
     if (plan.n_maps)
         moe_cuda_hopper_wgrad_maps(&w, at_dy, at_x, maps);
-    moe_cuda_launch_maps(t, out, name, plan.blocks, refs.refs, (size_t)refs.n, maps,
-                         (size_t)plan.n_maps);
+    moe_cuda_product_launch(t, &plan,
+                            &(MoeCudaProductKernel){.prefix = "wgrad",
+                                                    .note = moe_str_c(&note),
+                                                    .body = &body,
+                                                    .refs = &refs,
+                                                    .maps = maps},
+                            out);
+    moe_str_free(&note);
     return NULL;
 }

@@ -189,21 +189,16 @@ static void declare_state(Kernel *k, const Xent *x) {
 
 static void finish(Kernel *k, const char *prefix, const MoeCudaProductPlan *plan,
                    const MoeTensorMap *maps, MoeLowered *out) {
-    const uint32_t parts =
-        1u << MOE_CUDA_PART_math | 1u << MOE_CUDA_PART_gemm | 1u << MOE_CUDA_PART_xent;
-    const char *name =
-        moe_cuda_kernel(k->t, &(MoeCudaKernelText){.prefix = prefix,
-                                                   .note = k->note,
-                                                   .n_bufs = k->refs.n,
-                                                   .n_maps = plan->n_maps,
-                                                   .threads = plan->threads,
-                                                   .min_blocks = plan->min_blocks,
-                                                   .shared_bytes = plan->shared_bytes,
-                                                   .parts = parts | plan->parts,
-                                                   .body = moe_str_c(&k->body)});
-    moe_cuda_launch_maps(k->t, out, name, plan->blocks, k->refs.refs, (size_t)k->refs.n, maps,
-                         (size_t)plan->n_maps);
-    moe_str_free(&k->body);
+    moe_cuda_product_launch(k->t, plan,
+                            &(MoeCudaProductKernel){.prefix = prefix,
+                                                    .note = k->note,
+                                                    .parts = 1u << MOE_CUDA_PART_math |
+                                                             1u << MOE_CUDA_PART_gemm |
+                                                             1u << MOE_CUDA_PART_xent,
+                                                    .body = &k->body,
+                                                    .refs = &k->refs,
+                                                    .maps = maps},
+                            out);
 }
 
 /* ... without a product: a thread for each of `items`. */
