@@ -50,11 +50,22 @@ typedef struct {
     size_t n_maps;
 } MoeLaunchShape;
 
+/* What a launch computes that is nothing but one product over rows whose number is a constant of the plan:
+ * out [rows][n] = round(a [rows][k] b (+ c)), sums in f32, in the dtype of out. The runtime may leave it to a library (docs/GPU.md). */
+typedef struct {
+    int a, b, c, out, live; /* indices into the launch's bufs. c: an f32 matrix like out, -1 none; it may be out. live: the segs whose
+                               last entry counts the live rows, -1: all are */
+    MoeDtype dtype, out_dtype; /* of a and b; of out: f32 or, without c, bf16 */
+    int64_t rows, n, k;
+    bool transposed; /* b is [n][k], else [k][n] */
+} MoeDense;
+
 typedef struct {
     const char *kernel; /* symbol name */
     MoeBufRef *bufs;
     size_t n_bufs;
     MoeLaunchShape shape;
+    const MoeDense *dense; /* NULL: it is none */
 } MoeLaunch;
 
 typedef struct {

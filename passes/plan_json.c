@@ -159,6 +159,7 @@ static json_t *json_steps(Writer *w) {
             json_t *o = json_step(s, &s->lowered.launches[k], k == 0, name);
             set(o, "bufs", json_bufs(w, &s->lowered.launches[k], workspace));
             moe_plan_json_shape(&s->lowered.launches[k].shape, o);
+            moe_plan_json_dense(s->lowered.launches[k].dense, o);
             if (s->group.parts)
                 moe_plan_json_slots(w, &s->group, o);
             if (k == 0)

@@ -57,6 +57,8 @@ void moe_plan_json_live(MoePlanWriter *w, const MoeGroup *g, json_t *o);
 json_t *moe_plan_json_placement(const MoePassContext *cx);
 /* plan_json_shape.c. What a kernel's step adds on a device that is told the shape of launches: "grid", "block", "shared", "maps". */
 void moe_plan_json_shape(const MoeLaunchShape *s, json_t *o);
+/* The same file: what a launch adds that is one product over dense rows: "dense"; d may be NULL. */
+void moe_plan_json_dense(const MoeDense *d, json_t *o);
 /* What a kernel's step adds when it works on one chunk of slots: "slots", "segs". */
 void moe_plan_json_slots(MoePlanWriter *w, const MoeGroup *g, json_t *o);
 

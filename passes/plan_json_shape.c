@@ -1,4 +1,4 @@
-/* The shape of a launch in plan.json (docs/PLAN.md): blocks, threads, shared memory, tensor maps. */
+/* The shape of a launch in plan.json (docs/PLAN.md): blocks, threads, shared memory, tensor maps; what product it is. */
 #include "passes/plan_json_internal.h"
 
 static json_t *numbers64(const int64_t *v, int n) {
@@ -38,4 +38,24 @@ void moe_plan_json_shape(const MoeLaunchShape *s, json_t *o) {
     for (size_t i = 0; i < s->n_maps; i++)
         json_array_append_new(maps, json_map(&s->maps[i]));
     set(o, "maps", maps);
+}
+
+void moe_plan_json_dense(const MoeDense *d, json_t *o) {
+    if (!d)
+        return;
+    json_t *p = json_object();
+    set_i(p, "a", d->a);
+    set_i(p, "b", d->b);
+    if (d->c >= 0)
+        set_i(p, "c", d->c);
+    set_i(p, "out", d->out);
+    if (d->live >= 0)
+        set_i(p, "live", d->live);
+    set_s(p, "dtype", moe_dtype_name(d->dtype));
+    set_s(p, "out_dtype", moe_dtype_name(d->out_dtype));
+    set_i(p, "rows", d->rows);
+    set_i(p, "n", d->n);
+    set_i(p, "k", d->k);
+    set(p, "transposed", json_boolean(d->transposed));
+    set(o, "dense", p);
 }

@@ -125,6 +125,15 @@ typedef struct {
     int swizzle; /* bytes */
 } MoePlanTensorMap;
 
+/* The product that a step is, if it is nothing else and over all rows: out [rows][n] = round(a [rows][k] b (+ c)), all row-major without
+ * gaps, sums in f32. Indices into the step's bufs; c, live: -1 none; c may be out. */
+typedef struct {
+    int a, b, c, out, live; /* live: the segs whose last entry counts the live rows */
+    MoePlanDtype dtype, out_dtype; /* of a and b; of out: f32, or without c bf16 */
+    int64_t rows, n, k;
+    bool transposed; /* b is [n][k], else [k][n] */
+} MoePlanDense;
+
 /* How a GPU runs a kernel. */
 typedef struct {
     int64_t grid; /* blocks */
@@ -158,6 +167,7 @@ typedef struct {
     MoeKernelTasksFn tasks; /* after linking, on a CPU */
     MoeKernelFn run;
     MoePlanShape shape; /* on a GPU */
+    MoePlanDense *dense; /* on a GPU; NULL: the step is no such product */
 } MoePlanStep;
 
 typedef struct {

@@ -131,8 +131,10 @@ static void read_launch(MoePlanReader *r, const json_t *o, MoePlanProgram *g, si
     moe_plan_at(r, "programs.%s.steps[%zu]", g->name, i);
     moe_plan_read_slots(r, o, g, i);
     moe_plan_read_live(r, o, g, i);
-    if (moe_plan_is_cuda(r->plan))
+    if (moe_plan_is_cuda(r->plan)) {
         moe_plan_read_shape(r, o, g, i);
+        moe_plan_read_dense(r, o, g, i);
+    }
 }
 
 static void read_step(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i) {

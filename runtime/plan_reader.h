@@ -53,6 +53,8 @@ void moe_plan_read_live(MoePlanReader *r, const json_t *o, MoePlanProgram *g, si
 void moe_plan_read_placement(MoePlanReader *r, const json_t *root);
 /* plan_read_shape.c: how a GPU runs the kernel of step i. */
 void moe_plan_read_shape(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
+/* plan_read_dense.c: the product that step i is, if it is one. */
+void moe_plan_read_dense(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
 /* Every exchange that is started ends. */
 void moe_plan_check_waits(MoePlanReader *r, MoePlanProgram *g);
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/cache_dir.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "base/str.h"
@@ -12,21 +13,9 @@
 #define VERSION   1
 #define MAX_ENTRY ((size_t)256 << 20)
 
-/* The directory; false: there is to be no cache. */
-static bool cache_dir(MoeStr *out) {
-    const char *dir = getenv("MOEC_CACHE"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (dir)
-        moe_str_append(out, dir);
-    else if (xdg && *xdg)
-        moe_str_printf(out, "%s/moec", xdg);
-    else if (home && *home)
-        moe_str_printf(out, "%s/.cache/moec", home);
-    return out->len > 0;
-}
-
 static bool entry_path(const char *key, size_t n, MoeStr *out) {
     char hash[33];
-    if (!cache_dir(out))
+    if (!moe_cache_dir(out))
         return false;
     moe_hash_hex(key, n, hash);
     moe_str_printf(out, "/%s-%zu.cubin", hash, n);
@@ -90,7 +79,7 @@ bool moe_cuda_cache_find(const char *key, size_t n, MoeCudaCode *out) {
 
 static MoeStatus write_entry(const char *path, const MoeCudaCode *code) {
     MoeStr entry = {0}, dir = {0};
-    cache_dir(&dir);
+    (void)moe_cache_dir(&dir);
     MoeStatus st = moe_dir_make(moe_str_c(&dir));
     if (!st) {
         write_head(code, &entry);

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include "base/assert.h"
 #include "codegen/bufs.h"
+#include "codegen/cuda/dense.h"
 #include "codegen/cuda/ew.h"
 #include "codegen/cuda/gemm.h"
 #include "codegen/cuda/gemm_hopper.h"
@@ -253,6 +254,7 @@ MoeStatus moe_cuda_gemm_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
                                                     .refs = &tail.refs,
                                                     .maps = maps},
                             out);
+    moe_cuda_dense_note(gg, g, tail.a, tail.b[0], out);
     moe_str_free(&comment);
     return NULL;
 }
