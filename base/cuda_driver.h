@@ -139,6 +139,7 @@ typedef struct { /* CUtensorMap */
     X(stream_create, "cuStreamCreate", (MoeCuStream * stream, unsigned flags))                     \
     X(stream_destroy, "cuStreamDestroy_v2", (MoeCuStream stream))                                  \
     X(stream_synchronize, "cuStreamSynchronize", (MoeCuStream stream))                             \
+    X(stream_query, "cuStreamQuery", (MoeCuStream stream))                                         \
     X(stream_wait, "cuStreamWaitEvent", (MoeCuStream stream, MoeCuEvent event, unsigned flags))    \
     X(event_create, "cuEventCreate", (MoeCuEvent * event, unsigned flags))                         \
     X(event_destroy, "cuEventDestroy_v2", (MoeCuEvent event))                                      \

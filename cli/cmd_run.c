@@ -91,7 +91,11 @@ MoeStatus moe_device_option(const MoeOptions *o, MoeDevicePlace *out) {
     if (n < -1 || n > 1 << 20)
         return moe_error(MOE_E_MISUSE, "--device %lld: expected the number of a GPU, or -1",
                          (long long)n);
-    *out = (MoeDevicePlace){(int)n, -1};
+    static const char *const ways[] = {"auto", "peer", "nccl", "host"};
+    MoeExchange way = MOE_EXCHANGE_AUTO;
+    while (strcmp(ways[way], moe_opt(o, OPT_EXCHANGE)))
+        way++;
+    *out = (MoeDevicePlace){(int)n, -1, way};
     return NULL;
 }
 

@@ -43,6 +43,10 @@ void moe_comm_poll(MoeComm *c) {
     c->ops->poll(c);
 }
 
+MoeStatus moe_comm_status(MoeComm *c) {
+    return c->ops->status(c);
+}
+
 void moe_comm_phase(MoeComm *c, int64_t step, const char *phase) {
     c->ops->phase(c, step, phase);
 }

@@ -38,6 +38,7 @@ typedef struct {
                        size_t n_recvs, const char *what, MoeRequest **out);
     MoeStatus (*wait)(MoeComm *c, MoeRequest *r);
     void (*poll)(MoeComm *c);
+    MoeStatus (*status)(MoeComm *c);
     void (*phase)(MoeComm *c, int64_t step, const char *phase);
     void (*abort)(MoeComm *c, const char *why);
     void (*destroy)(MoeComm *c);
@@ -60,6 +61,8 @@ MoeStatus moe_comm_exchange(MoeComm *c, const MoeBlock *sends, size_t n_sends,
                             const MoeBlock *recvs, size_t n_recvs, const char *what);
 /* Lets transfers under way go on; cheap; called between kernels. It also counts as a sign of life. */
 void moe_comm_poll(MoeComm *c);
+/* What a call would return now if it failed; NULL if nothing has. For who waits for something else meanwhile (a device). */
+MoeStatus moe_comm_status(MoeComm *c);
 /* Where this rank stands, for the others' error messages: step 17, "forward layers.3". phase is copied. */
 void moe_comm_phase(MoeComm *c, int64_t step, const char *phase);
 /* Tells all ranks that this one gives up: their calls return MOE_E_PEER with `why`. */

@@ -56,6 +56,10 @@ static void self_poll(MoeComm *c) {
     (void)c;
 }
 
+static MoeStatus self_status(MoeComm *c) {
+    return again((Self *)c);
+}
+
 static void self_phase(MoeComm *c, int64_t step, const char *phase) {
     moe_comm_place_set(&((Self *)c)->place, step, phase);
 }
@@ -71,8 +75,8 @@ static void self_destroy(MoeComm *c) {
     free(c);
 }
 
-static const MoeCommOps self_ops = {"self",     self_start, self_wait,   self_poll,
-                                    self_phase, self_abort, self_destroy};
+static const MoeCommOps self_ops = {"self",      self_start, self_wait,  self_poll,
+                                    self_status, self_phase, self_abort, self_destroy};
 
 MoeStatus moe_comm_self(MoeComm **out) {
     Self *s = calloc(1, sizeof *s);

@@ -269,6 +269,16 @@ static void threads_poll(MoeComm *c) {
     moe_hub_unlock(me->hub);
 }
 
+static MoeStatus threads_status(MoeComm *c) {
+    MoeHubRank *me = (MoeHubRank *)c;
+    if (!atomic_load(&me->hub->failed))
+        return NULL;
+    moe_hub_lock(me->hub);
+    MoeStatus st = moe_hub_status(me);
+    moe_hub_unlock(me->hub);
+    return st;
+}
+
 static void threads_phase(MoeComm *c, int64_t step, const char *phase) {
     MoeHubRank *me = (MoeHubRank *)c;
     alive(me);
@@ -308,8 +318,8 @@ static void threads_destroy(MoeComm *c) {
         moe_hub_destroy(h);
 }
 
-static const MoeCommOps threads_ops = {"threads",     threads_start, threads_wait,   threads_poll,
-                                       threads_phase, threads_abort, threads_destroy};
+static const MoeCommOps threads_ops = {"threads",      threads_start, threads_wait,  threads_poll,
+                                       threads_status, threads_phase, threads_abort, threads_destroy};
 
 MoeStatus moe_comm_threads(int n, MoeComm **out) {
     MOE_ASSERT(n >= 1, "a communicator of %d ranks", n);

@@ -90,6 +90,10 @@ static void wire_poll(MoeComm *base) {
         moe_wire_progress(c, 0);
 }
 
+static MoeStatus wire_status(MoeComm *base) {
+    return failure((Wire *)base);
+}
+
 static void wire_phase(MoeComm *base, int64_t step, const char *phase) {
     Wire *c = (Wire *)base;
     moe_comm_place_set(&c->place, step, phase);
@@ -185,10 +189,10 @@ static MoeStatus make(Wire **out, int size) {
 
 MoeStatus moe_comm_wire(const char *name, int rank, int size, MoeTransport *t, MoeWatch *w,
                         double silence_limit, MoeComm **out) {
-    static const MoeCommOps mpi = {"mpi",      wire_start, wire_wait,   wire_poll,
-                                   wire_phase, wire_abort, wire_destroy},
-                            tcp = {"tcp",      wire_start, wire_wait,   wire_poll,
-                                   wire_phase, wire_abort, wire_destroy};
+    static const MoeCommOps mpi = {"mpi",       wire_start, wire_wait,  wire_poll,
+                                   wire_status, wire_phase, wire_abort, wire_destroy},
+                            tcp = {"tcp",       wire_start, wire_wait,  wire_poll,
+                                   wire_status, wire_phase, wire_abort, wire_destroy};
     Wire *c;
     MoeStatus st = make(&c, size);
     if (st) {

@@ -56,6 +56,14 @@ typedef struct {
 struct MoeDevice {
     const MoeDeviceOps *ops;
     int number; /* among the host's devices; -1: the host itself */
+    /* A run of a program begins, on every rank: the first time devices may find each other. */
+    MoeStatus (*meet)(MoeDevice *d, MoeExec *x);
+    /* Whether it does step i, an exchange or the wait for one, by itself; the same on all ranks. Nothing is settled before such
+     * a step, and exchange() may return before it has run. Of other exchanges the host takes care (exec_comm.h). */
+    bool (*carries)(const MoeDevice *d, const MoeExec *x, const MoeExecProgram *g, size_t i);
+    MoeStatus (*exchange)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
+    /* Before the execution's memory goes: no other rank's device reads it any more, or writes to it. */
+    void (*leave)(MoeDevice *d, MoeExec *x);
 };
 
 /* For the plan's target, of its family ("cpu:", "cuda:"). MOE_E_INPUT where that is not there, with what to do. */
@@ -83,3 +91,7 @@ static inline void moe_device_forget(MoeDevice *d, void *at, int64_t bytes) {
 }
 
 #endif
+static inline bool moe_device_carries(const MoeDevice *d, const MoeExec *x,
+                                      const MoeExecProgram *g, size_t i) {
+    return d->ops->carries && d->ops->carries(d, x, g, i);
+}

@@ -324,9 +324,13 @@ static void emulated_destroy(MoeComm *c) {
     free(e);
 }
 
-static const MoeCommOps emulated_ops = {"emulated",      emulated_start, emulated_wait,
-                                        emulated_poll,   emulated_phase, emulated_abort,
-                                        emulated_destroy};
+static MoeStatus emulated_status(MoeComm *c) {
+    return moe_comm_status(emulated(c)->inner);
+}
+
+static const MoeCommOps emulated_ops = {"emulated",      emulated_start,  emulated_wait,
+                                        emulated_poll,   emulated_status, emulated_phase,
+                                        emulated_abort,  emulated_destroy};
 
 static MoeStatus create(MoeComm *inner, const MoeCluster *cluster, Emulated **out) {
     MOE_TRY(moe_cluster_check_ranks(cluster, inner->size));

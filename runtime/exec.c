@@ -260,7 +260,7 @@ MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, Moe
 
 MoeStatus moe_exec_create_on(const MoePlan *plan, MoeComm *comm, int n_threads,
                              const MoeDevicePlace *place, MoeExec **out) {
-    MoeDevicePlace at = place ? *place : (MoeDevicePlace){-1, -1};
+    MoeDevicePlace at = place ? *place : (MoeDevicePlace){-1, -1, MOE_EXCHANGE_AUTO};
     *out = NULL;
     MOE_TRY(check_ports(plan));
     MoeExec *x = calloc(1, sizeof *x);

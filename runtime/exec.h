@@ -12,10 +12,15 @@
 
 typedef struct MoeExec MoeExec;
 
-/* Which of a host's devices, where the plan's target has several. */
+/* How ranks on GPUs exchange (docs/GPU.md): by kernels that read each other's memory, over NCCL, through host memory; auto: the
+ * first of them that can. Every rank asks for the same. The bits do not depend on it. */
+typedef enum { MOE_EXCHANGE_AUTO, MOE_EXCHANGE_PEER, MOE_EXCHANGE_NCCL, MOE_EXCHANGE_HOST } MoeExchange;
+
+/* Which of a host's devices, where the plan's target has several, and how it exchanges with those of other ranks. */
 typedef struct {
     int device; /* its number; -1: the rank's number on its host, modulo the devices there */
     int local;  /* this rank's number among those of its host; -1: its rank */
+    MoeExchange exchange;
 } MoeDevicePlace;
 
 /* Allocates everything. One exec runs all programs of the plan (they share the slab). comm: of as many ranks as the plan

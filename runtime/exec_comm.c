@@ -308,3 +308,5 @@ MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i) {
     MOE_TRY(begin(x, g, s, f));
     return s->start ? NULL : finish(x, g, s, f);
 }
+    if (moe_device_carries(x->device, x, g, i))
+        return s->wait < 0 && is_filled(x, g, i) ? NULL : x->device->ops->exchange(x->device, x, g, i);

@@ -99,7 +99,7 @@ static MoeStatus take_step(MoeExec *x, MoeExecProgram *g, size_t i, bool countin
     return NULL;
 }
 
-/* Steps of phases lo..hi; counting: only those of the counting pass. Before a step that is no kernel, and at the end, a
+/* Steps of phases lo..hi; counting: only those of the counting pass. Before a step that is the host's, and at the end, a
  * device says whether all that was started has run: if not, it goes on from there. */
 static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePlanPhase hi,
                            bool counting) {
@@ -114,7 +114,7 @@ static MoeStatus run_steps(MoeExec *x, MoeExecProgram *g, MoePlanPhase lo, MoePl
         size_t again = n;
         if (s && !moe_exec_is_due(s, lo, hi, counting))
             continue;
-        if (ops->settle && (!s || !s->kernel))
+        if (ops->settle && (!s || (!s->kernel && !moe_device_carries(x->device, x, g, i))))
             MOE_TRY(ops->settle(x->device, x, g, &again));
         if (again < n) {
             i = again - 1; /* the loop's increment: 0 wraps round */
@@ -217,6 +217,8 @@ static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b,
     moe_exec_comm_begin_run(x);
     out->ids = b->ids;
     out->labels = b->labels;
+    if (!st && x->device->ops->meet)
+        st = x->device->ops->meet(x->device, x);
     out->n_seqs = b->n_seqs;
     if (x->profile)
         memset(out->g->seconds, 0, sizeof *out->g->seconds * out->g->plan->n_steps);

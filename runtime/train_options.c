@@ -22,7 +22,7 @@ void moe_train_options_default(MoeTrainOptions *o) {
                            .resume = MOE_RESUME_AUTO,
                            .trace = true,
                            .log_seconds = 10,
-                           .device = {-1, -1}};
+                           .device = {-1, -1, MOE_EXCHANGE_AUTO}};
     moe_place_options_default(&o->place);
 }
 

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static bool initialised;
@@ -87,6 +88,26 @@ CUresult moe_sim_enter(const char *call, CUcontext *out) {
         return moe_sim_complain(CUDA_ERROR_INVALID_CONTEXT,
                                 "%s: no context is current in this thread (cuCtxSetCurrent)", call);
     return current->error;
+}
+
+static pthread_cond_t change = PTHREAD_COND_INITIALIZER;
+static uint64_t n_changes;
+
+void moe_sim_changed(void) {
+    n_changes++;
+    pthread_cond_broadcast(&change);
+}
+
+bool moe_sim_wait_change(double seconds) {
+    uint64_t before = n_changes;
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    double end = (double)t.tv_sec + 1e-9 * (double)t.tv_nsec + seconds;
+    t.tv_sec = (time_t)end;
+    t.tv_nsec = (long)(1e9 * (end - (double)t.tv_sec));
+    while (n_changes == before && !pthread_cond_timedwait(&change, &lock, &t))
+        ;
+    return n_changes != before;
 }
 
 CUresult moe_sim_leave(CUresult r) {

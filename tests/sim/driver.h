@@ -1,7 +1,9 @@
 /* The simulated driver (libcuda.so.1): what its files share. Names and values are the driver API's.
  *
  * One lock guards all of it: entry points take it (moe_sim_enter), and work that was asked of a stream runs inside the call
- * that waits for it, so nothing happens in the background, and everything as late as the API allows.
+ * that waits for it, so nothing happens in the background, and everything as late as the API allows. Where that work waits for
+ * something in memory, other streams go on inside that call; where none can, it lets go of the lock until another thread has
+ * asked for something.
  *
  * Environment, read when it counts, so that a test may set it between calls:
  *   MOE_SIM_DEVICES=90,80     compute capabilities of the devices (default 90); "none": no device
@@ -9,6 +11,8 @@
  *   MOE_SIM_MEMORY=BYTES      of each device (default 16 GiB): what is beyond is out of memory
  *   MOE_SIM_FAIL_LAUNCH=N     the N-th launch from now fails; or a kernel's name, or how it begins
  *   MOE_SIM_LOST_AFTER=N      after N launches the device is gone: every call says so
+ *   MOE_SIM_NO_PEER=1         no device reaches another's memory
+ *   MOE_SIM_NO_STREAM_VALUES=1  streams cannot wait for values in memory
  *   MOE_SIM_QUIET=1           no words on stderr of kernels that failed, and of misuse
  *   MOE_SIM_ORDER, MOE_SIM_ASYNC: block.h */
 #ifndef MOE_TESTS_SIM_DRIVER_H
@@ -31,6 +35,8 @@
     X(101, CUDA_ERROR_INVALID_DEVICE, "invalid device ordinal")                                    \
     X(200, CUDA_ERROR_INVALID_IMAGE, "device kernel image is invalid")                             \
     X(201, CUDA_ERROR_INVALID_CONTEXT, "invalid device context")                                   \
+    X(217, CUDA_ERROR_PEER_ACCESS_UNSUPPORTED,                                                     \
+      "peer access is not supported between these two devices")                                    \
     X(209, CUDA_ERROR_NO_BINARY_FOR_GPU,                                                           \
       "no kernel image is available for execution on the device")                                  \
     X(400, CUDA_ERROR_INVALID_HANDLE, "invalid resource handle")                                   \
@@ -38,6 +44,7 @@
     X(600, CUDA_ERROR_NOT_READY, "device not ready")                                               \
     X(700, CUDA_ERROR_ILLEGAL_ADDRESS, "an illegal memory access was encountered")                 \
     X(701, CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES, "too many resources requested for launch")          \
+    X(704, CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED, "peer access is already enabled")               \
     X(719, CUDA_ERROR_LAUNCH_FAILED, "unspecified launch failure")                                 \
     X(801, CUDA_ERROR_NOT_SUPPORTED, "operation not supported")                                    \
     X(900, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,                                                  \
@@ -75,6 +82,7 @@ struct CUctx_st {
     int retained;
     CUresult error; /* of a kernel: every later call returns it */
     size_t used;    /* bytes of its memory */
+    unsigned peers; /* bit of a device: its kernels reach what cuMemAlloc made there */
 };
 
 typedef struct {
@@ -99,23 +107,40 @@ CUresult moe_sim_complain(CUresult r, const char *fmt, ...) __attribute__((forma
 MOE_SIM_EXPORT const char *moe_sim_last_words(void);
 /* Counts a launch; whether it is one that fails, by the environment. */
 CUresult moe_sim_launch_fault(CUcontext c, const char *kernel);
+/* Something was asked for, or has run: who waits looks again. */
+void moe_sim_changed(void);
+/* Lets go of the lock until that happens, or for so long. False: nothing did. */
+bool moe_sim_wait_change(double seconds);
 
 /* ---- memory.c ---- */
 
-/* Device memory can be touched between these (kernels, copies); outside of them it cannot. */
-void moe_sim_memory_open(void);
+/* Device memory that this context reaches can be touched between these (kernels, copies); outside of them it cannot. */
+void moe_sim_memory_open(CUcontext c);
 void moe_sim_memory_close(void);
+/* Stays open for c, until leave or another context's kernel. */
+void moe_sim_memory_stay(CUcontext c);
+void moe_sim_memory_leave(void);
 /* The same for what device memory a copy touches. */
 void moe_sim_memory_range(const void *p, size_t n, bool open);
 /* Whether all of it is device memory that is mapped. */
 bool moe_sim_memory_holds(CUdeviceptr p, size_t n);
+/* Whether c reaches all of it, too. */
+bool moe_sim_memory_reached(CUcontext c, CUdeviceptr p, size_t n);
 /* Whether some of it is device memory; whether all of it is pinned memory of the host. */
 bool moe_sim_memory_touches(const void *p, size_t n);
 bool moe_sim_memory_pinned(const void *p, size_t n);
 
 /* ---- stream.c ---- */
 
-typedef enum { OP_LAUNCH, OP_COPY, OP_SET, OP_RECORD, OP_WAIT } MoeSimOpKind;
+typedef enum { OP_LAUNCH, OP_COPY, OP_SET, OP_RECORD, OP_WAIT, OP_VALUES, OP_POLL } MoeSimOpKind;
+
+/* Of a batch of stream memory operations: a wait for a value (by MOE_SIM_GEQ ..), or a write. */
+typedef struct {
+    bool wait;
+    CUdeviceptr at;
+    uint32_t value;
+    unsigned flags;
+} MoeSimValue;
 
 /* A kernel and its arguments, ready to run. */
 typedef struct {
@@ -137,6 +162,10 @@ typedef struct {
     CUevent event;
     CUstream stream; /* WAIT: the one that recorded, and at which number */
     uint64_t number;
+    MoeSimValue *values; /* [n_values]; owned; the first n_done are over */
+    size_t n_values, n_done;
+    bool (*poll)(void *ctx); /* POLL: tries; false: not yet */
+    void *ctx;
 } MoeSimOp;
 
 /* Adds op (whose memory it takes over) to a stream or the graph that the stream is captured into. */

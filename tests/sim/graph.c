@@ -58,6 +58,12 @@ MOE_SIM_EXPORT CUresult cuStreamEndCapture(CUstream s, CUgraph *out) {
 static void copy_op(MoeSimOp *to, const MoeSimOp *from) {
     *to = *from;
     to->staged = NULL;
+    if (from->values) {
+        to->values = malloc(from->n_values * sizeof *to->values);
+        if (!to->values)
+            abort();
+        memcpy(to->values, from->values, from->n_values * sizeof *to->values);
+    }
     MoeSimCall *call = &to->call;
     if (from->kind != OP_LAUNCH || !from->call.params)
         return;

@@ -16,7 +16,7 @@ typedef struct {
     char *pages; /* what mprotect gets */
     size_t page_bytes;
     enum { DEVICE, MAPPED, HOST } kind;
-    bool access; /* MAPPED: cuMemSetAccess was called */
+    unsigned access; /* MAPPED: bits of devices, by cuMemSetAccess */
     CUcontext context;
     uint64_t handle; /* MAPPED */
 } Region;
@@ -43,6 +43,7 @@ static Reserved *reserved;
 static size_t n_reserved, cap_reserved;
 static uint64_t next_handle = 1;
 static int open_count;
+static CUcontext open_for;
 
 #define ADD(list, n, cap)                                                                          \
     ((n) == (cap)                                                                                  \
@@ -60,23 +61,57 @@ static void protect(const Region *r, int how) {
     }
 }
 
-void moe_sim_memory_open(void) {
-    if (open_count++ == 0)
+static bool reaches(CUcontext c, const Region *r) {
+    if (r->kind == MAPPED)
+        return r->access >> c->device & 1;
+    return r->kind == HOST || r->context == c || (c->peers >> r->context->device & 1);
+}
+
+/* As it is to be now. */
+static void protect_now(const Region *r) {
+    protect(r, open_count && reaches(open_for, r) ? PROT_READ | PROT_WRITE : PROT_NONE);
+}
+
+void moe_sim_memory_open(CUcontext c) {
+    bool other = open_for != c;
+    open_for = c;
+    if (open_count++ == 0 || other)
         for (size_t i = 0; i < n_regions; i++)
-            protect(&regions[i], PROT_READ | PROT_WRITE);
+            protect_now(&regions[i]);
 }
 
 void moe_sim_memory_close(void) {
     if (--open_count == 0)
         for (size_t i = 0; i < n_regions; i++)
-            protect(&regions[i], PROT_NONE);
+            protect_now(&regions[i]);
+}
+
+static bool stays;
+
+void moe_sim_memory_stay(CUcontext c) {
+    if (stays && open_for == c)
+        return;
+    moe_sim_memory_leave();
+    moe_sim_memory_open(c);
+    stays = true;
+}
+
+void moe_sim_memory_leave(void) {
+    if (stays)
+        moe_sim_memory_close();
+    stays = false;
 }
 
 void moe_sim_memory_range(const void *p, size_t n, bool open) {
     const char *at = p;
-    for (size_t i = 0; !open_count && i < n_regions; i++)
-        if (at < regions[i].at + regions[i].bytes && at + n > regions[i].at)
-            protect(&regions[i], open ? PROT_READ | PROT_WRITE : PROT_NONE);
+    for (size_t i = 0; i < n_regions; i++) {
+        if (at >= regions[i].at + regions[i].bytes || at + n <= regions[i].at)
+            continue;
+        if (open)
+            protect(&regions[i], PROT_READ | PROT_WRITE);
+        else
+            protect_now(&regions[i]);
+    }
 }
 
 static Region *find(const char *p) {
@@ -98,6 +133,14 @@ bool moe_sim_memory_holds(CUdeviceptr p, size_t n) {
         at = r->at + r->bytes;
     }
     return true;
+}
+
+bool moe_sim_memory_reached(CUcontext c, CUdeviceptr p, size_t n) {
+    const char *at = (const char *)(uintptr_t)p, *end = at + n;
+    for (Region *r; at < end && moe_sim_memory_holds(p, n); at = r->at + r->bytes)
+        if (!(r = find(at)) || !reaches(c, r))
+            return false;
+    return at >= end;
 }
 
 bool moe_sim_memory_touches(const void *p, size_t n) {
@@ -157,8 +200,7 @@ MOE_SIM_EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *out, size_t bytes) {
     c->used += rounded;
     protect(g, PROT_READ | PROT_WRITE);
     fill(g->pages, pages);
-    if (!open_count)
-        protect(g, PROT_NONE);
+    protect_now(g);
     *out = (uintptr_t)g->at;
     return moe_sim_leave(r);
 }
@@ -435,10 +477,12 @@ MOE_SIM_EXPORT CUresult cuMemSetAccess(CUdeviceptr p, size_t bytes, const Access
         Region *g = &regions[i];
         if (g->kind != MAPPED || g->at < at || g->at + g->bytes > end)
             continue;
-        g->access = n > 0 && access[0].flags == 3;
+        for (size_t k = 0; k < n; k++) {
+            unsigned bit = 1u << access[k].location.id;
+            g->access = access[k].flags == 3 ? g->access | bit : g->access & ~bit;
+        }
         covered += g->bytes;
-        if (open_count)
-            protect(g, PROT_READ | PROT_WRITE);
+        protect_now(g);
     }
     if (!r && covered != bytes)
         r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE,

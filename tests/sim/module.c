@@ -266,7 +266,7 @@ CUresult moe_sim_call_run(CUcontext c, const MoeSimCall *call) {
         params[i] = (char *)call->params + at[i];
     const MoeSimLaunch l = {f->name,    f->entry,    f->module->sim,    params,
                             call->grid, call->block, call->shared_bytes};
-    moe_sim_memory_open();
+    moe_sim_memory_open(c);
     MoeSimResult r = moe_sim_run(&l, why, sizeof why);
     moe_sim_memory_close();
     if (r != MOE_SIM_RAN)

@@ -1,12 +1,16 @@
 /* driver.h: streams and events. A stream is a queue that runs when somebody waits for it, no earlier; what it needs of
- * other streams (events) runs first, and nothing else: who forgot a wait sees old data. The legacy stream (NULL) runs at
- * once, after all streams that it waits for. */
+ * other streams (events) runs first, and nothing else: who forgot a wait sees old data. Only where it waits for a value in
+ * memory all other streams go on until it is there. The legacy stream (NULL) runs at once, after all streams that it waits
+ * for. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include "tests/sim/stream_internal.h"
+
 CUstream moe_sim_streams;
+
+enum { PATIENCE = 60 }; /* seconds in which nothing happens at all until a wait is given up */
 
 static double now(void) {
     struct timespec t;
@@ -26,6 +30,7 @@ void moe_sim_ops_add(Ops *list, const MoeSimOp *op) {
 
 void moe_sim_op_free(MoeSimOp *op) {
     free(op->staged);
+    free(op->values);
     free(op->call.params);
 }
 
@@ -51,34 +56,93 @@ static CUresult run_op(const MoeSimOp *op) {
         op->event->time = now();
         return CUDA_SUCCESS;
     case OP_WAIT:
-        return op->stream ? moe_sim_run_until(op->stream, op->number) : CUDA_SUCCESS;
+    case OP_VALUES:
+    case OP_POLL:
+        return CUDA_SUCCESS; /* that it is ready is all of it */
     }
     return CUDA_ERROR_UNKNOWN;
+}
+
+static bool done(CUstream s, uint64_t number) {
+    return !s || s->issued - (s->queue.n - s->next) >= number;
+}
+
+/* Whether op can run; may take a part of it, or of what it waits for, one step further (*out_moved). */
+static CUresult look(MoeSimOp *op, bool *out_ready, bool *out_moved) {
+    *out_ready = true;
+    if (op->kind == OP_VALUES)
+        *out_ready = moe_sim_values_go_on(op, out_moved);
+    if (op->kind == OP_POLL)
+        *out_ready = op->poll(op->ctx);
+    if (op->kind == OP_WAIT && !done(op->stream, op->number)) {
+        *out_ready = false;
+        return moe_sim_step(op->stream, out_moved);
+    }
+    return CUDA_SUCCESS;
+}
+
+/* The next op of s, which has one. *out_moved: something happened; else it waits for what has not. */
+CUresult moe_sim_step(CUstream s, bool *out_moved) {
+    CUresult r = s->context->error;
+    bool ready = true;
+    *out_moved = false;
+    if (!r)
+        r = look(&s->queue.ops[s->next], &ready, out_moved);
+    if (!ready && !r) {
+        if (*out_moved)
+            moe_sim_changed();
+        return r;
+    }
+    MoeSimOp op = s->queue.ops[s->next];
+    *out_moved = true;
+    if (!r && op.kind == OP_LAUNCH)
+        moe_sim_memory_stay(op.context);
+    if (!r)
+        r = run_op(&op);
+    if (++s->next == s->queue.n)
+        s->next = s->queue.n = 0;
+    moe_sim_op_free(&op);
+    moe_sim_changed();
+    return r;
+}
+
+/* One op of any stream that has one which can run; false: none has. */
+static bool drive(const struct CUstream_st *but) {
+    for (CUstream s = moe_sim_streams; s; s = s->after) {
+        bool moved = false;
+        if (s == but || s->next == s->queue.n)
+            continue;
+        (void)moe_sim_step(s, &moved); /* its error stays with its context */
+        if (moved)
+            return true;
+    }
+    return false;
+}
+
+/* Nothing can run: until another thread asks for something. */
+static CUresult wait_for_others(CUstream s) {
+    moe_sim_memory_leave();
+    for (int slept = 0; slept < 1000 * PATIENCE; slept += 20)
+        if (moe_sim_wait_change(0.02) || s->next == s->queue.n ||
+            s->queue.ops[s->next].kind == OP_POLL)
+            return CUDA_SUCCESS;
+    return moe_sim_complain(CUDA_ERROR_UNKNOWN, "a stream waits for a value that nobody writes");
 }
 
 /* What was asked of s, up to its op of that number. From the first kernel on memory stays open. */
 CUresult moe_sim_run_until(CUstream s, uint64_t number) {
     CUresult r = s->context->error;
-    bool open = false;
-    while (s->next < s->queue.n && s->issued - (s->queue.n - s->next) < number) {
-        MoeSimOp op = s->queue.ops[s->next++];
-        if (s->next == s->queue.n)
-            s->next = s->queue.n = 0;
-        if (op.kind == OP_LAUNCH && !open) {
-            moe_sim_memory_open();
-            open = true;
-        }
-        if (!r)
-            r = run_op(&op);
-        moe_sim_op_free(&op);
+    while (s->next < s->queue.n && !done(s, number)) {
+        bool moved;
+        CUresult one = moe_sim_step(s, &moved);
+        if (!one && !moved && !drive(s))
+            one = wait_for_others(s);
+        r = r ? r : one;
+        if (one && !moved)
+            break;
     }
-    if (open)
-        moe_sim_memory_close();
-    return r;
-}
-
-static bool done(CUstream s, uint64_t number) {
-    return !s || s->issued - (s->queue.n - s->next) >= number;
+    moe_sim_memory_leave();
+    return r ? r : s->context->error;
 }
 
 CUresult moe_sim_flush(CUcontext c) {
@@ -122,6 +186,10 @@ static CUresult capture(CUstream s, MoeSimOp *op) {
 CUresult moe_sim_issue(CUstream s, MoeSimOp *op) {
     if (s && s->graph)
         return capture(s, op);
+    if (!s && (op->kind == OP_VALUES || op->kind == OP_POLL)) {
+        moe_sim_op_free(op);
+        return CUDA_ERROR_NOT_SUPPORTED;
+    }
     if (!s) { /* the legacy stream */
         CUresult r = moe_sim_no_capture();
         for (CUstream o = moe_sim_streams; o && !r; o = o->after)
@@ -138,6 +206,7 @@ CUresult moe_sim_issue(CUstream s, MoeSimOp *op) {
     }
     moe_sim_ops_add(&s->queue, op);
     s->issued++;
+    moe_sim_changed();
     return CUDA_SUCCESS;
 }
 
@@ -199,12 +268,16 @@ MOE_SIM_EXPORT CUresult cuStreamSynchronize(CUstream s) {
     return moe_sim_leave(r);
 }
 
-/* Somebody asks whether it is done: one more op runs. */
+/* Somebody asks whether it is done: one more op runs, its own or, where that waits, another stream's. */
 static CUresult query(CUstream s, uint64_t number) {
     if (!s || done(s, number))
         return CUDA_SUCCESS;
-    CUresult r = moe_sim_run_until(s, s->issued - (s->queue.n - s->next) + 1);
-    return r ? r : CUDA_ERROR_NOT_READY;
+    bool moved;
+    CUresult r = moe_sim_step(s, &moved);
+    if (!r && !moved)
+        (void)drive(s);
+    moe_sim_memory_leave();
+    return r ? r : done(s, number) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }
 
 MOE_SIM_EXPORT CUresult cuStreamQuery(CUstream s) {

@@ -50,6 +50,9 @@ void moe_sim_ops_add(Ops *list, const MoeSimOp *op);
 void moe_sim_op_free(MoeSimOp *op);
 /* What was asked of s, up to its op of that number. */
 CUresult moe_sim_run_until(CUstream s, uint64_t number);
+CUresult moe_sim_step(CUstream s, bool *out_moved);
+/* value.c: true once all of a batch is over. */
+bool moe_sim_values_go_on(MoeSimOp *op, bool *out_moved);
 CUresult moe_sim_check_stream(CUstream s);
 
 #endif
