@@ -84,6 +84,10 @@ static inline MoeStatus moe_device_write(MoeDevice *d, const void *at, int64_t b
     return d->ops->write && bytes > 0 ? d->ops->write(d, at, bytes) : NULL;
 }
 MoeStatus moe_device_zero(MoeDevice *d, void *at, int64_t bytes);
+static inline bool moe_device_carries(const MoeDevice *d, const MoeExec *x,
+                                      const MoeExecProgram *g, size_t i) {
+    return d->ops->carries && d->ops->carries(d, x, g, i);
+}
 /* The mirror is not needed for now: its memory goes back to the process. */
 static inline void moe_device_forget(MoeDevice *d, void *at, int64_t bytes) {
     if (d->ops->forget && bytes > 0)
@@ -91,7 +95,3 @@ static inline void moe_device_forget(MoeDevice *d, void *at, int64_t bytes) {
 }
 
 #endif
-static inline bool moe_device_carries(const MoeDevice *d, const MoeExec *x,
-                                      const MoeExecProgram *g, size_t i) {
-    return d->ops->carries && d->ops->carries(d, x, g, i);
-}
