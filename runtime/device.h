@@ -50,12 +50,6 @@ typedef struct {
     /* Starts all steps of phases lo .. hi (of the counting pass) at once, if it can. */
     MoeStatus (*replay)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, MoePlanPhase lo,
                         MoePlanPhase hi, bool counting, bool *out_done);
-} MoeDeviceOps;
-
-/* What every device's own struct begins with. */
-struct MoeDevice {
-    const MoeDeviceOps *ops;
-    int number; /* among the host's devices; -1: the host itself */
     /* A run of a program begins, on every rank: the first time devices may find each other. */
     MoeStatus (*meet)(MoeDevice *d, MoeExec *x);
     /* Whether it does step i, an exchange or the wait for one, by itself; the same on all ranks. Nothing is settled before such
@@ -64,6 +58,12 @@ struct MoeDevice {
     MoeStatus (*exchange)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
     /* Before the execution's memory goes: no other rank's device reads it any more, or writes to it. */
     void (*leave)(MoeDevice *d, MoeExec *x);
+} MoeDeviceOps;
+
+/* What every device's own struct begins with. */
+struct MoeDevice {
+    const MoeDeviceOps *ops;
+    int number; /* among the host's devices; -1: the host itself */
 };
 
 /* For the plan's target, of its family ("cpu:", "cuda:"). MOE_E_INPUT where that is not there, with what to do. */

@@ -301,6 +301,8 @@ static bool is_filled(const MoeExec *x, const MoeExecProgram *g, size_t i) {
 MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i) {
     const MoePlanStep *s = &g->plan->steps[i];
     MoeExecFlight *f = &x->between->flights[x->between->flight[g - x->programs][i]];
+    if (moe_device_carries(x->device, x, g, i))
+        return s->wait < 0 && is_filled(x, g, i) ? NULL : x->device->ops->exchange(x->device, x, g, i);
     if (s->wait >= 0)
         return finish(x, g, &g->plan->steps[s->wait], f);
     if (is_filled(x, g, i))
@@ -308,5 +310,3 @@ MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i) {
     MOE_TRY(begin(x, g, s, f));
     return s->start ? NULL : finish(x, g, s, f);
 }
-    if (moe_device_carries(x->device, x, g, i))
-        return s->wait < 0 && is_filled(x, g, i) ? NULL : x->device->ops->exchange(x->device, x, g, i);

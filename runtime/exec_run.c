@@ -215,10 +215,10 @@ static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b,
                            (long long)p->vocab_size);
     }
     moe_exec_comm_begin_run(x);
-    out->ids = b->ids;
-    out->labels = b->labels;
     if (!st && x->device->ops->meet)
         st = x->device->ops->meet(x->device, x);
+    out->ids = b->ids;
+    out->labels = b->labels;
     out->n_seqs = b->n_seqs;
     if (x->profile)
         memset(out->g->seconds, 0, sizeof *out->g->seconds * out->g->plan->n_steps);
