@@ -14,6 +14,7 @@ static int n_devices;
 static struct CUctx_st contexts[MOE_SIM_MAX_DEVICES];
 static _Thread_local CUcontext current;
 static char last_words[1024];
+static long n_waits;
 static long n_launches; /* since the variable that counts them was set */
 
 static const MoeSimDevice kinds[] = {
@@ -37,6 +38,17 @@ CUresult moe_sim_complain(CUresult r, const char *fmt, ...) {
 
 const char *moe_sim_last_words(void) {
     return last_words;
+}
+
+void moe_sim_count_wait(void) {
+    n_waits++;
+}
+
+long moe_sim_waits(void) {
+    pthread_mutex_lock(&lock);
+    long n = n_waits;
+    pthread_mutex_unlock(&lock);
+    return n;
 }
 
 MOE_SIM_EXPORT CUresult cuGetErrorName(CUresult r, const char **out) {

@@ -13,6 +13,7 @@
  *   MOE_SIM_LOST_AFTER=N      after N launches the device is gone: every call says so
  *   MOE_SIM_NO_PEER=1         no device reaches another's memory
  *   MOE_SIM_NO_STREAM_VALUES=1  streams cannot wait for values in memory
+ *   MOE_SIM_NO_PINNED=1       the host has no pinned memory to give
  *   MOE_SIM_QUIET=1           no words on stderr of kernels that failed, and of misuse
  *   MOE_SIM_ORDER, MOE_SIM_ASYNC: block.h */
 #ifndef MOE_TESTS_SIM_DRIVER_H
@@ -105,6 +106,10 @@ size_t moe_sim_total_memory(void);
 CUresult moe_sim_complain(CUresult r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Kernels that went wrong: the last words on one, for tests. */
 MOE_SIM_EXPORT const char *moe_sim_last_words(void);
+/* Calls so far in which the host waited for a device, or may have to on a real one: for a stream, for an event, for a copy from
+ * or to memory that is not pinned, or since memory is freed. */
+MOE_SIM_EXPORT long moe_sim_waits(void);
+void moe_sim_count_wait(void);
 /* Counts a launch; whether it is one that fails, by the environment. */
 CUresult moe_sim_launch_fault(CUcontext c, const char *kernel);
 /* Something was asked for, or has run: who waits looks again. */
@@ -123,7 +128,7 @@ void moe_sim_memory_leave(void);
 /* The same for what device memory a copy touches. */
 void moe_sim_memory_range(const void *p, size_t n, bool open);
 /* Whether all of it is device memory that is mapped. */
-bool moe_sim_memory_holds(CUdeviceptr p, size_t n);
+MOE_SIM_EXPORT bool moe_sim_memory_holds(CUdeviceptr p, size_t n);
 /* Whether c reaches all of it, too. */
 bool moe_sim_memory_reached(CUcontext c, CUdeviceptr p, size_t n);
 /* Whether some of it is device memory; whether all of it is pinned memory of the host. */
@@ -132,7 +137,7 @@ bool moe_sim_memory_pinned(const void *p, size_t n);
 
 /* ---- stream.c ---- */
 
-typedef enum { OP_LAUNCH, OP_COPY, OP_SET, OP_RECORD, OP_WAIT, OP_VALUES, OP_POLL } MoeSimOpKind;
+typedef enum { OP_LAUNCH, OP_COPY, OP_SET, OP_RECORD, OP_WAIT, OP_VALUES, OP_POLL, OP_CALL } MoeSimOpKind;
 
 /* Of a batch of stream memory operations: a wait for a value (by MOE_SIM_GEQ ..), or a write. */
 typedef struct {
@@ -166,10 +171,16 @@ typedef struct {
     size_t n_values, n_done;
     bool (*poll)(void *ctx); /* POLL: tries; false: not yet */
     void *ctx;
+    CUresult (*run)(void *ctx); /* CALL: of `staged` */
 } MoeSimOp;
 
 /* Adds op (whose memory it takes over) to a stream or the graph that the stream is captured into. */
 CUresult moe_sim_issue(CUstream s, MoeSimOp *op);
+/* For simulated libraries: a function of the host as a launch of that stream, with a copy of ctx; device memory can be touched
+ * meanwhile, and moe_sim_memory_holds asked. Its error is the context's. name: what MOE_SIM_FAIL_LAUNCH says. */
+MOE_SIM_EXPORT CUresult moe_sim_stream_call(CUstream s, const char *name,
+                                            CUresult (*run)(void *ctx), const void *ctx,
+                                            size_t bytes);
 /* Everything that was asked of this context's streams (NULL: of all). */
 CUresult moe_sim_flush(CUcontext c);
 CUresult moe_sim_no_capture(

@@ -58,6 +58,12 @@ MOE_SIM_EXPORT CUresult cuStreamEndCapture(CUstream s, CUgraph *out) {
 static void copy_op(MoeSimOp *to, const MoeSimOp *from) {
     *to = *from;
     to->staged = NULL;
+    if (from->kind == OP_CALL) {
+        to->staged = malloc(from->bytes);
+        if (!to->staged)
+            abort();
+        memcpy(to->staged, from->staged, from->bytes);
+    }
     if (from->values) {
         to->values = malloc(from->n_values * sizeof *to->values);
         if (!to->values)

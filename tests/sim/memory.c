@@ -211,6 +211,7 @@ MOE_SIM_EXPORT CUresult cuMemFree_v2(CUdeviceptr p) {
     if (p == 0 || !c)
         return moe_sim_leave(r);
     CUresult flushed = moe_sim_flush(c);
+    moe_sim_count_wait();
     Region *g = find((char *)(uintptr_t)p);
     if (!g || g->kind != DEVICE || (uintptr_t)g->at != p)
         return moe_sim_leave(moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
@@ -237,6 +238,8 @@ MOE_SIM_EXPORT CUresult cuMemHostAlloc(void **out, size_t bytes, unsigned flags)
     *out = NULL;
     if (!r && (bytes == 0 || flags & ~7u))
         r = CUDA_ERROR_INVALID_VALUE;
+    if (!r && getenv("MOE_SIM_NO_PINNED"))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
     char *p = r ? MAP_FAILED
                 : mmap(NULL, pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (!r && p == MAP_FAILED)

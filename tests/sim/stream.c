@@ -55,6 +55,12 @@ static CUresult run_op(const MoeSimOp *op) {
     case OP_RECORD:
         op->event->time = now();
         return CUDA_SUCCESS;
+    case OP_CALL: {
+        moe_sim_memory_open(op->context);
+        CUresult r = op->run(op->staged);
+        moe_sim_memory_close();
+        return r ? op->context->error = r : CUDA_SUCCESS;
+    }
     case OP_WAIT:
     case OP_VALUES:
     case OP_POLL:
@@ -210,7 +216,25 @@ CUresult moe_sim_issue(CUstream s, MoeSimOp *op) {
     return CUDA_SUCCESS;
 }
 
+CUresult moe_sim_stream_call(CUstream s, const char *name, CUresult (*run)(void *ctx),
+                             const void *ctx, size_t bytes) {
+    CUcontext c;
+    CUresult r = moe_sim_enter(name, &c);
+    MoeSimOp op = {.kind = OP_CALL, .context = c, .run = run, .bytes = bytes};
+    if (!r)
+        r = moe_sim_check_stream(s);
+    if (!r)
+        r = moe_sim_launch_fault(c, name);
+    if (!r && !(op.staged = malloc(bytes)))
+        r = CUDA_ERROR_OUT_OF_MEMORY;
+    if (r)
+        return moe_sim_leave(r);
+    memcpy(op.staged, ctx, bytes);
+    return moe_sim_leave(moe_sim_issue(s, &op));
+}
+
 static CUresult wait_for(CUstream s, uint64_t number) {
+    moe_sim_count_wait();
     if (s->graph)
         return break_capture(s->graph, moe_sim_complain(CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
                                                         "waiting for a stream that is captured"));
