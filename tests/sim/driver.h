@@ -126,7 +126,7 @@ void moe_sim_memory_close(void);
 void moe_sim_memory_stay(CUcontext c);
 void moe_sim_memory_leave(void);
 /* The same for what device memory a copy touches. */
-void moe_sim_memory_range(const void *p, size_t n, bool open);
+MOE_SIM_EXPORT void moe_sim_memory_range(const void *p, size_t n, bool open);
 /* Whether all of it is device memory that is mapped. */
 MOE_SIM_EXPORT bool moe_sim_memory_holds(CUdeviceptr p, size_t n);
 /* Whether c reaches all of it, too. */
@@ -176,8 +176,10 @@ typedef struct {
 
 /* Adds op (whose memory it takes over) to a stream or the graph that the stream is captured into. */
 CUresult moe_sim_issue(CUstream s, MoeSimOp *op);
-/* For simulated libraries: a function of the host as a launch of that stream, with a copy of ctx; device memory can be touched
- * meanwhile, and moe_sim_memory_holds asked. Its error is the context's. name: what MOE_SIM_FAIL_LAUNCH says. */
+/* For simulated libraries. poll: what comes behind it in the stream waits until poll(ctx), which is called from whatever thread looks,
+ * under the lock, is true; somebody must look (cuStreamQuery, or a wait). call: a function of the host as a launch of that stream, with a copy of ctx; device memory can be
+ * touched meanwhile, and moe_sim_memory_holds asked. Its error is the context's. name: what MOE_SIM_FAIL_LAUNCH says. */
+MOE_SIM_EXPORT CUresult moe_sim_stream_poll(CUstream s, bool (*poll)(void *ctx), void *ctx);
 MOE_SIM_EXPORT CUresult moe_sim_stream_call(CUstream s, const char *name,
                                             CUresult (*run)(void *ctx), const void *ctx,
                                             size_t bytes);

@@ -88,6 +88,16 @@ MOE_SIM_EXPORT CUresult cuStreamBatchMemOp_v2(CUstream s, unsigned n, const Batc
     return moe_sim_leave(r ? r : moe_sim_issue(s, &op));
 }
 
+CUresult moe_sim_stream_poll(CUstream s, bool (*poll)(void *ctx), void *ctx) {
+    CUcontext c;
+    CUresult r = moe_sim_enter("a simulated library's call", &c);
+    if (!r)
+        r = moe_sim_check_stream(s);
+    if (!r)
+        r = moe_sim_issue(s, &(MoeSimOp){.kind = OP_POLL, .context = c, .poll = poll, .ctx = ctx});
+    return moe_sim_leave(r);
+}
+
 /* ---- several devices ---- */
 
 static bool can_access(CUcontext from, CUcontext to) {
