@@ -23,10 +23,15 @@ typedef struct {
     /* The slab: beyond `fixed` address space alone, for the plan's elastic values. */
     MoeStatus (*slab)(MoeDevice *d, int64_t bytes, int64_t fixed, char **out);
     void (*release)(MoeDevice *d, char *at, int64_t bytes); /* of alloc or slab; NULL is fine */
-    /* NULL, all four, where mirrors are the memory itself. */
+    /* NULL, all four, where mirrors are the memory itself. write takes what is there now, and may return before it has gone. */
     MoeStatus (*read)(MoeDevice *d, const char *at, int64_t bytes);
     MoeStatus (*write)(MoeDevice *d, const char *at, int64_t bytes);
     MoeStatus (*zero)(MoeDevice *d, char *at, int64_t bytes); /* the memory; the mirror too */
+    /* Memory that is to be read later, as what was started so far leaves it; `asked` ends what `answers` waits for, and no
+     * further than that. *out: where it lands, the device's until the next ask behind answers. NULL, all three, as above. */
+    MoeStatus (*ask)(MoeDevice *d, const char *at, int64_t bytes, const void **out);
+    MoeStatus (*asked)(MoeDevice *d);
+    MoeStatus (*answers)(MoeDevice *d);
     void (*forget)(MoeDevice *d, char *at, int64_t bytes);
     /* Once the execution's programs have their buffers, before anything runs. */
     MoeStatus (*bind)(MoeDevice *d, MoeExec *x);
@@ -82,6 +87,18 @@ static inline MoeStatus moe_device_read(MoeDevice *d, const void *at, int64_t by
 /* Mirror to memory, once the host has written. */
 static inline MoeStatus moe_device_write(MoeDevice *d, const void *at, int64_t bytes) {
     return d->ops->write && bytes > 0 ? d->ops->write(d, at, bytes) : NULL;
+}
+/* Several reads for one wait: ask of each, asked once, then, before *out is looked at, answers. */
+static inline MoeStatus moe_device_ask(MoeDevice *d, const void *at, int64_t bytes,
+                                       const void **out) {
+    *out = at;
+    return d->ops->ask && bytes > 0 ? d->ops->ask(d, at, bytes, out) : NULL;
+}
+static inline MoeStatus moe_device_asked(MoeDevice *d) {
+    return d->ops->asked ? d->ops->asked(d) : NULL;
+}
+static inline MoeStatus moe_device_answers(MoeDevice *d) {
+    return d->ops->answers ? d->ops->answers(d) : NULL;
 }
 MoeStatus moe_device_zero(MoeDevice *d, void *at, int64_t bytes);
 static inline bool moe_device_carries(const MoeDevice *d, const MoeExec *x,

@@ -33,6 +33,7 @@ MoeStatus moe_cuda_check(MoeDeviceCuda *d, MoeCuResult r, const char *what, ...)
 
 MoeStatus moe_cuda_wait(MoeDeviceCuda *d) {
     MoeCuResult r = d->cu->stream_synchronize(d->stream);
+    d->transfer.gone = d->transfer.sent;
     if (!d->step)
         return moe_cuda_check(d, r, "waiting for copies");
     return moe_cuda_check(d, r, "running program %s up to step %s", d->program, d->step);
@@ -96,6 +97,7 @@ static void cuda_close(MoeDevice *base) {
         if (d->stream)
             (void)cu->stream_synchronize(d->stream);
         moe_cuda_unbind(d);
+        moe_cuda_transfer_close(d);
         if (d->stop)
             (void)cu->mem_free(d->stop);
         if (d->begin)
@@ -120,6 +122,9 @@ static const MoeDeviceOps ops = {
     .read = moe_cuda_read,
     .write = moe_cuda_write,
     .zero = moe_cuda_zero,
+    .ask = moe_cuda_ask,
+    .asked = moe_cuda_asked,
+    .answers = moe_cuda_answers,
     .forget = moe_cuda_forget,
     .bind = moe_cuda_bind,
     .run = moe_cuda_run,
@@ -144,6 +149,7 @@ static MoeStatus open_device(MoeDeviceCuda *d, const MoeDevicePlace *place) {
     MOE_TRY(
         moe_cuda_check(d, d->cu->event_create(&d->begin, MOE_CU_EVENT_DEFAULT), "cuEventCreate"));
     MOE_TRY(moe_cuda_check(d, d->cu->event_create(&d->end, MOE_CU_EVENT_DEFAULT), "cuEventCreate"));
+    MOE_TRY(moe_cuda_transfer_open(d));
     return moe_cuda_table(d, sizeof(int32_t), "the stop flag", &d->stop);
 }
 

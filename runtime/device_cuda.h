@@ -1,4 +1,4 @@
-/* A GPU as a device (device.h): what device_cuda.c (opening, errors), device_cuda_memory.c, device_cuda_bind.c (code, and the
+/* A GPU as a device (device.h): what device_cuda.c (opening, errors), device_cuda_memory.c, device_cuda_transfer.c, device_cuda_bind.c (code, and the
  * arguments of launches), device_cuda_run.c and device_cuda_graph.c share. All calls go to one stream, in order. */
 #ifndef MOE_RUNTIME_DEVICE_CUDA_H
 #define MOE_RUNTIME_DEVICE_CUDA_H
@@ -59,6 +59,27 @@ typedef struct {
     int n_graphs;
 } MoeCudaProgram;
 
+enum { MOE_CUDA_SLOTS = 16 };
+
+/* Memory of the host, pinned where that was to be had. */
+typedef struct {
+    char *at;
+    int64_t bytes;
+    bool pinned;
+} MoeCudaBlock;
+
+typedef struct {
+    char *ring;                      /* pinned; NULL: none to be had */
+    MoeCuEvent left[MOE_CUDA_SLOTS]; /* of each slot: what it held is in the device's memory */
+    uint64_t sent, gone; /* copies in, counted; slot n % SLOTS had copy n. gone: those known to be over */
+    MoeCudaBlock *blocks; /* of answers */
+    size_t n_blocks, block; /* block: the next answer's, behind `filled` bytes */
+    int64_t filled;
+    bool asking;         /* since the last answers something was asked for */
+    MoeCuEvent answered; /* recorded by moe_cuda_asked, when copy `marked` was the next */
+    uint64_t marked;
+} MoeCudaTransfer;
+
 typedef struct {
     MoeDevice base; /* first */
     const MoeCudaDriver *cu;
@@ -70,6 +91,7 @@ typedef struct {
     MoeCuStream stream;
     MoeCuEvent begin, end; /* of a step that is timed */
     bool timed;            /* both are recorded */
+    MoeCudaTransfer transfer;
     char *failed;          /* the first error; NULL: none */
     const char *program, *step; /* last launched */
     MoeCudaRegion regions[MOE_CUDA_MAX_REGIONS];
@@ -113,6 +135,15 @@ int64_t moe_cuda_mapped(const MoeDeviceCuda *d, int64_t at);
 int64_t moe_cuda_elastic_bytes(const MoePlanValue *v, int64_t rows);
 /* Rows that `bytes` of memory are enough for. */
 int64_t moe_cuda_elastic_rows(const MoePlanValue *v, int64_t bytes);
+
+/* device_cuda_transfer.c. Close: nothing is under way. */
+MoeStatus moe_cuda_transfer_open(MoeDeviceCuda *d);
+void moe_cuda_transfer_close(MoeDeviceCuda *d);
+/* The bytes at `from`, as they are now, behind what was started so far; does not wait for that, but for copies in long before. */
+MoeStatus moe_cuda_send(MoeDeviceCuda *d, MoeCuPtr to, const char *from, int64_t bytes);
+MoeStatus moe_cuda_ask(MoeDevice *d, const char *at, int64_t bytes, const void **out);
+MoeStatus moe_cuda_asked(MoeDevice *d);
+MoeStatus moe_cuda_answers(MoeDevice *d);
 
 /* device_cuda_bind.c */
 MoeStatus moe_cuda_bind(MoeDevice *d, MoeExec *x);

@@ -259,17 +259,14 @@ MoeStatus moe_cuda_read(MoeDevice *base, const char *at, int64_t bytes) {
     return moe_cuda_wait(d);
 }
 
-/* It waits: the mirror may be written again at once. */
+/* The mirror may be written again at once. */
 MoeStatus moe_cuda_write(MoeDevice *base, const char *at, int64_t bytes) {
     MoeDeviceCuda *d = (MoeDeviceCuda *)base;
     const MoeCudaRegion *r = find(d, at);
     MOE_TRY(moe_cuda_enter(d));
     if (r->mapped)
         MOE_TRY(moe_cuda_map(d, at - r->host, bytes));
-    MOE_TRY(moe_cuda_check(
-        d, d->cu->copy_in(moe_cuda_address(d, at), at, (size_t)bytes, d->stream),
-        "copying %lld bytes in, behind step %s", (long long)bytes, d->step ? d->step : "none"));
-    return moe_cuda_wait(d);
+    return moe_cuda_send(d, moe_cuda_address(d, at), at, bytes);
 }
 
 void moe_cuda_forget(MoeDevice *base, char *at, int64_t bytes) {

@@ -110,7 +110,8 @@ static MoeStatus alloc_work(MoeExec *x) {
     x->scratch = data;
     x->load = calloc(p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts + 1,
                      sizeof *x->load);
-    return x->load ? NULL : no_memory();
+    x->segs = calloc((size_t)p->micro_batches * p->n_moe_layers + 1, sizeof *x->segs);
+    return x->load && x->segs ? NULL : no_memory();
 }
 
 static MoeStatus bind_program(MoeExec *x, const MoePlanProgram *g, MoeExecProgram *out) {
@@ -324,6 +325,7 @@ void moe_exec_destroy(MoeExec *x) {
     moe_free_big(x->scratch, (size_t)x->scratch_bytes);
     free(x->buffers);
     free(x->load);
+    free(x->segs);
     if (x->pool)
         moe_emulate_pool(x->comm, NULL);
     moe_pool_destroy(x->pool);

@@ -76,6 +76,8 @@ struct MoeExec {
     size_t n_inputs;
     MoeExecProgram *programs; /* like plan->programs */
     int32_t *load;            /* [n_moe_layers][V][E] */
+    const int32_t **segs;     /* [micro_batches][n_moe_layers]: tables of rows that were asked of the device, so far */
+    size_t n_segs;
     MoePlaceMap *maps;        /* [n_moe_layers] */
     bool keep_maps;
     bool profile;

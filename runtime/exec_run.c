@@ -8,6 +8,8 @@
 #include "runtime/emulate.h"
 #include "runtime/exec_comm.h"
 
+#define ASKED_BYTES ((size_t)32 << 20) /* of tables on their way from a device, at most */
+
 /* ---- steps ---- */
 
 /* Takes the step's work into account for the clock of emulated links: of the rows of experts that are really here. */
@@ -225,30 +227,22 @@ static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b,
     return st;
 }
 
-/* The first element of an output; NULL: the program has none of that name. */
-static MoeStatus read_output(MoeExec *x, const MoeExecProgram *g, const char *name,
-                             const void **out) {
+/* Asks for `bytes` of an output; *out NULL: the program has none of that name. */
+static MoeStatus ask_output(MoeExec *x, const MoeExecProgram *g, const char *name, int64_t bytes,
+                            const void **out) {
     *out = NULL;
     for (size_t i = 0; i < g->plan->n_outputs; i++)
-        if (!strcmp(g->plan->outputs[i].name, name)) {
-            *out = g->values[g->plan->outputs[i].value];
-            return moe_device_read(x->device, *out, 4);
-        }
+        if (!strcmp(g->plan->outputs[i].name, name))
+            return moe_device_ask(x->device, g->values[g->plan->outputs[i].value], bytes, out);
     return NULL;
 }
 
-static MoeStatus output_f32(MoeExec *x, const MoeExecProgram *g, const char *name, double *out) {
-    const void *v;
-    MOE_TRY(read_output(x, g, name, &v));
-    *out = v ? (double)*(const float *)v : NAN;
-    return NULL;
+/* The first element of an output that was asked for. */
+static double of_f32(const void *v) {
+    return v ? (double)*(const float *)v : NAN;
 }
-
-static MoeStatus output_i32(MoeExec *x, const MoeExecProgram *g, const char *name, int64_t *out) {
-    const void *v;
-    MOE_TRY(read_output(x, g, name, &v));
-    *out = v ? *(const int32_t *)v : 0;
-    return NULL;
+static int64_t of_i32(const void *v) {
+    return v ? *(const int32_t *)v : 0;
 }
 
 int moe_exec_fold_depth(int m) {
@@ -275,19 +269,36 @@ static MoeStatus count_pass(MoeExec *x, const Run *r) {
     return NULL;
 }
 
-/* Adds the micro-batch's rows a (layer, shard, expert) to x->load. */
+/* The micro-batches' rows a (layer, shard, expert) that were asked for, into x->load. */
 static void add_load(MoeExec *x) {
     const MoePlan *p = x->plan;
     const int V = p->virtual_shards, E = p->experts;
-    for (size_t k = 0; k < p->n_moe_layers; k++) {
-        char name[32];
-        snprintf(name, sizeof name, "segs.%d", p->moe_layers[k]);
-        const int32_t *segs = moe_exec_output(x, "train", name, NULL); /* [E*V+1] */
-        int32_t *load = x->load + k * (size_t)V * (size_t)E;
+    for (size_t i = 0; i < x->n_segs; i++) {
+        const int32_t *segs = x->segs[i]; /* [E*V+1] */
+        int32_t *load = x->load + i % p->n_moe_layers * (size_t)V * (size_t)E;
         for (int e = 0; e < E; e++)
             for (int v = 0; v < V; v++)
                 load[v * E + e] += segs[e * V + v + 1] - segs[e * V + v];
     }
+    x->n_segs = 0;
+}
+
+/* Asks for the micro-batch's tables of rows, and adds them up when they are many; others wait for the end of the step. */
+static MoeStatus ask_load(MoeExec *x, const MoeExecProgram *g) {
+    const MoePlan *p = x->plan;
+    int64_t bytes = ((int64_t)p->experts * p->virtual_shards + 1) * (int64_t)sizeof(int32_t);
+    for (size_t k = 0; k < p->n_moe_layers; k++) {
+        char name[32];
+        snprintf(name, sizeof name, "segs.%d", p->moe_layers[k]);
+        MOE_TRY(ask_output(x, g, name, bytes, (const void **)&x->segs[x->n_segs++]));
+    }
+    bool many = (x->n_segs + p->n_moe_layers) * (size_t)bytes > ASKED_BYTES;
+    if (!moe_device_is_host(x->device) && !many)
+        return NULL;
+    MOE_TRY(moe_device_asked(x->device));
+    MOE_TRY(moe_device_answers(x->device));
+    add_load(x);
+    return NULL;
 }
 
 static void set_scalar(MoeExec *x, const char *name, double value) {
@@ -315,24 +326,34 @@ static MoeStatus run_micro_batches(MoeExec *x, const Run *r) {
         int64_t unused;
         MOE_TRY(set_micro_batch(x, r, m, &unused));
         MOE_TRY(run_steps(x, r->g, MOE_PHASE_FWD, MOE_PHASE_BWD, false));
-        if (m < M - 1 || moe_device_is_host(x->device))
-            add_load(x);
+        MOE_TRY(ask_load(x, r->g));
         if (M > 1)
             MOE_TRY(x->device->ops->fold(x->device, x, r->g, m));
     }
     return NULL;
 }
 
-static MoeStatus read_results(MoeExec *x, const MoeExecProgram *g, MoeStepResult *out) {
-    const void *aux;
-    *out = (MoeStepResult){0};
-    MOE_TRY(output_f32(x, g, "loss", &out->loss));
-    MOE_TRY(output_f32(x, g, "ce_loss", &out->ce_loss));
-    MOE_TRY(output_f32(x, g, "grad_norm", &out->grad_norm));
-    MOE_TRY(output_i32(x, g, "tokens", &out->tokens));
-    MOE_TRY(read_output(x, g, "aux_loss", &aux));
-    out->has_aux = aux != NULL;
-    return aux ? output_f32(x, g, "aux_loss", &out->aux_loss) : NULL;
+/* What a step tells, on its way. */
+typedef struct {
+    const void *loss, *ce_loss, *aux_loss, *grad_norm, *tokens;
+} Asked;
+
+static MoeStatus ask_results(MoeExec *x, const MoeExecProgram *g, Asked *a) {
+    MOE_TRY(ask_output(x, g, "loss", 4, &a->loss));
+    MOE_TRY(ask_output(x, g, "ce_loss", 4, &a->ce_loss));
+    MOE_TRY(ask_output(x, g, "aux_loss", 4, &a->aux_loss));
+    MOE_TRY(ask_output(x, g, "grad_norm", 4, &a->grad_norm));
+    MOE_TRY(ask_output(x, g, "tokens", 4, &a->tokens));
+    return moe_device_asked(x->device);
+}
+
+static MoeStepResult results(const Asked *a) {
+    return (MoeStepResult){.loss = of_f32(a->loss),
+                           .ce_loss = of_f32(a->ce_loss),
+                           .aux_loss = a->aux_loss ? of_f32(a->aux_loss) : 0,
+                           .has_aux = a->aux_loss != NULL,
+                           .grad_norm = of_f32(a->grad_norm),
+                           .tokens = of_i32(a->tokens)};
 }
 
 /* Whether the update is kernels alone: a device that can guard them need not ask the host before. */
@@ -343,17 +364,20 @@ static bool updates_alone(const MoeExec *x, const MoeExecProgram *g) {
     return x->device->ops->guard != NULL;
 }
 
-/* The update, unless loss or gradient norm are not finite; and what came out. */
+/* The update, unless loss or gradient norm are not finite; and what came out. A device that updates alone may still do so when
+ * this returns: the next batch is sent, and its steps are started, meanwhile. */
 static MoeStatus finish_step(MoeExec *x, MoeExecProgram *g, bool update, MoeStepResult *out) {
     bool alone = update && updates_alone(x, g);
+    Asked asked;
+    MOE_TRY(ask_results(x, g, &asked));
     if (alone) {
         MOE_TRY(x->device->ops->guard(x->device, x, g));
         MOE_TRY(run_steps(x, g, MOE_PHASE_UPD, MOE_PHASE_UPD, false));
     }
-    if (!moe_device_is_host(x->device))
-        add_load(x); /* of the last micro-batch; here nothing is left to wait for */
+    MOE_TRY(moe_device_answers(x->device));
+    add_load(x);
+    *out = results(&asked);
     MOE_TRY(moe_exec_collect_load(x));
-    MOE_TRY(read_results(x, g, out));
     out->updated = update && isfinite(out->loss) && isfinite(out->grad_norm);
     return out->updated && !alone ? run_steps(x, g, MOE_PHASE_UPD, MOE_PHASE_UPD, false) : NULL;
 }
@@ -365,6 +389,7 @@ static MoeStatus train(MoeExec *x, const MoeBatch *b, const MoeHyper *h, bool up
     Run r;
     MOE_TRY(check_batch(x, "train", b, true, &r));
     set_hyper(x, h);
+    x->n_segs = 0; /* of a step that failed */
     memset(x->load, 0,
            sizeof *x->load * p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts);
     MOE_TRY(run_micro_batches(x, &r));
@@ -394,14 +419,18 @@ MoeStatus moe_exec_eval(MoeExec *x, const MoeBatch *b, double *out_nll_sum, int6
     float slots[32] = {0}, sum = 0;
     MOE_TRY(check_batch(x, "eval", b, true, &r));
     for (int m = 0; m < x->plan->micro_batches; m++) {
-        int64_t seqs, n_tokens;
+        int64_t seqs;
         double part = 0;
         MOE_TRY(set_micro_batch(x, &r, m, &seqs));
         if (seqs) {
             MOE_TRY(run_steps(x, r.g, MOE_PHASE_FWD, MOE_PHASE_UPD, false));
-            MOE_TRY(output_f32(x, r.g, "nll_sum", &part));
-            MOE_TRY(output_i32(x, r.g, "tokens", &n_tokens));
-            tokens += n_tokens;
+            const void *nll, *n;
+            MOE_TRY(ask_output(x, r.g, "nll_sum", 4, &nll));
+            MOE_TRY(ask_output(x, r.g, "tokens", 4, &n));
+            MOE_TRY(moe_device_asked(x->device));
+            MOE_TRY(moe_device_answers(x->device));
+            part = of_f32(nll);
+            tokens += of_i32(n);
         }
         sum = (float)part;
         /* The tree over micro-batches, as for gradients, so that the sum's bits do not depend on

@@ -319,7 +319,7 @@ START_TEST(test_lost) {
     setenv("MOE_SIM_LOST_AFTER", "100", 1);
     MoeStatus st = moe_ranks_run(2, 0, lose_rank, p);
     ck_assert_ptr_nonnull(st);
-    ck_assert_msg(strstr(moe_status_message(st), "GPU 0"), "%s", moe_status_message(st));
+    ck_assert_msg(strstr(moe_status_message(st), "GPU "), "%s", moe_status_message(st));
     moe_status_free(st);
     moe_plan_free(p);
 }
