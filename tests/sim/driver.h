@@ -103,7 +103,8 @@ const MoeSimDevice *moe_sim_device(CUcontext c);
 CUcontext moe_sim_context_of(CUdevice d); /* NULL: no such device */
 size_t moe_sim_total_memory(void);
 /* Says on stderr what the API's caller, or a kernel, did wrong; returns r. */
-CUresult moe_sim_complain(CUresult r, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+MOE_SIM_EXPORT CUresult moe_sim_complain(CUresult r, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
 /* Kernels that went wrong: the last words on one, for tests. */
 MOE_SIM_EXPORT const char *moe_sim_last_words(void);
 /* Calls so far in which the host waited for a device, or may have to on a real one: for a stream, for an event, for a copy from

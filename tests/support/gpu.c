@@ -15,7 +15,8 @@ bool moe_test_simulate(const char *devices) {
     setenv("MOE_SIM_DEVICES", devices, 1);
     setenv("MOEC_CACHE", MOE_SIM_LIBRARIES "/cache", 0);
     return open_library(MOE_SIM_LIBRARIES "/libcuda.so.1") &&
-           open_library(MOE_SIM_LIBRARIES "/libnvrtc.so.13");
+           open_library(MOE_SIM_LIBRARIES "/libnvrtc.so.13") &&
+           open_library(MOE_SIM_LIBRARIES "/libcudnn.so.9");
 }
 
 static bool real(void) {
