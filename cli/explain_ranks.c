@@ -8,6 +8,7 @@
 
 #include "base/assert.h"
 #include "base/str.h"
+#include "runtime/touched.h"
 
 #define MAX_RANKS_SHOWN 64
 
@@ -47,19 +48,17 @@ MoeExplainMemory moe_explain_memory(const MoePlan *p, const MoePlanProgram *g, i
                           .other = (double)g->mem_other,
                           .inputs = sum_of_inputs(p)};
     for (size_t i = 0; i < p->n_params; i++) {
-        m.parameters += (double)p->buffers[p->params[i].buffer].bytes;
+        m.parameters += (double)moe_plan_buffer_bytes(&p->buffers[p->params[i].buffer]);
         for (size_t s = 0; s < p->params[i].n_states; s++)
-            m.states += (double)p->buffers[p->params[i].states[s].buffer].bytes;
+            m.states += (double)moe_plan_buffer_bytes(&p->buffers[p->params[i].states[s].buffer]);
     }
-    double fixed = 0, elastic = 0, scratch = 0;
+    double fixed = (double)moe_plan_fixed_bytes(p), elastic = 0;
     for (size_t i = 0; i < p->n_programs; i++) { /* they share one slab */
         const MoePlanProgram *q = &p->programs[i];
-        fixed = larger(fixed, (double)(q->slab_bytes - q->elastic_bytes));
         elastic = larger(elastic, (double)q->elastic_expect);
-        scratch = larger(scratch, (double)q->scratch_bytes);
         m.communication = larger(m.communication, (double)q->mem_communication);
     }
-    m.scratch = scratch * threads;
+    m.scratch = (double)(moe_plan_scratch_bytes(p) * threads);
     m.uneven = touched - elastic;
     m.gaps = fixed + elastic - m.gradients - m.activations - m.workspace - m.other;
     return m;

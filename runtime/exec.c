@@ -27,14 +27,14 @@ static MoeStatus alloc_buffers(MoeExec *x) {
     if (!x->buffers)
         return no_memory();
     for (size_t i = 0; i < p->n_buffers; i++)
-        if (!moe_add_i64(total, round_up(p->buffers[i].bytes, MOE_BUFFER_ALIGN), &total))
+        if (!moe_add_i64(total, moe_plan_buffer_bytes(&p->buffers[i]), &total))
             return moe_error(MOE_E_NOMEM, "the plan's parameters and states do not fit in memory");
     MOE_TRY(x->device->ops->alloc(x->device, total, "parameters and optimiser states", &x->region));
     x->region_bytes = total;
     char *at = x->region;
     for (size_t i = 0; i < p->n_buffers; i++) {
         x->buffers[i] = at;
-        at += round_up(p->buffers[i].bytes, MOE_BUFFER_ALIGN);
+        at += moe_plan_buffer_bytes(&p->buffers[i]);
     }
     return NULL;
 }
@@ -93,20 +93,18 @@ static int64_t larger(int64_t a, int64_t b) {
 
 static MoeStatus alloc_work(MoeExec *x) {
     const MoePlan *p = x->plan;
-    int threads = moe_pool_threads(x->pool);
-    void *data;
+    void *data = NULL;
     for (size_t i = 0; i < p->n_programs; i++) {
         const MoePlanProgram *g = &p->programs[i];
         x->slab_bytes = larger(x->slab_bytes, g->slab_bytes);
         x->elastic_expect = larger(x->elastic_expect, g->elastic_expect);
-        x->scratch_stride = larger(x->scratch_stride, g->scratch_bytes);
     }
     x->fixed_bytes = moe_plan_fixed_bytes(p);
     MOE_TRY(x->device->ops->slab(x->device, x->slab_bytes, x->fixed_bytes, &x->slab));
-    /* Whole cache lines and a gap, so that threads do not share lines at the seams. */
-    x->scratch_stride = round_up(x->scratch_stride + MOE_BUFFER_SLACK, 256);
-    x->scratch_bytes = x->scratch_stride * threads;
-    MOE_TRY(moe_alloc_big((size_t)x->scratch_bytes, "the threads' scratch memory", &data));
+    x->scratch_stride = moe_plan_scratch_bytes(p);
+    x->scratch_bytes = x->scratch_stride * moe_pool_threads(x->pool);
+    if (x->scratch_bytes)
+        MOE_TRY(moe_alloc_big((size_t)x->scratch_bytes, "the threads' scratch memory", &data));
     x->scratch = data;
     x->load = calloc(p->n_moe_layers * (size_t)p->virtual_shards * (size_t)p->experts + 1,
                      sizeof *x->load);

@@ -6,6 +6,7 @@
 
 #include "base/arena.h"
 #include "base/io.h"
+#include "base/kernel_abi.h"
 #include "runtime/plan_read.h"
 
 #define MAX_PLAN_BYTES   ((size_t)256 << 20)
@@ -35,6 +36,18 @@ static MoeStatus plan_from_json(json_t *json, const char *name, MoePlan **out) {
 
 bool moe_plan_is_cuda(const MoePlan *p) {
     return strncmp(p->target, "cuda:", 5) == 0;
+}
+
+int64_t moe_plan_buffer_bytes(const MoePlanBuffer *b) {
+    return (b->bytes + MOE_BUFFER_ALIGN - 1) / MOE_BUFFER_ALIGN * MOE_BUFFER_ALIGN;
+}
+
+/* Whole cache lines and a gap, so that threads do not share lines at the seams. */
+int64_t moe_plan_scratch_bytes(const MoePlan *p) {
+    int64_t most = 0;
+    for (size_t i = 0; i < p->n_programs; i++)
+        most = p->programs[i].scratch_bytes > most ? p->programs[i].scratch_bytes : most;
+    return moe_plan_is_cuda(p) ? 0 : (most + MOE_BUFFER_SLACK + 255) / 256 * 256;
 }
 
 static const char *code_file(const MoePlan *p) {

@@ -241,6 +241,10 @@ MoeStatus moe_plan_load_memory(const char *json_text, size_t n, const char *name
                                const void *object, size_t object_bytes, MoePlan **out);
 void moe_plan_free(MoePlan *p);
 bool moe_plan_is_cuda(const MoePlan *p); /* target "cuda:..." */
+/* What a rank's memory is made of, to the byte: a parameter or state with what it takes to the next one; scratch of one thread of
+ * the host, 0 where kernels run on a GPU. The rest: moe_plan_fixed_bytes (touched.h). */
+int64_t moe_plan_buffer_bytes(const MoePlanBuffer *b);
+int64_t moe_plan_scratch_bytes(const MoePlan *p);
 const MoePlanProgram *moe_plan_program(const MoePlan *p, const char *name); /* NULL if absent */
 
 #endif

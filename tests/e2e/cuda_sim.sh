@@ -58,6 +58,13 @@ expect "a GPU's checkpoint on the CPU" bash -c '"$0" run "$1/cpu.plan" --data "$
 expect "2 ranks' checkpoint on 1" gpu "$MOEC" run "$WORK/one.plan" --data "$WORK/text.txt" --out "$WORK/other" --steps 4 -q
 expect "sampling" gpu "$MOEC" sample "$WORK/one" --tokens 4 -q
 expect "explain needs no GPU" "$MOEC" explain "$WORK/one.plan"
+as_planned() { # to the byte
+  "$MOEC" explain "$WORK/$1.plan" -o json | python3 -c 'import json, sys
+planned, taken = json.load(sys.stdin)["memory"]["total"], {json.loads(l)["memory_bytes"] for l in open(sys.argv[1])}
+print(planned, taken)
+assert taken == {planned}' "$WORK/$1/log.jsonl"
+}
+for name in one two; do expect "$name: memory as planned" as_planned $name; done
 expect "doctor sees the GPU" bash -c 'LD_LIBRARY_PATH=$1 "$0" doctor | grep -q "GPU 0 .*capability 8.0"' "$MOEC" "$SIM"
 must train profiled one --profile-step 2
 expect "a profile of every step" python3 -c 'import json, sys

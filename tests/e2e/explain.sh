@@ -47,6 +47,11 @@ for name in one ep2 ep4 shard4 both4; do
   expect "$name: memory of an untrained model" near 0.05 $name new-$name
   [ $name = one ] || expect "$name: memory by the load of that run" near 0.02 $name new-$name --against
 done
+# With one rank nothing depends on routing: it is the run's to the byte, whatever the sizes.
+tiny_config "$WORK/odd.json" hidden_size=40 intermediate_size=50 num_local_experts=5 num_experts_per_tok=3 vocab_size=259
+must "$MOEC" compile "$WORK/odd.json" -o "$WORK/odd.plan" --batch 4 --seq 15 --micro-batches 2 -q
+must run new-odd odd --steps 1
+for name in one odd; do expect "$name: memory to the byte" near 1e-12 $name new-$name; done
 # A model that is trained: its load is another.
 must run trained one --steps 40 --eval-every 0
 for name in ep2 ep4 both4; do

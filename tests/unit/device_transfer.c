@@ -8,6 +8,7 @@
 
 #include "base/kernel_abi.h"
 #include "runtime/device_cuda.h"
+#include "runtime/touched.h"
 #include "tests/support/check_main.h"
 #include "tests/support/fake_cuda.h"
 #include "tests/support/fake_steps.h"
@@ -137,6 +138,43 @@ START_TEST(test_large) {
 }
 END_TEST
 
+static int64_t round_up(int64_t n, int64_t to) {
+    return (n + to - 1) / to * to;
+}
+
+/* What the execution says it takes is what the device has less: parameters, states, the slab, inputs; beside that each of four
+ * allocations (the stop flag is the fourth) has slack and is rounded by the driver, and so is each input. */
+START_TEST(test_memory) {
+    for (int m = 1; m <= 2; m++) {
+        MoePlan *p = plan_of("cuda:sm_80", m);
+        const MoeCudaDriver *cu;
+        size_t before, after, total;
+        MoeExec *open = fake_exec(p, NULL, NULL), *x; /* a context for cuMemGetInfo */
+        OK(moe_cuda_driver(&cu));
+        ck_assert_int_eq(cu->mem_info(&before, &total), MOE_CU_SUCCESS);
+        x = fake_exec(p, NULL, NULL);
+        ck_assert_int_eq(cu->mem_info(&after, &total), MOE_CU_SUCCESS);
+        int64_t taken = (int64_t)(before - after), said = moe_exec_memory_bytes(x), buffers = 0,
+                slab = moe_plan_fixed_bytes(p);
+        for (size_t i = 0; i < p->n_buffers; i++)
+            buffers += moe_plan_buffer_bytes(&p->buffers[i]);
+        int64_t inputs = said - buffers - slab;
+        ck_assert_msg(inputs >= 2 * 4 * MOST / m && inputs < 16 * MOST, "%lld bytes of inputs",
+                      (long long)inputs);
+        int64_t least = round_up(buffers + MOE_BUFFER_SLACK, 256) +
+                        round_up(slab + MOE_BUFFER_SLACK, 256) + 256;
+        ck_assert_msg(taken >= least + inputs && taken <= least + inputs + 20 * 128 + 256,
+                      "%lld bytes taken, %lld said: %lld, %lld and %lld", (long long)taken,
+                      (long long)said, (long long)buffers, (long long)slab, (long long)inputs);
+        moe_exec_destroy(x);
+        ck_assert_int_eq(cu->mem_info(&after, &total), MOE_CU_SUCCESS);
+        ck_assert_uint_eq(after, before);
+        moe_exec_destroy(open);
+        moe_plan_free(p);
+    }
+}
+END_TEST
+
 int main(void) {
     Suite *s = suite_create("device_transfer");
     TCase *t = tcase_create("device_transfer");
@@ -145,6 +183,7 @@ int main(void) {
         tcase_add_test(t, test_waits);
         tcase_add_test(t, test_late_copies);
         tcase_add_test(t, test_large);
+        tcase_add_test(t, test_memory);
     } else {
         printf("no simulated GPU was built: nothing is tested\n");
     }
