@@ -18,13 +18,23 @@
  * moe_rt_add_i32       source, sum, n (number): sum[i] += source[i]
  * moe_rt_window        all, window, entries (number), lo, hi (numbers: indexes into all): all[k] within [all[lo], all[hi]]
  * moe_rt_guard_rows    MoeRtElastic[], n (number), code (number): notes the rows; stop = code where they are more than fit
- * moe_rt_guard_finite  a, b: stop = MOE_RT_NOT_FINITE unless the first float of both is finite */
+ * moe_rt_guard_finite  a, b: stop = MOE_RT_NOT_FINITE unless the first float of both is finite
+ * moe_rt_gather        MoeRtCopy[], n (number), pieces of all (number): copies
+ * moe_rt_rank_sum      own, others, out, ranks, self, rows, columns, own's stride, out's, i32 (numbers; strides in elements):
+ *                      out[r][c] = the tree over the ranks in order of their [r][c]; others: [ranks - 1][rows][columns],
+ *                      without this rank's. f32, or i32 if the last is 1
+ * moe_rt_transpose     from, to, n, rows, cols (numbers): n matrices of 4-byte elements: to[i][c][r] = from[i][r][c]
+ * moe_rt_widen         from, to, n (number): to[i] = from[i], bf16 to f32; both at multiples of 16 */
 #define MOE_RT_KERNELS(X)                                                                          \
+    X(moe_rt_transpose, 5)                                                                         \
+    X(moe_rt_widen, 3)                                                                             \
     X(moe_rt_fold, 4 + MOE_RT_SLOTS)                                                               \
     X(moe_rt_add_i32, 3)                                                                           \
     X(moe_rt_window, 5)                                                                            \
     X(moe_rt_guard_rows, 3)                                                                        \
-    X(moe_rt_guard_finite, 2)
+    X(moe_rt_guard_finite, 2)                                                                      \
+    X(moe_rt_gather, 3)                                                                            \
+    X(moe_rt_rank_sum, 10)
 
 typedef enum {
 #define X(name, bufs) MOE_RT_ID_##name,
@@ -39,6 +49,25 @@ typedef struct {
     int64_t limit;      /* rows that there is memory for */
     int64_t seen, need; /* the most so far; of these, what did not fit */
 } MoeRtElastic;
+
+/* Of moe_rt_gather: n rows of row_bytes to `to`, one after another: row i is row index[i] of `from`, or without an index (0) row i.
+ * A copy without an index has bytes(row_bytes * n, at least 1) / MOE_RT_PIECE pieces, rounded up, one with it
+ * n / moe_rt_piece_rows(row_bytes). */
+typedef struct {
+    uint64_t to, from, index; /* addresses; index: int32[n], or 0 */
+    int64_t row_bytes, n;
+    int64_t first; /* the pieces of the copies before */
+} MoeRtCopy;
+
+#define MOE_RT_PIECE 32768 /* bytes */
+static inline int64_t moe_rt_piece_rows(int64_t row_bytes) {
+    return row_bytes >= MOE_RT_PIECE ? 1 : MOE_RT_PIECE / row_bytes;
+}
+static inline int64_t moe_rt_pieces(const MoeRtCopy *c) {
+    int64_t all = c->index ? c->n : c->n * c->row_bytes,
+            one = c->index ? moe_rt_piece_rows(c->row_bytes) : MOE_RT_PIECE;
+    return (all + one - 1) / one;
+}
 
 /* The stop flag: 0, step i of the program has not run and nothing since (1 + i), or this. */
 #define MOE_RT_NOT_FINITE (-1)

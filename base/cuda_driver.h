@@ -118,6 +118,7 @@ typedef struct { /* CUtensorMap */
     X(device_count, "cuDeviceGetCount", (int *n))                                                  \
     X(device_get, "cuDeviceGet", (MoeCuDevice * device, int ordinal))                              \
     X(device_name, "cuDeviceGetName", (char *name, int bytes, MoeCuDevice device))                 \
+    X(device_uuid, "cuDeviceGetUuid_v2", (char *uuid, MoeCuDevice device))                         \
     X(device_memory, "cuDeviceTotalMem_v2", (size_t * bytes, MoeCuDevice device))                  \
     X(device_attribute, "cuDeviceGetAttribute", (int *value, int attribute, MoeCuDevice device))   \
     X(context_retain, "cuDevicePrimaryCtxRetain", (MoeCuContext * context, MoeCuDevice device))    \

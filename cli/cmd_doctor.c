@@ -8,6 +8,7 @@
 
 #include "base/cuda_driver.h"
 #include "base/dynlib.h"
+#include "base/nccl.h"
 #include "base/pool.h"
 #include "base/str.h"
 #include "codegen/codegen.h"
@@ -134,10 +135,22 @@ static void see_nvrtc(void) {
         say("ok", "NVRTC", text);
 }
 
+static void see_nccl(void) {
+    const MoeNccl *nccl;
+    char version[24], text[640];
+    MoeStatus st = moe_nccl(&nccl);
+    if (st) {
+        say_missing("NCCL", st);
+        return;
+    }
+    snprintf(text, sizeof text, "%s: GPUs of several processes (%s)", moe_nccl_version(version),
+             moe_nccl_path());
+    say("ok", "NCCL", text);
+}
+
 /* Libraries of which one function is enough to see that they are there. */
 typedef struct {
     size_t (*cublaslt)(void);
-    int (*nccl)(int *version);
     size_t (*cudnn)(void);
 } Versions;
 static Versions versions;
@@ -150,11 +163,9 @@ static const char *const library_dirs[] = {"$MOEC_CUDA_PATH/lib64",
                                            "$HOME/.local/lib/python3*/site-packages/nvidia/*/lib",
                                            NULL};
 static const char *const cublaslt_names[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
-static const char *const nccl_names[] = {"libnccl.so.2", NULL};
 static const char *const cudnn_names[] = {"libcudnn.so.9", "libcudnn.so.8", NULL};
 static const MoeDynSymbol cublaslt_symbols[] = {
     {"cublasLtGetVersion", offsetof(Versions, cublaslt)}};
-static const MoeDynSymbol nccl_symbols[] = {{"ncclGetVersion", offsetof(Versions, nccl)}};
 static const MoeDynSymbol cudnn_symbols[] = {{"cudnnGetVersion", offsetof(Versions, cudnn)}};
 
 static MoeDynLib libraries[] = {
@@ -163,15 +174,6 @@ static MoeDynLib libraries[] = {
      .dirs = library_dirs,
      .install = "moec does not need it: benchmarks compare with it; pip install nvidia-cublas",
      .symbols = cublaslt_symbols,
-     .n_symbols = 1,
-     .table = &versions,
-     MOE_DYNLIB_CLOSED},
-    {.what = "NCCL",
-     .sonames = nccl_names,
-     .dirs = library_dirs,
-     .install = "moec does not need it: ranks talk through the host's memory; apt-get install "
-                "libnccl2 (of NVIDIA's repository)",
-     .symbols = nccl_symbols,
      .n_symbols = 1,
      .table = &versions,
      MOE_DYNLIB_CLOSED},
@@ -202,6 +204,7 @@ MoeStatus moe_cmd_doctor(const MoeOptions *o) {
     see_mpi();
     see_driver();
     see_nvrtc();
+    see_nccl();
     for (size_t i = 0; i < sizeof libraries / sizeof *libraries; i++)
         see_library(&libraries[i]);
     return NULL;

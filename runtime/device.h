@@ -15,6 +15,7 @@
 
 typedef struct MoeExecProgram MoeExecProgram;
 typedef struct MoeDevice MoeDevice;
+typedef struct MoeDeviceLinks MoeDeviceLinks;
 
 typedef struct {
     void (*close)(MoeDevice *d);
@@ -69,6 +70,7 @@ typedef struct {
 struct MoeDevice {
     const MoeDeviceOps *ops;
     int number; /* among the host's devices; -1: the host itself */
+    const MoeDeviceLinks *links; /* to the devices of all ranks (device_links.h); NULL: none are open */
 };
 
 /* For the plan's target, of its family ("cpu:", "cuda:"). MOE_E_INPUT where that is not there, with what to do. */

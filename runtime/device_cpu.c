@@ -166,7 +166,7 @@ MoeStatus moe_device_cpu(MoeDevice **out) {
     MoeDevice *d = calloc(1, sizeof *d);
     if (!d)
         return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
-    *d = (MoeDevice){&ops, -1};
+    *d = (MoeDevice){&ops, -1, NULL};
     *out = d;
     return NULL;
 }

@@ -1,6 +1,7 @@
 /* An NVIDIA GPU as a device: opened through the driver API, in the primary context of the device, which ranks that are threads
  * share. See device_cuda.h. */
 #include "runtime/device_cuda.h"
+#include "runtime/device_cuda_nccl.h"
 
 #include <ctype.h>
 #include <stdlib.h>
@@ -32,6 +33,7 @@ MoeStatus moe_cuda_check(MoeDeviceCuda *d, MoeCuResult r, const char *what, ...)
 }
 
 MoeStatus moe_cuda_wait(MoeDeviceCuda *d) {
+    MOE_TRY(moe_cuda_nccl_wait(d, d->stream));
     MoeCuResult r = d->cu->stream_synchronize(d->stream);
     d->transfer.gone = d->transfer.sent;
     if (!d->step)
@@ -114,8 +116,24 @@ static void cuda_close(MoeDevice *base) {
     free(d);
 }
 
+/* Once: the devices of all ranks find each other. */
+static MoeStatus cuda_meet(MoeDevice *base, MoeExec *x) {
+    MoeDeviceCuda *d = (MoeDeviceCuda *)base;
+    if (d->met)
+        return NULL;
+    d->met = true;
+    return moe_cuda_nccl_open(d, x, d->exchange);
+}
+
+static void cuda_leave(MoeDevice *base, MoeExec *x) {
+    (void)x;
+    moe_cuda_nccl_close((MoeDeviceCuda *)base);
+}
+
 static const MoeDeviceOps ops = {
     .close = cuda_close,
+    .meet = cuda_meet,
+    .leave = cuda_leave,
     .alloc = moe_cuda_alloc,
     .slab = moe_cuda_slab,
     .release = moe_cuda_release,
@@ -162,6 +180,7 @@ MoeStatus moe_device_cuda(const MoePlan *plan, const MoeDevicePlace *place, MoeD
         return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
     d->base.ops = &ops;
     d->plan = plan;
+    d->exchange = place->exchange;
     MoeStatus st = open_device(d, place);
     if (st) {
         cuda_close(&d->base);

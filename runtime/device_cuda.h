@@ -15,7 +15,7 @@ typedef struct {
     bool mapped; /* address space, of which part is mapped: the slab with elastic values */
 } MoeCudaRegion;
 
-enum { MOE_CUDA_MAX_REGIONS = 32 };
+enum { MOE_CUDA_MAX_REGIONS = 64 };
 
 /* A run of granules of the slab with memory of its own. */
 typedef struct {
@@ -80,6 +80,8 @@ typedef struct {
     uint64_t marked;
 } MoeCudaTransfer;
 
+typedef struct MoeCudaNccl MoeCudaNccl;
+
 typedef struct {
     MoeDevice base; /* first */
     const MoeCudaDriver *cu;
@@ -106,6 +108,9 @@ typedef struct {
     size_t n_modules;
     MoeCuFunction runtime[MOE_RT_N_KERNELS];
     MoeCuPtr stop; /* int32 */
+    MoeExchange exchange; /* asked for */
+    bool met;             /* links were opened, or not */
+    MoeCudaNccl *nccl;    /* device_cuda_nccl.h; NULL: no such links */
     bool guarded;  /* a guard may have stopped what was launched since */
     bool no_graphs;
     MoeCudaProgram *programs; /* like plan->programs */
@@ -129,6 +134,8 @@ MoeCuPtr moe_cuda_address(const MoeDeviceCuda *d, const void *host);
 MoeStatus moe_cuda_table(MoeDeviceCuda *d, int64_t bytes, const char *what, MoeCuPtr *out);
 /* Memory behind bytes [at, at + bytes) of the slab, and its slack. */
 MoeStatus moe_cuda_map(MoeDeviceCuda *d, int64_t at, int64_t bytes);
+/* The same for a host's address, wherever it is. */
+MoeStatus moe_cuda_need(MoeDeviceCuda *d, const void *host, int64_t bytes);
 /* Bytes from `at` on that have memory, less the slack. */
 int64_t moe_cuda_mapped(const MoeDeviceCuda *d, int64_t at);
 /* What an elastic value of so many rows needs: as many more as a kernel's tile may read beyond them (docs/GPU.md). */
@@ -152,6 +159,9 @@ void moe_cuda_unbind(MoeDeviceCuda *d);
 bool moe_cuda_rows_known(const MoePlanProgram *g, int v, size_t i);
 
 /* device_cuda_run.c */
+/* A kernel of the runtime (base/cuda_abi.h) on a stream, over n elements. */
+MoeStatus moe_cuda_runtime(MoeDeviceCuda *d, MoeRtKernel k, MoeCuStream stream, int64_t n,
+                           const uint64_t *bufs, size_t n_bufs);
 MoeStatus moe_cuda_run(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
 MoeStatus moe_cuda_fold(MoeDevice *d, MoeExec *x, MoeExecProgram *g, int m);
 MoeStatus moe_cuda_clear_sums(MoeDevice *d, MoeExec *x, MoeExecProgram *g);

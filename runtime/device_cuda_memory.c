@@ -7,7 +7,7 @@
 #include "base/assert.h"
 #include "base/mem.h"
 #include "base/str.h"
-#include "runtime/device_cuda.h"
+#include "runtime/device_cuda_nccl.h"
 
 /* ---- regions ---- */
 
@@ -154,6 +154,11 @@ MoeStatus moe_cuda_map(MoeDeviceCuda *d, int64_t at, int64_t bytes) {
     return NULL;
 }
 
+MoeStatus moe_cuda_need(MoeDeviceCuda *d, const void *host, int64_t bytes) {
+    const MoeCudaRegion *r = find(d, host);
+    return r->mapped && bytes > 0 ? moe_cuda_map(d, (const char *)host - r->host, bytes) : NULL;
+}
+
 int64_t moe_cuda_mapped(const MoeDeviceCuda *d, int64_t at) {
     int64_t i = at / d->granule;
     while (i < d->n_granules && d->has[i])
@@ -251,6 +256,7 @@ MoeStatus moe_cuda_slab(MoeDevice *base, int64_t bytes, int64_t fixed, char **ou
 MoeStatus moe_cuda_read(MoeDevice *base, const char *at, int64_t bytes) {
     MoeDeviceCuda *d = (MoeDeviceCuda *)base;
     MOE_TRY(moe_cuda_enter(d));
+    MOE_TRY(moe_cuda_nccl_wait(d, d->stream)); /* the driver would wait for ever */
     MOE_TRY(moe_cuda_check(d,
                            d->cu->copy_out((void *)(uintptr_t)at, moe_cuda_address(d, at),
                                            (size_t)bytes, d->stream),

@@ -2,15 +2,15 @@
 #include <string.h>
 
 #include "base/assert.h"
-#include "runtime/device_cuda.h"
+#include "runtime/device_cuda_nccl.h"
 
 #define MOST_BLOCKS 4096 /* of a kernel of the runtime */
 
 /* ---- kernels of the runtime ---- */
 
 /* n: elements, one a thread as far as blocks go. args: buffers and numbers. */
-static MoeStatus launch_runtime(MoeDeviceCuda *d, MoeRtKernel k, int64_t n, const uint64_t *bufs,
-                                size_t n_bufs) {
+MoeStatus moe_cuda_runtime(MoeDeviceCuda *d, MoeRtKernel k, MoeCuStream stream, int64_t n,
+                           const uint64_t *bufs, size_t n_bufs) {
     static const size_t counts[] = {
 #define X(name, bufs) bufs,
         MOE_RT_KERNELS(X)
@@ -24,9 +24,14 @@ static MoeStatus launch_runtime(MoeDeviceCuda *d, MoeRtKernel k, int64_t n, cons
     blocks = blocks < 1 ? 1 : blocks < MOST_BLOCKS ? blocks : MOST_BLOCKS;
     return moe_cuda_check(d,
                           d->cu->launch(d->runtime[k], (unsigned)blocks, 1, 1, MOE_RT_THREADS, 1, 1,
-                                        0, d->stream, params, NULL),
+                                        0, stream, params, NULL),
                           "launching a kernel of the runtime, behind step %s",
                           d->step ? d->step : "none");
+}
+
+static MoeStatus launch_runtime(MoeDeviceCuda *d, MoeRtKernel k, int64_t n, const uint64_t *bufs,
+                                size_t n_bufs) {
+    return moe_cuda_runtime(d, k, d->stream, n, bufs, n_bufs);
 }
 
 MoeStatus moe_cuda_fold(MoeDevice *base, MoeExec *x, MoeExecProgram *g, int m) {
@@ -226,6 +231,7 @@ MoeStatus moe_cuda_settle(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t
     MOE_TRY(moe_cuda_enter(d));
     if (!c->n_elastic)
         return d->guarded ? clear_stop(d) : NULL;
+    MOE_TRY(moe_cuda_nccl_wait(d, d->stream));
     MOE_TRY(moe_cuda_check(d, d->cu->copy_out(&stop, d->stop, sizeof stop, d->stream),
                            "reading the stop flag, behind step %s", d->step ? d->step : "none"));
     MOE_TRY(read_elastic(d, c));

@@ -299,6 +299,8 @@ fail:
 void moe_exec_destroy(MoeExec *x) {
     if (!x)
         return;
+    if (x->device && x->device->ops->leave)
+        x->device->ops->leave(x->device, x);
     moe_store_destroy(x->store); /* before the memory that it copies from and to */
     moe_exec_comm_destroy(x);
     moe_exec_place_destroy(x);

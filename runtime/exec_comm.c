@@ -114,6 +114,14 @@ MoeStatus moe_exec_comm_create(MoeExec *x) {
     return NULL;
 }
 
+static void free_stage(MoeExec *x, MoeExecFlight *f) {
+    if (f->on_device)
+        x->device->ops->release(x->device, f->stage, f->bytes);
+    else
+        moe_free_big(f->stage, (size_t)f->bytes);
+    f->stage = NULL;
+}
+
 void moe_exec_comm_destroy(MoeExec *x) {
     MoeExecComm *c = x->between;
     if (!c)
@@ -121,7 +129,7 @@ void moe_exec_comm_destroy(MoeExec *x) {
     for (int f = 0; f < c->n_flights; f++) {
         if (c->flights[f].request) /* after an error: nothing may write into our memory any more */
             moe_status_free(moe_comm_wait(x->comm, c->flights[f].request));
-        moe_free_big(c->flights[f].stage, (size_t)c->flights[f].bytes);
+        free_stage(x, &c->flights[f]);
         free(c->flights[f].results);
     }
     for (size_t g = 0; c->flight && g < x->plan->n_programs; g++)
@@ -192,26 +200,31 @@ static bool has_peers(const MoeExec *x, const MoePlanStep *s) {
     return false;
 }
 
-/* Staging memory of an op, now that its tables are there. */
-static int64_t op_stage(const MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o) {
+int64_t moe_exec_op_stage(const MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o) {
     if (moe_exec_is_sum(o))
         return moe_exec_sum_stage(x, o);
     return o->op == MOE_PLAN_FOLD_COPIES ? moe_exec_copies_stage(x, g, o) : 0;
 }
 
-static MoeStatus make_room(const MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+/* Where exchanges go over a device's links, its memory is where terms arrive. */
+static MoeStatus make_room(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
                            MoeExecFlight *f) {
+    const bool on_device = x->device->links != NULL;
     int64_t n = 0;
     for (size_t i = 0; i < s->n_comm; i++)
-        n += op_stage(x, g, &s->comm[i]);
-    if (n <= f->bytes)
+        n += moe_exec_op_stage(x, g, &s->comm[i]);
+    if (n <= f->bytes && on_device == f->on_device)
         return NULL;
+    n = n > f->bytes ? n : f->bytes;
     void *stage = NULL;
-    moe_free_big(f->stage, (size_t)f->bytes);
-    f->stage = NULL;
+    free_stage(x, f);
     f->bytes = 0;
-    MOE_TRY(moe_alloc_big((size_t)n, "gradients of experts' copies", &stage));
-    f->stage = stage;
+    f->on_device = on_device;
+    if (on_device)
+        MOE_TRY(x->device->ops->alloc(x->device, n, "terms of sums over ranks", &f->stage));
+    else
+        MOE_TRY(moe_alloc_big((size_t)n, "gradients of experts' copies", &stage));
+    f->stage = on_device ? f->stage : stage;
     f->bytes = n;
     return NULL;
 }
@@ -222,6 +235,8 @@ static MoeStatus begin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s
     MOE_ASSERT(!f->request, "%s: the flight is taken", s->name);
     MOE_TRY(moe_exec_mirror_tables(x, g, s));
     MOE_TRY(make_room(x, g, s, f));
+    if (x->device->links)
+        return moe_exec_device_begin(x, g, s, f);
     char *stage = f->stage;
     clear_lists(c);
     for (size_t i = 0; i < s->n_comm; i++) {
@@ -230,7 +245,7 @@ static MoeStatus begin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s
         MOE_TRY(
             moe_status_prefix(moe_exec_op_blocks(x, g, &s->comm[i], stage), "step %s", s->name));
         MOE_TRY(moe_exec_mirror_rows(x, g, &s->comm[i], &from, f));
-        stage += op_stage(x, g, &s->comm[i]);
+        stage += moe_exec_op_stage(x, g, &s->comm[i]);
     }
     if (c->failed)
         return no_memory();
@@ -267,6 +282,8 @@ static MoeStatus finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *
                         MoeExecFlight *f) {
     MoeRequest *request = f->request;
     const char *stage = f->stage;
+    if (x->device->links)
+        return moe_exec_device_finish(x, g, s, f);
     f->request = NULL;
     moe_emulate_mark(x->comm, moves_rows(s));
     MoeStatus st = request ? moe_comm_wait(x->comm, request) : NULL;
@@ -274,10 +291,10 @@ static MoeStatus finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *
     MOE_TRY(st);
     for (size_t i = 0; i < s->n_comm; i++) {
         if (moe_exec_is_sum(&s->comm[i]))
-            moe_exec_sum_fold(x, g, &s->comm[i], stage);
+            MOE_TRY(moe_exec_sum_fold(x, g, &s->comm[i], stage));
         if (s->comm[i].op == MOE_PLAN_FOLD_COPIES)
             MOE_TRY(moe_exec_copies_fold(x, g, &s->comm[i], stage));
-        stage += op_stage(x, g, &s->comm[i]);
+        stage += moe_exec_op_stage(x, g, &s->comm[i]);
     }
     MOE_TRY(rejoin(x, g, s));
     return moe_exec_mirror_results(x, f);

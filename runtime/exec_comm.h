@@ -8,6 +8,7 @@
 #ifndef MOE_RUNTIME_EXEC_COMM_H
 #define MOE_RUNTIME_EXEC_COMM_H
 
+#include "runtime/device_links.h"
 #include "runtime/exec_internal.h"
 
 /* Once the programs are bound. With one rank and no exchange in the plan there is nothing to make. */
@@ -44,14 +45,6 @@ typedef struct {
     size_t n, cap;
 } MoeBlockList;
 
-/* A copy from this rank to itself: n rows of row_bytes; index: of the source rows, NULL = in order. */
-typedef struct {
-    char *to;
-    const char *from;
-    int64_t row_bytes, n;
-    const int32_t *index;
-} MoeExecCopy;
-
 typedef struct {
     const char *at;
     int64_t bytes;
@@ -61,6 +54,7 @@ typedef struct {
 typedef struct {
     char *stage;
     int64_t bytes;
+    bool on_device; /* the staging memory is the device's */
     bool busy;
     MoeRequest *request; /* NULL: none of its ranks is another */
     MoeExecRange *results; /* what the exchange writes, where a device must be told */
@@ -89,6 +83,15 @@ struct MoeExecComm {
     int64_t **filled; /* [programs][steps]: the run in which an exchange last filled slots of copies */
 };
 
+/* exec_comm.c: staging memory of an op, now that its tables are there. */
+int64_t moe_exec_op_stage(const MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o);
+
+/* exec_comm_device.c: the exchange of step s over the device's links; its end, with sums. */
+MoeStatus moe_exec_device_begin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+                                const MoeExecFlight *f);
+MoeStatus moe_exec_device_finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+                                 const MoeExecFlight *f);
+
 /* exec_comm_blocks.c: puts op o's blocks and local copies into the lists. stage: of this op. */
 MoeStatus moe_exec_op_blocks(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
                              char *stage);
@@ -102,8 +105,8 @@ int64_t moe_exec_copies_stage(const MoeExec *x, const MoeExecProgram *g, const M
 MoeStatus moe_exec_copies_fold(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
                                const char *stage);
 
-/* exec_comm_mirror.c: exchanges are the host's work, over mirrors of a device's memory (runtime/device.h). Before the lists of a
- * step are made its tables are read; with op o's blocks in the lists, from the given places on, what it reads of other values;
+/* exec_comm_mirror.c: exchanges that are the host's work, over mirrors of a device's memory (runtime/device.h). Before the lists of
+ * a step are made its tables are read; with op o's blocks in the lists, from the given places on, what it reads of other values;
  * at its end what it wrote is sent to the device. On a CPU nothing is done. */
 MoeStatus moe_exec_mirror_tables(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s);
 MoeStatus moe_exec_mirror_rows(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
@@ -116,8 +119,8 @@ MoeStatus moe_exec_sum_prepare(MoeExec *x, const MoePlanComm *o);   /* fills x->
 int64_t moe_exec_sum_stage(const MoeExec *x, const MoePlanComm *o); /* bytes, whole 64s */
 void moe_exec_sum_blocks(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o, char *stage);
 /* The tree over the terms, in the staging memory and this rank's own, into the result. */
-void moe_exec_sum_fold(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
-                       const char *stage);
+MoeStatus moe_exec_sum_fold(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
+                            const char *stage);
 /* Whether a second exchange among a slice's owners follows, and its blocks. */
 bool moe_exec_sum_twice(const MoeExec *x, const MoePlanComm *o);
 void moe_exec_sum_rejoin(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o);

@@ -218,7 +218,10 @@ static MoeStatus fold_slot(MoeExec *x, const Op *p, int64_t s, const char *const
                            int32_t *ends) {
     int64_t g = p->all->self * p->o->slots + s;
     char *out = p->first + s * p->o->row_bytes;
+    const MoeDeviceLinks *links = x->device->links;
     if (primary(p, g) != g) { /* its roots have gone to the primary */
+        if (links)
+            return links->clear(x->device, out, p->o->row_bytes);
         memset(out, 0, (size_t)p->o->row_bytes);
         return NULL;
     }
@@ -233,6 +236,8 @@ static MoeStatus fold_slot(MoeExec *x, const Op *p, int64_t s, const char *const
                          x->rank, n, e);
     f->out = (float *)(void *)out;
     f->n = p->o->row_bytes / (int64_t)sizeof *f->out;
+    if (links)
+        return links->fold(x->device, f->roots, f->program, f->n_program, f->out, f->n);
     moe_pool_run(x->pool, (f->n + FOLD_CHUNK - 1) / FOLD_CHUNK, fold_task, f);
     return NULL;
 }

@@ -10,6 +10,8 @@
 static MoeStatus read_value(MoeExec *x, const MoeExecProgram *g, int value) {
     const MoePlanValue *v = &g->plan->values[value];
     int64_t bytes = v->bytes;
+    if (v->kind == MOE_VALUE_INPUT)
+        return NULL; /* the mirror is what was sent */
     if (v->elastic) {
         const int32_t *segs = (const int32_t *)(const void *)g->values[v->rows],
                       *last = &segs[g->plan->values[v->rows].bytes / 4 - 1];

@@ -173,8 +173,36 @@ static void add_counts(const Fold *f) {
     }
 }
 
-void moe_exec_sum_fold(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
-                       const char *stage) {
+/* The same on a device that has the terms. */
+static MoeStatus fold_on(MoeDevice *d, const MoePlanComm *o, const Fold *f) {
+    MoeDeviceTerms t = {.own = f->own,
+                        .others = f->stage,
+                        .out = f->out,
+                        .rows = o->outer,
+                        .columns = f->count,
+                        .own_stride = f->own_stride,
+                        .out_stride = f->out_stride,
+                        .n = f->n,
+                        .self = f->self,
+                        .integers = o->dtype == MOE_PLAN_I32};
+    return f->total ? d->links->sum(d, &t) : NULL;
+}
+
+/* What slices have beyond their elements is zero. */
+static MoeStatus clear_rest(MoeExec *x, const MoePlanComm *o, const MoeSlice *slice, char *out) {
+    int64_t rest = 4 * (slice->cap - slice->count);
+    for (int64_t l = 0; rest && l < o->outer; l++) {
+        char *at = out + 4 * (l * slice->cap + slice->count);
+        if (x->device->links)
+            MOE_TRY(x->device->links->clear(x->device, at, rest));
+        else
+            memset(at, 0, (size_t)rest);
+    }
+    return NULL;
+}
+
+MoeStatus moe_exec_sum_fold(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o,
+                            const char *stage) {
     const MoeExecGroup *all = &x->between->groups[o->group];
     MoeSlice slice = slice_of(x, o, all->self), mine = share_of(x, o, all->self);
     char *out = g->values[o->out];
@@ -188,12 +216,13 @@ void moe_exec_sum_fold(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o
               .total = o->outer * mine.count,
               .n = all->n,
               .self = all->self};
-    if (o->dtype == MOE_PLAN_I32)
+    if (x->device->links)
+        MOE_TRY(fold_on(x->device, o, &f));
+    else if (o->dtype == MOE_PLAN_I32)
         add_counts(&f);
     else
         moe_pool_run(x->pool, (f.total + FOLD_CHUNK - 1) / FOLD_CHUNK, fold_task, &f);
-    for (int64_t l = 0; slice.count < slice.cap && l < o->outer; l++)
-        memset(out + 4 * (l * slice.cap + slice.count), 0, 4 * (size_t)(slice.cap - slice.count));
+    return clear_rest(x, o, &slice, out);
 }
 
 void moe_exec_sum_rejoin(MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o) {

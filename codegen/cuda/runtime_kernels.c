@@ -6,11 +6,15 @@
 
 /* X(name, body) */
 #define BODIES(X)                                                                                  \
+    X(moe_rt_transpose, "moe::rt_transpose(a);")                                                   \
+    X(moe_rt_widen, "moe::rt_widen(a);")                                                           \
     X(moe_rt_fold, "moe::rt_fold(a);")                                                             \
     X(moe_rt_add_i32, "moe::rt_add_i32(a);")                                                       \
     X(moe_rt_window, "moe::rt_window(a);")                                                         \
     X(moe_rt_guard_rows, "moe::rt_guard_rows(a);")                                                 \
-    X(moe_rt_guard_finite, "moe::rt_guard_finite(a, %d);")
+    X(moe_rt_guard_finite, "moe::rt_guard_finite(a, %d);")                                         \
+    X(moe_rt_gather, "moe::rt_gather(a);")                                                         \
+    X(moe_rt_rank_sum, "moe::rt_rank_sum(a);")
 
 void moe_cuda_add_runtime(MoeCudaTarget *t) {
     static const struct {

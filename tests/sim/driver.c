@@ -202,6 +202,15 @@ MOE_SIM_EXPORT CUresult cuDeviceGetName(char *out, int n, CUdevice d) {
     return moe_sim_leave(r || c ? r : CUDA_ERROR_INVALID_DEVICE);
 }
 
+/* Of this machine's device `d`: all processes see the same ones. */
+MOE_SIM_EXPORT CUresult cuDeviceGetUuid_v2(char *out, CUdevice d) {
+    CUresult r = moe_sim_enter_bare("cuDeviceGetUuid");
+    memset(out, 0, 16);
+    memcpy(out, "simulated GPU", 13);
+    out[15] = (char)d;
+    return moe_sim_leave(r || moe_sim_context_of(d) ? r : CUDA_ERROR_INVALID_DEVICE);
+}
+
 MOE_SIM_EXPORT CUresult cuDeviceTotalMem_v2(size_t *out, CUdevice d) {
     CUresult r = moe_sim_enter_bare("cuDeviceTotalMem");
     *out = moe_sim_total_memory();

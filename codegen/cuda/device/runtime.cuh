@@ -79,6 +79,136 @@ __device__ __forceinline__ void rt_guard_finite(const MoeArgs<2> &a, int code) {
         *a.stop = code;
 }
 
+/* ---- exchanges between ranks ---- */
+
+/* n bytes by the block's threads, in the widest words that both addresses and n allow. */
+template <class Word>
+__device__ __forceinline__ void copy_words(void *to, const void *from, i64 bytes) {
+    for (i64 i = threadIdx.x, n = bytes / (i64)sizeof(Word); i < n; i += blockDim.x)
+        ((Word *)to)[i] = ((const Word *)from)[i];
+}
+__device__ __forceinline__ void copy_bytes(void *to, const void *from, i64 bytes) {
+    const u64 all = (u64)to | (u64)from | (u64)bytes;
+    if (all % 16 == 0)
+        copy_words<Words4>(to, from, bytes);
+    else if (all % 4 == 0)
+        copy_words<u32>(to, from, bytes);
+    else if (all % 2 == 0)
+        copy_words<bf16>(to, from, bytes);
+    else
+        copy_words<u8>(to, from, bytes);
+}
+
+/* Rows [lo, hi) by index, `lanes` threads a row. */
+template <class Word>
+__device__ __forceinline__ void gather_words(char *to, const char *from, const i32 *index, i64 rb,
+                                             i64 lo, i64 hi) {
+    const int words = (int)(rb / (i64)sizeof(Word));
+    int lanes = 1;
+    while (lanes < words && lanes < 64)
+        lanes *= 2;
+    const int at = threadIdx.x % lanes, step = blockDim.x / lanes;
+    for (i64 r = lo + threadIdx.x / lanes; r < hi; r += step) {
+        const Word *source = (const Word *)(from + index[r] * rb);
+        Word *target = (Word *)(to + r * rb);
+        for (int w = at; w < words; w += lanes)
+            target[w] = source[w];
+    }
+}
+__device__ __forceinline__ void gather_rows(char *to, const char *from, const i32 *index, i64 rb,
+                                            i64 lo, i64 hi) {
+    const u64 all = (u64)to | (u64)from | (u64)rb;
+    if (all % 16 == 0)
+        gather_words<Words4>(to, from, index, rb, lo, hi);
+    else if (all % 4 == 0)
+        gather_words<u32>(to, from, index, rb, lo, hi);
+    else if (all % 2 == 0)
+        gather_words<bf16>(to, from, index, rb, lo, hi);
+    else
+        gather_words<u8>(to, from, index, rb, lo, hi);
+}
+
+/* MoeRtCopy. */
+struct Copy {
+    char *to;
+    const char *from;
+    const i32 *index;
+    i64 row_bytes, n, first;
+};
+
+/* A block takes one piece at a time; the copy that it is of is found by halving. */
+__device__ __forceinline__ void rt_gather(const MoeArgs<3> &a) {
+    constexpr i64 PIECE = 32768; /* MOE_RT_PIECE */
+    const Copy *copies = buf<const Copy>(a, 0);
+    const i64 n = number(a, 1), pieces = number(a, 2);
+    for (i64 p = blockIdx.x; p < pieces; p += gridDim.x) {
+        i64 lo = 0, hi = n;
+        while (hi - lo > 1) {
+            const i64 mid = (lo + hi) / 2;
+            (copies[mid].first <= p ? lo : hi) = mid;
+        }
+        const Copy c = copies[lo];
+        const i64 piece = p - c.first;
+        if (c.index) {
+            const i64 rows = c.row_bytes >= PIECE ? 1 : PIECE / c.row_bytes;
+            gather_rows(c.to, c.from, c.index, c.row_bytes, piece * rows,
+                        least((piece + 1) * rows, c.n));
+        } else {
+            const i64 at = piece * PIECE;
+            copy_bytes(c.to + at, c.from + at, least(PIECE, c.n * c.row_bytes - at));
+        }
+    }
+}
+
+__device__ __forceinline__ float tree_add(float a, float b) {
+    return a + b;
+}
+__device__ __forceinline__ i32 tree_add(i32 a, i32 b) {
+    return (i32)((u32)a + (u32)b);
+}
+
+/* The tree of docs/NUMBERS.md over the ranks: a counter in binary, whose digits are roots of 2^b ranks. */
+template <class T, int N> __device__ __forceinline__ void rank_sum(const MoeArgs<N> &a) {
+    constexpr int LEVELS = 13; /* up to 8191 ranks */
+    const T *own = buf<const T>(a, 0), *others = buf<const T>(a, 1);
+    T *out = buf<T>(a, 2);
+    const int ranks = (int)number(a, 3), self = (int)number(a, 4);
+    const i64 rows = number(a, 5), columns = number(a, 6), own_stride = number(a, 7),
+              out_stride = number(a, 8), term = rows * columns;
+    for (i64 i = first_index(); i < term; i += index_stride()) {
+        const i64 r = rows == 1 ? 0 : i / columns, c = i - r * columns;
+        T roots[LEVELS], v;
+        for (int k = 0; k < ranks; k++) {
+            v = k == self ? own[r * own_stride + c] : others[(k < self ? k : k - 1) * term + i];
+            bool open = true;
+#pragma unroll
+            for (int b = 0; b < LEVELS; b++)
+                if (open) {
+                    if (k >> b & 1) {
+                        v = tree_add(roots[b], v);
+                    } else {
+                        roots[b] = v;
+                        open = false;
+                    }
+                }
+        }
+        bool any = false;
+#pragma unroll
+        for (int b = 0; b < LEVELS; b++)
+            if (ranks >> b & 1) {
+                v = any ? tree_add(roots[b], v) : roots[b];
+                any = true;
+            }
+        out[r * out_stride + c] = v;
+    }
+}
+__device__ __forceinline__ void rt_rank_sum(const MoeArgs<10> &a) {
+    if (number(a, 9))
+        rank_sum<i32>(a);
+    else
+        rank_sum<float>(a);
+}
+
 } /* namespace moe */
 
 #endif
