@@ -13,6 +13,11 @@ import time
 import gpu_device
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+# The model of a training step: 0.9 B parameters.
+STEP = dict(architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_size=32000, hidden_size=1024, intermediate_size=512, num_hidden_layers=16,
+            num_attention_heads=16, num_key_value_heads=4, head_dim=64, num_local_experts=32, num_experts_per_tok=4, max_position_embeddings=2048,
+            output_router_logits=True, router_aux_loss_coef=0.001, rope_theta=10000.0, rms_norm_eps=1e-5, sliding_window=None, hidden_act="silu",
+            initializer_range=0.02, tie_word_embeddings=False, torch_dtype="bfloat16", use_cache=False)
 
 
 class Failed(Exception):

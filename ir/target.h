@@ -87,7 +87,7 @@ typedef struct {
 
 struct MoeTarget {
     char name[64]; /* "cpu:znver4": enough to build the same target again */
-    char code_note[192]; /* a line for people on the code that finish made; empty: nothing to say */
+    char code_note[256]; /* a line for people on the code that finish made; empty: nothing to say */
     const char *object_file, *text_file; /* their names in the plan: "kernels.o", "kernels.ll" */
     MoeFuseRules fuse;
     double peak_flops_f32, peak_flops_bf16; /* per thread, FLOP/s, estimates for the cost model */

@@ -13,7 +13,7 @@ typedef struct {
     int stack_bytes;  /* of a thread's local memory */
     int spill_bytes;  /* stored and loaded for lack of registers: 0 is what is wanted */
     int shared_bytes; /* static shared memory of a block */
-    int warnings;     /* of NVRTC, and of ptxas about products that it had to put in a row (C75xx) */
+    int warnings; /* of NVRTC, and of ptxas about products that it had to put in a row (C75xx) */
 } MoeCudaResources;
 
 typedef struct {
@@ -21,6 +21,8 @@ typedef struct {
     size_t n;
     MoeCudaResources resources;
     bool cached; /* came from the cache: nothing was compiled */
+    double seconds,
+        ptxas_seconds; /* that compiling took, and that ptxas says it took of these; 0: from the cache */
 } MoeCudaCode;
 
 /* Compiles a translation unit that holds kernel `name`, or takes what the cache (cache.h) has for the same text, options and
@@ -33,5 +35,6 @@ MoeStatus moe_nvrtc_version(int *out_major, int *out_minor);
 
 /* The figures in ptxas's words (--ptxas-options=-v). */
 MoeCudaResources moe_nvrtc_parse_log(const char *log);
+double moe_nvrtc_parse_seconds(const char *log);
 
 #endif

@@ -254,6 +254,7 @@ static nvrtcResult parse(nvrtcProgram p, int n, const char *const *options, int 
         } else if (!strcmp(o, "--fmad=false")) {
             fmad = false;
         } else if (strcmp(o, "--std=c++17") && strcmp(o, "--device-as-default-execution-space") &&
+                   strcmp(o, "--minimal") &&
                    strncmp(o, "--ptxas-options=", 16) && strncmp(o, "-D", 2)) {
             return fails(p, NVRTC_ERROR_INVALID_OPTION, "an option that is not simulated: ", o);
         }
