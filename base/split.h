@@ -12,8 +12,6 @@
 
 /* The most roots (aligned subtrees of the weight gradients' trees) that a copy's run consists of when edges are leaves. */
 enum { MOE_COPY_ROOTS = 4 };
-/* The grain of training: rows of a leaf of the weight gradients' trees (docs/NUMBERS.md 4; ir/numbers.h). */
-enum { MOE_COPY_GRAIN = 128 };
 
 typedef struct {
     int experts, ranks, slots; /* slots of each rank */

@@ -2,6 +2,7 @@
 #include "cli/commands.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/pool.h"
@@ -11,7 +12,23 @@
 #include "cli/compile_load.h"
 #include "cli/driver.h"
 #include "cli/explain_planner.h"
+#include "ir/numbers.h"
 #include "passes/memplan.h"
+
+/* --leaf-rows: 0 for auto; the driver checks the number. */
+static MoeStatus leaf_rows_of(const MoeOptions *o, int *out) {
+    const char *text = moe_opt(o, OPT_LEAF_ROWS);
+    char *end;
+    *out = 0;
+    if (strcmp(text, "auto") == 0)
+        return NULL;
+    long n = strtol(text, &end, 10);
+    if (end == text || *end || !moe_leaf_rows_valid(n))
+        return moe_error(MOE_E_MISUSE, "--leaf-rows %.40s: expected auto, or a power of two from %d to %d",
+                         text, MOE_MIN_LEAF_ROWS, MOE_MAX_LEAF_ROWS);
+    *out = (int)n;
+    return NULL;
+}
 
 static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
     moe_driver_defaults(d);
@@ -27,6 +44,8 @@ static MoeStatus options_of(const MoeOptions *o, MoeDriverOptions *d) {
         return moe_error(MOE_E_MISUSE, "--virtual-shards and --micro-batches: too large");
     f->virtual_shards = (int)moe_opt_i(o, OPT_VIRTUAL_SHARDS);
     f->micro_batches = (int)moe_opt_i(o, OPT_MICRO_BATCHES);
+    MOE_TRY(leaf_rows_of(o, &d->leaf_rows));
+    d->fast_reduce = moe_opt_b(o, OPT_FAST_REDUCE);
     const char *dtype = moe_opt(o, OPT_DTYPE), *aux = moe_opt(o, OPT_AUX_LOSS);
     f->mixed_from_config = strcmp(dtype, "config") == 0;
     f->mixed_bf16 = strcmp(dtype, "bf16") == 0;

@@ -59,6 +59,9 @@ static MoeStatus check_options(const MoeDriverOptions *o) {
             MOE_E_MISUSE,
             "--micro-batches %d: expected a power of two that is at most the %d virtual shards",
             f->micro_batches, f->virtual_shards);
+    if (o->leaf_rows && !moe_leaf_rows_valid(o->leaf_rows))
+        return moe_error(MOE_E_MISUSE, "--leaf-rows %d: expected auto, or a power of two from %d to %d",
+                         o->leaf_rows, MOE_MIN_LEAF_ROWS, MOE_MAX_LEAF_ROWS);
     if (f->batch < 1 || f->batch > 1 << 24)
         return moe_error(MOE_E_MISUSE, "--batch %lld: expected 1 to %d sequences",
                          (long long)f->batch, 1 << 24);
@@ -156,12 +159,27 @@ static MoeStatus read_model(const MoeDriverOptions *o, MoeFrontendOptions *f, Mo
     return st;
 }
 
+/* How sums over rows are ordered: the options' word, else the model's text, else the target's. Graphs carry it from here on, so that
+ * model.moe, from which a plan may be compiled again, has it. */
+static void order_sums(const MoeDriverOptions *o, const MoeTarget *t, MoeModule *m) {
+    for (size_t i = 0; i < m->n_graphs; i++) {
+        MoeGraph *g = m->graphs[i];
+        if (o->leaf_rows)
+            g->leaf_rows = o->leaf_rows;
+        else if (!g->leaf_rows && t->leaf_rows != MOE_LEAF_ROWS)
+            g->leaf_rows = t->leaf_rows;
+        g->fast_reduce |= o->fast_reduce;
+    }
+}
+
 MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     memset(c, 0, sizeof *c);
     c->arena = moe_arena_create();
     MOE_TRY(check_options(o));
     MoeFrontendOptions f = o->frontend;
     MOE_TRY(read_model(o, &f, c));
+    MOE_TRY(moe_target_create(o->target, &c->target));
+    order_sums(o, c->target, c->module);
     moe_print(c->module, &c->logical_text);
     fill_info(c);
     c->info.model = c->model;
@@ -172,7 +190,6 @@ MoeStatus moe_driver_compile(const MoeDriverOptions *o, MoeCompiled *c) {
     c->info.logical_text = moe_str_c(&c->logical_text);
     if (c->config.vocab_size)
         c->info.vocab_size = c->config.vocab_size;
-    MOE_TRY(moe_target_create(o->target, &c->target));
     c->cx = (MoePassContext){
         .module = c->module, .options = o->pass, .target = c->target, .arena = c->arena};
     c->cx.options.batch = f.batch;

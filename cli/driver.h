@@ -20,6 +20,8 @@ typedef struct {
     const char *tokenizer;
     const char *compile_line;
     const json_t *planner; /* what the offline planner found, for plan.json; NULL: it was not asked */
+    int leaf_rows;         /* of the weight gradients' trees (ir/graph.h); 0: as the model's text says, else as the target has it */
+    bool fast_reduce;      /* weight gradients in one chain; a model's text may say so, too */
     bool survey;           /* one rank's work on a cluster of many is asked for: ranks need not agree */
     bool want_text;
     bool quiet;

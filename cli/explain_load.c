@@ -169,6 +169,7 @@ static double tokens_with(const int64_t *counts, const double *here, int n, int 
 typedef struct {
     const MoePlaceMap *map;
     int shards;          /* of the group; of each rank shards / ranks */
+    int leaf_rows;       /* of the plan */
     int32_t *counts;     /* [E][shards] */
     int64_t *own;        /* [ranks][E]: of each rank's tokens */
     MoeSplitRun *runs;   /* [global slots] */
@@ -177,7 +178,7 @@ typedef struct {
 
 static Group begin_group(const MoePlan *p, const MoePlaceMap *map, MoeArena *a) {
     int first, n = moe_mesh_shard_run(&p->mesh, p->virtual_shards, p->micro_batches, 0, 0, &first);
-    Group g = {.map = map, .shards = n * map->ranks};
+    Group g = {.map = map, .shards = n * map->ranks, .leaf_rows = p->leaf_rows};
     g.counts = MOE_NEW_N(a, int32_t, map->experts * g.shards);
     g.own = MOE_NEW_N(a, int64_t, map->ranks * map->experts);
     g.runs = MOE_NEW_N(a, MoeSplitRun, map->ranks * map->slots);
@@ -196,7 +197,7 @@ static void divide(Group *g, const int32_t *at, int first, MoeArena *a) {
             g->counts[e * g->shards + v] = at[(first + v) * E + e];
             g->own[v / each * E + e] += at[(first + v) * E + e];
         }
-    MoeSplit in = {E, m->ranks, m->slots, m->expert, g->shards, g->counts, MOE_COPY_GRAIN};
+    MoeSplit in = {E, m->ranks, m->slots, m->expert, g->shards, g->counts, g->leaf_rows};
     moe_split(&in, moe_arena_alloc(a, (size_t)moe_split_scratch(E, m->ranks, m->slots, g->shards)), g->runs);
 }
 

@@ -4,7 +4,6 @@
 #include <math.h>
 
 #include "cli/run_maps.h"
-#include "ir/numbers.h"
 #include "placement/spread.h"
 
 enum { MOST_STEPS = 64 };
@@ -18,7 +17,7 @@ static double layer_seconds(const MoePlan *p, const MoeLoad *l, size_t i, const 
                         .top_k = p->experts_per_token,
                         .micro_batches = p->micro_batches,
                         .shards = p->virtual_shards,
-                        .grain = MOE_LEAF_ROWS};
+                        .grain = p->leaf_rows};
     double rows = (double)(p->batch * p->seq) * p->experts_per_token;
     MoeSpread s = moe_spread(l, (int)i, map, &w, rows / p->micro_batches, 1);
     MoePlaceTraffic t = {.mean = rows / moe_mesh_data_ranks(&p->mesh)};

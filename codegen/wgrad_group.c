@@ -39,10 +39,15 @@ bool moe_wgrad_group_joins(MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
     return moe_wgrad_group(ops, n_ops, op, &w);
 }
 
-MoeStatus moe_wgrad_shape(const MoeWgradGroup *w, MoeWgradShape *out) {
+int64_t moe_wgrad_leaf_rows(const MoeGraph *g) {
+    return g->fast_reduce ? 0 : moe_graph_leaf_rows(g);
+}
+
+MoeStatus moe_wgrad_shape(const MoeGraph *g, const MoeWgradGroup *w, MoeWgradShape *out) {
     const MoeOp *op = w->grad;
     const MoeType *dy = &op->operands[0]->type, *x = &op->operands[1]->type;
     memset(out, 0, sizeof *out);
+    out->leaf_rows = moe_wgrad_leaf_rows(g);
     out->n = dy->dims[1].size;
     out->k = x->dims[1].size;
     if (out->n == 0 || out->k == 0)

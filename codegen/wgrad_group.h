@@ -23,8 +23,11 @@ typedef struct {
     const MoeValue *seg; /* the table of rows; NULL: static */
     int64_t root_slots;  /* > 0 (root_grad): groups are roots of so many slots (base/split_rows.h) */
     int64_t n, k;        /* of the result */
+    int64_t leaf_rows;   /* of the trees over rows; 0: there are none, all rows of a result make one chain (--fast-reduce) */
 } MoeWgradShape;
 /* MOE_E_INPUT: an extent of zero, or shards that make no one tree. */
-MoeStatus moe_wgrad_shape(const MoeWgradGroup *w, MoeWgradShape *out);
+MoeStatus moe_wgrad_shape(const MoeGraph *g, const MoeWgradGroup *w, MoeWgradShape *out);
+/* MoeWgradShape.leaf_rows of every weight gradient in g. */
+int64_t moe_wgrad_leaf_rows(const MoeGraph *g);
 
 #endif

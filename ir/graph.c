@@ -7,6 +7,7 @@
 #include "base/assert.h"
 #include "ir/infer.h"
 #include "ir/internal.h"
+#include "ir/numbers.h"
 
 static const char *const phase_names[MOE_N_PHASES] = {
 #define X(id, name) [MOE_PHASE_##id] = #name,
@@ -47,6 +48,18 @@ MoeGraph *moe_module_find(const MoeModule *m, const char *name) {
             return m->graphs[i];
     }
     return NULL;
+}
+
+int moe_graph_leaf_rows(const MoeGraph *g) {
+    return g->leaf_rows ? g->leaf_rows : MOE_LEAF_ROWS;
+}
+
+int moe_module_leaf_rows(const MoeModule *m) {
+    return m->n_graphs ? moe_graph_leaf_rows(m->graphs[0]) : MOE_LEAF_ROWS;
+}
+
+bool moe_leaf_rows_valid(int64_t rows) {
+    return rows >= MOE_MIN_LEAF_ROWS && rows <= MOE_MAX_LEAF_ROWS && (rows & (rows - 1)) == 0;
 }
 
 /* ---- attributes ---- */

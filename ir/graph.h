@@ -58,6 +58,9 @@ typedef struct MoeGraph {
     int n_values;   /* ids are 0..n_values-1 */
     MoePhase phase; /* phase given to ops built from now on */
     int layer;      /* >= 0: ops built from now on get layer = this; -1 none */
+    /* How sums over rows are ordered in weight gradients (docs/NUMBERS.md, 4): read by moe_graph_leaf_rows. */
+    int leaf_rows;    /* rows of a leaf, a power of two; 0: not said */
+    bool fast_reduce; /* no leaves and no virtual shards: one chain over all rows of a rank */
 } MoeGraph;
 
 typedef struct MoeModule {
@@ -70,6 +73,11 @@ MoeModule *moe_module_create(void); /* owns its arena */
 void moe_module_destroy(MoeModule *m);
 MoeGraph *moe_module_add_graph(MoeModule *m, const char *name);
 MoeGraph *moe_module_find(const MoeModule *m, const char *name); /* NULL if absent */
+/* Rows of a leaf of the weight gradients' trees, which is also where copies of experts may divide rows: what the graph says, else
+ * MOE_LEAF_ROWS. Of a module: its first graph's. */
+int moe_graph_leaf_rows(const MoeGraph *g);
+int moe_module_leaf_rows(const MoeModule *m);
+bool moe_leaf_rows_valid(int64_t rows); /* a power of two, MOE_MIN_LEAF_ROWS to MOE_MAX_LEAF_ROWS */
 
 /* Attributes for the builders, ended by MOE_END:
  *   moe_build(g, MOE_OP_MATMUL, (MoeValue *[]){a, b}, 2, moe_ai("tb", 1), moe_ai("grouped", 0), MOE_END) */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/io.h"
+#include "ir/numbers.h"
 #include "ir/parse_internal.h"
 #include "ir/text.h"
 #include "ir/verify.h"
@@ -150,15 +151,55 @@ static void parse_graph_lines(MoeParser *p) {
     }
 }
 
-/* graph @name { lines } */
+/* How the graph's sums are ordered. */
+typedef struct {
+    int64_t leaf_rows, fast_reduce;
+} GraphFacts;
+
+/* leaf_rows = 512, fast_reduce = 1: one of them, both, in any order. */
+static bool parse_graph_facts(MoeParser *p, GraphFacts *f) {
+    static const char *const known[] = {"leaf_rows", "fast_reduce"};
+    int64_t *const values[] = {&f->leaf_rows, &f->fast_reduce};
+    do {
+        MoeTok key = p->tok;
+        int which = 0;
+        if (!moe_parser_expect(p, MOE_TOK_WORD, NULL, "'{'"))
+            return false;
+        while (which < 2 && strcmp(known[which], key.text) != 0)
+            which++;
+        if (which == 2) {
+            moe_parser_unknown(p, key.loc, "attribute", "", key.text, known, 2);
+            return false;
+        }
+        if (!moe_parser_expect(p, MOE_TOK_PUNCT, "=", "'='"))
+            return false;
+        MoeTok value = p->tok;
+        if (!moe_parser_expect(p, MOE_TOK_INT, NULL, "a number"))
+            return false;
+        bool ok = which ? value.i == 0 || value.i == 1 : moe_leaf_rows_valid(value.i);
+        if (!ok) {
+            moe_diag_error(p->d, value.loc,
+                           which ? "%s = %" PRId64 ": expected 0 or 1"
+                                 : "%s = %" PRId64 ": expected a power of two from %d to %d",
+                           known[which], value.i, MOE_MIN_LEAF_ROWS, MOE_MAX_LEAF_ROWS);
+            return false;
+        }
+        *values[which] = value.i;
+    } while (moe_parser_accept(p, MOE_TOK_PUNCT, ","));
+    return true;
+}
+
+/* graph @name [facts] { lines } */
 static void parse_graph(MoeParser *p) {
     size_t errors = p->d->n_errors;
     MoeTok name = {0};
+    GraphFacts facts = {0};
     bool ok = moe_parser_expect(p, MOE_TOK_WORD, "graph", "'graph @name {'") &&
               moe_parser_expect(p, MOE_TOK_PUNCT, "@", "'@' and the graph's name");
     if (ok) {
         name = p->tok;
         ok = moe_parser_expect(p, MOE_TOK_WORD, NULL, "the graph's name") &&
+             (!moe_parser_at(p, MOE_TOK_WORD, NULL) || parse_graph_facts(p, &facts)) &&
              moe_parser_expect(p, MOE_TOK_PUNCT, "{", "'{'");
     }
     if (ok && moe_module_find(p->m, name.text))
@@ -170,6 +211,8 @@ static void parse_graph(MoeParser *p) {
         return;
     }
     p->g = moe_module_add_graph(p->m, name.text);
+    p->g->leaf_rows = (int)facts.leaf_rows;
+    p->g->fast_reduce = facts.fast_reduce != 0;
     p->values = (MoeNameMap){.arena = p->scratch};
     p->names = NULL;
     p->n_names = p->cap_names = 0;

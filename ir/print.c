@@ -88,7 +88,10 @@ static int *number_values(const MoeGraph *g, MoeArena *scratch) {
 void moe_print_graph(const MoeGraph *g, MoeStr *out) {
     MoeArena *scratch = moe_arena_create();
     int *numbers = number_values(g, scratch);
-    moe_str_printf(out, "graph @%s {\n", g->name);
+    moe_str_printf(out, "graph @%s ", g->name);
+    if (g->leaf_rows)
+        moe_str_printf(out, "leaf_rows = %d%s", g->leaf_rows, g->fast_reduce ? ", " : " ");
+    moe_str_append(out, g->fast_reduce ? "fast_reduce = 1 {\n" : "{\n");
     MoePhase phase = MOE_PHASE_FORWARD;
     for (size_t i = 0; i < g->n_ops; i++) {
         const MoeOp *op = g->ops[i];

@@ -60,12 +60,26 @@ typedef struct {
     bool transposed; /* b is [n][k], else [k][n] */
 } MoeDense;
 
+/* What a launch, with those behind it, computes that is causal attention over sequences of equal length, or its gradient: the ops of
+ * that name (docs/OPS.md), in bf16. The runtime may leave it to a library (docs/GPU.md). X(member): buffers, in this order; those of
+ * the gradient alone follow `segs`. */
+#define MOE_ATTN_BUFS(X) X(q) X(k) X(v) X(o) X(lse) X(segs) X(d_o) X(dq) X(dk) X(dv)
+enum { MOE_ATTN_FORWARD_BUFS = 6, MOE_ATTN_GRAD_BUFS = 10 };
+typedef struct {
+    bool grad;
+    int launches; /* this one and so many - 1 behind it */
+    int64_t heads, kv_heads, head_dim, seq, window, rows; /* rows: at most, a multiple of seq; segs: the live ones */
+    double scale;
+    MoeBufRef bufs[MOE_ATTN_GRAD_BUFS];
+} MoeAttention;
+
 typedef struct {
     const char *kernel; /* symbol name */
     MoeBufRef *bufs;
     size_t n_bufs;
     MoeLaunchShape shape;
-    const MoeDense *dense; /* NULL: it is none */
+    const MoeDense *dense;         /* NULL: it is none */
+    const MoeAttention *attention; /* NULL: it is none, or not the first of one */
 } MoeLaunch;
 
 typedef struct {
@@ -90,6 +104,7 @@ struct MoeTarget {
     char code_note[256]; /* a line for people on the code that finish made; empty: nothing to say */
     const char *object_file, *text_file; /* their names in the plan: "kernels.o", "kernels.ll" */
     MoeFuseRules fuse;
+    int leaf_rows; /* rows of a leaf of weight gradients' trees where neither graph nor options say it; 0: MOE_LEAF_ROWS */
     double peak_flops_f32, peak_flops_bf16; /* per thread, FLOP/s, estimates for the cost model */
     double memory_bandwidth;                /* bytes/s, whole machine, estimate */
     /* Whether the target runs this op whole, so that decompose keeps it. */

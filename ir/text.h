@@ -1,7 +1,7 @@
 /* The text form. parse(print(m)) prints the same bytes again.
  *
  *   moe 1                                                 format version
- *   graph @train {
+ *   graph @train {                                        or: graph @train leaf_rows = 512, fast_reduce = 1 {
  *     %tok = input {name = "tok"} : segs<1,8>
  *     %ids = input {name = "ids"} : i32[r<=4096 @%tok]
  *     %w = param {name = "model.embed_tokens.weight", init = "normal", std = 0.02, decay = 1} : f32[256, 64]

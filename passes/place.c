@@ -7,7 +7,6 @@
  * taken, for nothing has to move yet. */
 #include <string.h>
 
-#include "ir/numbers.h"
 #include "passes/skew.h"
 #include "placement/placer.h"
 
@@ -58,7 +57,7 @@ static MoeStatus place_layer(const MoePassContext *cx, const MoePolicy *policy, 
                             .slots = map->slots,
                             .groups = d->dp * d->shard,
                             .sources = cx->options.virtual_shards,
-                            .grain = MOE_LEAF_ROWS,
+                            .grain = moe_module_leaf_rows(cx->module),
                             .every = 100,
                             .window = WINDOW,
                             .seed = 1,

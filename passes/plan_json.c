@@ -160,6 +160,7 @@ static json_t *json_steps(Writer *w) {
             set(o, "bufs", json_bufs(w, &s->lowered.launches[k], workspace));
             moe_plan_json_shape(&s->lowered.launches[k].shape, o);
             moe_plan_json_dense(s->lowered.launches[k].dense, o);
+            moe_plan_json_attention(w, s->lowered.launches[k].attention, o);
             if (s->group.parts)
                 moe_plan_json_slots(w, &s->group, o);
             if (k == 0)
@@ -307,6 +308,9 @@ static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo
     set_i(root, "seq", o->seq);
     set_i(root, "virtual_shards", o->virtual_shards);
     set_i(root, "micro_batches", o->micro_batches < 1 ? 1 : o->micro_batches);
+    set_i(root, "leaf_rows", moe_module_leaf_rows(cx->module));
+    if (cx->module->graphs[0]->fast_reduce)
+        set(root, "fast_reduce", json_true());
     set_s(root, "dtype", o->mixed_bf16 ? "bf16" : "f32");
     MoeMesh mesh = moe_pass_mesh(o);
     set_i(root, "ranks", moe_mesh_size(&mesh));

@@ -1,6 +1,5 @@
 /* Exchanges between ranks in plan.json (docs/PLAN.md): what the runtime needs to carry out each COMM op, with sizes as numbers. */
 #include "base/assert.h"
-#include "ir/numbers.h"
 #include "passes/comm_cost.h"
 #include "passes/group.h"
 #include "passes/plan_json_internal.h"
@@ -81,7 +80,6 @@ static void copy_experts(json_t *o, const MoeOp *op) {
 
 static void fold_copies(json_t *o, const MoeOp *op) {
     set_map(o, op, 5, 4);
-    set_i(o, "leaf", MOE_LEAF_ROWS);
 }
 
 static const MoeValue *seg(const MoeOp *op, int operand) {
@@ -173,6 +171,8 @@ static json_t *json_collective(MoePlanWriter *w, const MoeGroup *g, const MoeOp 
         k++;
     MOE_ASSERT(k < n_writers, "plan: no form for collective %s", moe_op_info(op->opcode)->name);
     writers[k].write(o, op);
+    if (op->opcode == MOE_OP_FOLD_COPIES)
+        set_i(o, "leaf", moe_graph_leaf_rows(w->p->graph));
     set_part(o, g);
     double share = moe_predict_share(g, g->part, g->parts);
     set(o, "bytes", json_real(moe_comm_sent_bytes(op, mesh) * share));

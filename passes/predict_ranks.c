@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "base/assert.h"
-#include "ir/numbers.h"
 #include "passes/plan_json.h"
 #include "placement/links.h"
 
@@ -48,7 +47,7 @@ static void find_flows(Sim *s, int step, int micro_batch) {
         LayerFlows *f = &s->flows[i];
         MoeMesh d = moe_mesh_division(&s->m->mesh, moe_mesh_of_layer(&s->m->mesh, r->layer));
         MoeSpreadWhere w = {.cluster = s->m->cluster, .groups = d.dp * d.shard, .top_k = r->top_k, .micro_batches = micro,
-                            .shards = o->virtual_shards, .grain = MOE_LEAF_ROWS};
+                            .shards = o->virtual_shards, .grain = moe_module_leaf_rows(s->cx->module)};
         double all = (double)o->batch * (double)o->seq * r->top_k / micro, mean = all / (w.groups * d.ep);
         MoeFlows g = {MOE_NEW_N(s->a, double, d.ep), MOE_NEW_N(s->a, double, d.ep * d.ep), MOE_NEW_N(s->a, double, d.ep * d.ep)};
         f->layer = r->layer;

@@ -125,6 +125,8 @@ static MoeType map_type(const MoeType *t, MoeValue *const *map) {
 static MoeModule *copy_graph(MoeGraph *g) {
     MoeModule *m = moe_module_create();
     MoeGraph *to = moe_module_add_graph(m, g->name);
+    to->leaf_rows = g->leaf_rows;
+    to->fast_reduce = g->fast_reduce;
     moe_graph_renumber(g);
     MoeValue **map = MOE_NEW_N(m->arena, MoeValue *, g->n_values);
     for (size_t i = 0; i < g->n_ops; i++) {

@@ -7,10 +7,7 @@
  *                                        %first, %rest = root_grad %dy, %x, %roots, %more
  *                                        %d = fold_copies %first, %rest, %counts, %runs, %copies, %place */
 #include "base/split.h"
-#include "ir/numbers.h"
 #include "passes/shard_build.h"
-
-_Static_assert(MOE_COPY_GRAIN == MOE_LEAF_ROWS, "copies are cut where leaves end");
 
 static const char *ep_group(const MoeShardRoute *r) {
     return moe_mesh_group_name(moe_mesh_group_in(MOE_GROUP_EP, r->division));

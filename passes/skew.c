@@ -2,7 +2,6 @@
 #include "passes/skew.h"
 
 #include "base/assert.h"
-#include "ir/numbers.h"
 #include "passes/plan_json.h"
 
 enum { MOST_STEPS = 24 };
@@ -53,7 +52,7 @@ MoeSpread moe_skew_spread(const MoePassContext *cx, int index, const MoePlaceMap
                         .top_k = route->top_k,
                         .micro_batches = o->micro_batches > 1 ? o->micro_batches : 1,
                         .shards = o->virtual_shards,
-                        .grain = MOE_LEAF_ROWS};
+                        .grain = moe_module_leaf_rows(cx->module)};
     double rows = (double)o->batch * (double)o->seq * route->top_k / w.micro_batches;
     return moe_spread(o->load, index, map, &w, rows, MOST_STEPS);
 }

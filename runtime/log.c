@@ -204,6 +204,8 @@ void moe_log_format(const MoeLogRecord *r, MoeStr *out) {
     put_list(out, "expert_imbalance", r->expert_imbalance, r->n_layers);
     if (r->skipped)
         moe_str_append(out, ", \"skipped\": true");
+    if (r->fast_reduce)
+        moe_str_append(out, ", \"fast_reduce\": true");
     if (r->has_eval) {
         put_number(out, "eval_loss", r->eval_loss);
         put_number(out, "eval_bits_per_byte", r->eval_bits_per_byte);

@@ -14,6 +14,7 @@ typedef struct {
         compute_imbalance; /* the busiest rank's compute time over the mean; with several ranks */
     double loss, ce_loss, aux_loss, grad_norm, lr, seconds, tokens_per_second, mfu;
     bool has_aux, skipped;
+    bool fast_reduce; /* of the plan: bits depend on the layout */
     bool emulated;
     double emulated_seconds;                    /* of the step, on the links of --emulate */
     double emulated_exposed, emulated_a2a_exposed; /* waits for exchanges, for expert rows: the mean over ranks */

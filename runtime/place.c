@@ -156,7 +156,7 @@ static MoeStatus open_division(MoePlace *p, int d, uint64_t seed) {
                             .slots = first->slots,
                             .groups = moe_mesh_data_ranks(&plan->mesh) / mesh.ep,
                             .sources = plan->virtual_shards,
-                            .grain = MOE_COPY_GRAIN,
+                            .grain = plan->leaf_rows,
                             .every = (int)p->o.every,
                             .window = (int)p->o.window,
                             .seed = seed,

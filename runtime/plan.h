@@ -134,6 +134,21 @@ typedef struct {
     bool transposed; /* b is [n][k], else [k][n] */
 } MoePlanDense;
 
+/* The attention that a step, with those behind it, is: over sequences of seq rows, in bf16, causal (docs/PLAN.md). X(member): values,
+ * those of the gradient alone last. */
+#define MOE_PLAN_ATTN_VALUES(X) X(q) X(k) X(v) X(o) X(lse) X(segs) X(d_o) X(dq) X(dk) X(dv)
+typedef struct {
+    bool grad;
+    int steps; /* this one and so many - 1 behind it */
+    int64_t heads, kv_heads, head_dim, seq, window, rows; /* rows: at most; segs: its last entry counts the live ones */
+    double scale;
+    struct {
+#define X(member) int member;
+        MOE_PLAN_ATTN_VALUES(X)
+#undef X
+    } values; /* -1: not of this one */
+} MoePlanAttn;
+
 /* How a GPU runs a kernel. */
 typedef struct {
     int64_t grid; /* blocks */
@@ -168,6 +183,7 @@ typedef struct {
     MoeKernelFn run;
     MoePlanShape shape; /* on a GPU */
     MoePlanDense *dense; /* on a GPU; NULL: the step is no such product */
+    MoePlanAttn *attn;   /* on a GPU; NULL: no attention begins here */
 } MoePlanStep;
 
 typedef struct {
@@ -211,6 +227,8 @@ typedef struct MoePlan {
     const char *target, *tokenizer, *dtype;
     int64_t vocab_size, batch, seq;
     int virtual_shards, micro_batches;
+    int leaf_rows;    /* of the weight gradients' trees (docs/NUMBERS.md, 4): where copies of experts may divide rows */
+    bool fast_reduce; /* weight gradients without leaves and virtual shards: their bits depend on the layout */
     int *moe_layers;
     size_t n_moe_layers;
     int experts, experts_per_token;

@@ -168,6 +168,10 @@ static void read_head(MoePlanReader *r, const json_t *root) {
             r, "micro_batches",
             "(%d) and virtual_shards (%d) should be powers of two, the first at most the second",
             p->micro_batches, p->virtual_shards);
+    p->leaf_rows = 128; /* of plans that do not say it */
+    if (json_object_get(root, "leaf_rows"))
+        p->leaf_rows = (int)moe_plan_int(r, root, "leaf_rows", 1, 65536);
+    p->fast_reduce = json_is_true(json_object_get(root, "fast_reduce"));
     int64_t tokens;
     if (!moe_mul_i64(p->batch, p->seq, &tokens) || tokens > INT32_MAX)
         moe_plan_fail(r, "batch", "times seq is more than 2^31 tokens");

@@ -9,16 +9,18 @@
 #include <unistd.h>
 
 #include "base/io.h"
+#include "base/log.h"
 
 #define RUN_FORMAT       1
 #define MAX_CONFIG_BYTES ((size_t)16 << 20)
 
 json_t *moe_plan_facts(const MoePlan *plan) {
-    return json_pack("{s:O, s:i, s:I, s:s, s:I, s:I, s:s, s:s, s:i}", "model", plan->model,
-                     "virtual_shards", plan->virtual_shards, "vocab_size",
+    return json_pack("{s:O, s:i, s:I, s:s, s:I, s:I, s:s, s:s, s:i, s:i, s:b}", "model",
+                     plan->model, "virtual_shards", plan->virtual_shards, "vocab_size",
                      (json_int_t)plan->vocab_size, "tokenizer", plan->tokenizer, "batch",
                      (json_int_t)plan->batch, "seq", (json_int_t)plan->seq, "dtype", plan->dtype,
-                     "target", plan->target, "micro_batches", plan->micro_batches);
+                     "target", plan->target, "micro_batches", plan->micro_batches, "leaf_rows",
+                     plan->leaf_rows, "fast_reduce", plan->fast_reduce);
 }
 
 /* Keys of a config that say nothing about what the weights mean. */
@@ -65,6 +67,40 @@ static MoeStatus check_model(const json_t *ours, const json_t *theirs, const cha
     return NULL;
 }
 
+/* What plans from before leaf_rows had. */
+static int leaf_rows_of(const json_t *facts) {
+    const json_t *v = json_object_get(facts, "leaf_rows");
+    return v ? (int)json_integer_value(v) : 128;
+}
+
+/* "cpu:znver4" and "cpu:x86-64-v3", not "cuda:sm_90a": another kind of target has other bits in any case. */
+static bool same_kind_of_target(const MoePlan *plan, const json_t *facts) {
+    const char *theirs = json_string_value(json_object_get(facts, "target"));
+    size_t n = strcspn(plan->target, ":");
+    return theirs && strcspn(theirs, ":") == n && strncmp(theirs, plan->target, n) == 0;
+}
+
+/* The leaf of weight gradients is part of what a run's bits follow from; with --fast-reduce they follow from none. */
+static MoeStatus check_leaf(const MoePlan *plan, const json_t *facts, const char *where) {
+    int theirs = leaf_rows_of(facts);
+    bool fast = plan->fast_reduce || json_is_true(json_object_get(facts, "fast_reduce"));
+    if (theirs == plan->leaf_rows || fast || !same_kind_of_target(plan, facts))
+        return NULL;
+    return moe_error(MOE_E_INPUT,
+                     "%s was trained with leaves of %d rows, this plan has %d, so its bits could not go on: "
+                     "compile with --leaf-rows %d, or start anew with another --out",
+                     where, theirs, plan->leaf_rows, theirs);
+}
+
+/* For people: what a run loses or gains from here on. */
+static void note_fast_reduce(const MoePlan *plan, const json_t *facts, const char *where) {
+    bool theirs = json_is_true(json_object_get(facts, "fast_reduce"));
+    if (theirs != plan->fast_reduce)
+        moe_note("%s was trained %s --fast-reduce, this plan is %s: from here on its weights differ by rounding from "
+                 "those of a run that never changed",
+                 where, theirs ? "with" : "without", plan->fast_reduce ? "with it" : "without it");
+}
+
 MoeStatus moe_plan_facts_check(const MoePlan *plan, const json_t *facts, const char *where) {
     static const char *const keys[] = {"virtual_shards", "vocab_size", "tokenizer"};
     json_t *ours = moe_plan_facts(plan);
@@ -74,7 +110,7 @@ MoeStatus moe_plan_facts_check(const MoePlan *plan, const json_t *facts, const c
             st = differs(where, keys[i], json_object_get(facts, keys[i]),
                          json_object_get(ours, keys[i]));
     json_decref(ours);
-    return st;
+    return st ? st : check_leaf(plan, facts, where);
 }
 
 static MoeStatus not_a_run(const char *dir, const char *why) {
@@ -166,7 +202,10 @@ MoeStatus moe_run_dir_prepare(const char *run_dir, const MoePlan *plan, bool *ou
         return NULL;
     MoeRunConfig c;
     MOE_TRY(moe_run_config_read(run_dir, &c));
-    MoeStatus st = moe_plan_facts_check(plan, json_object_get(c.json, "plan"), run_dir);
+    const json_t *facts = json_object_get(c.json, "plan");
+    MoeStatus st = moe_plan_facts_check(plan, facts, run_dir);
+    if (!st)
+        note_fast_reduce(plan, facts, run_dir);
     moe_run_config_free(&c);
     *out_existing = !st;
     return st;

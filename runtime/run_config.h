@@ -24,8 +24,8 @@ MoeStatus moe_run_dir_prepare(const char *run_dir, const MoePlan *plan, bool *ou
 /* Takes RUN/lock for this process; another live trainer is an error. */
 MoeStatus moe_run_lock(const char *run_dir, int *out_fd);
 void moe_run_unlock(int fd);
-/* What must agree to continue a run: {"model", "virtual_shards", "seq", "vocab_size", "tokenizer"}
- * and, informative, batch, dtype, target. */
+/* What must agree to continue a run: {"model", "virtual_shards", "vocab_size", "tokenizer"}; on one kind of target, without
+ * "fast_reduce", "leaf_rows", too; and, informative, seq, batch, dtype, target, micro_batches. */
 json_t *moe_plan_facts(const MoePlan *plan);
 /* NULL when the plan may continue what `facts` describes, else MOE_E_INPUT naming the first
  * difference. */

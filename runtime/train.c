@@ -161,6 +161,7 @@ static MoeStatus train_step(MoeTrainer *s, MoeLogRecord *r) {
                         .seconds = seconds,
                         .has_aux = result.has_aux,
                         .skipped = !result.updated,
+                        .fast_reduce = s->plan->fast_reduce,
                         .emulated = clocks.emulated,
                         .emulated_seconds = clocks.emulated_seconds,
                         .emulated_exposed = clocks.emulated_exposed,

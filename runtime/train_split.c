@@ -62,7 +62,7 @@ static void add_rows(const MoePlan *p, MoeTrainSplit *t, const MoePlaceMap *map,
     for (int e = 0; e < E; e++)
         for (int v = 0; v < shards; v++)
             t->counts[e * shards + v] = load[(run + v) * E + e];
-    MoeSplit in = {E, map->ranks, map->slots, map->expert, shards, t->counts, MOE_COPY_GRAIN};
+    MoeSplit in = {E, map->ranks, map->slots, map->expert, shards, t->counts, p->leaf_rows};
     moe_split(&in, t->scratch, t->runs);
     for (int g = 0; g < map->ranks * map->slots; g++)
         t->rows[g / map->slots] += t->runs[g].end - t->runs[g].begin;

@@ -14,6 +14,7 @@
 #include "base/assert.h"
 #include "codegen/cpu/kernel_table.h"
 #include "codegen/cpu/kind_row.h"
+#include "ir/numbers.h"
 
 typedef struct {
     int64_t (*workspace)(MoeCpuTarget *t, const MoeGroup *g);
@@ -177,6 +178,7 @@ MoeStatus moe_cpu_target_create(const char *cpu, MoeTarget **out) {
     t->base.object_file = "kernels.o";
     t->base.text_file = "kernels.ll";
     t->base.fuse = (MoeFuseRules){.row = true, .gather_matmul = true, .matmul_epilogue = true};
+    t->base.leaf_rows = MOE_LEAF_ROWS;
     t->base.implements = moe_implements_primitives;
     t->base.can_join = moe_group_can_join;
     t->base.workspace_bytes = target_workspace;

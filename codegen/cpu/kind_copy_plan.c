@@ -5,7 +5,6 @@
 #include "base/assert.h"
 #include "base/split_rows.h"
 #include "codegen/cpu/live.h"
-#include "ir/numbers.h"
 
 enum { MAX_ARGS = 16 };
 
@@ -84,13 +83,14 @@ MoeStatus moe_cpu_copy_plan_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered
     MoeStr key = {0};
     MoeEmit e;
     const char *name;
-    moe_str_printf(&key, "copy_plan %lld %lldx%lld %lld %lld %d,%d", (long long)experts,
+    moe_str_printf(&key, "copy_plan leaf=%d %lld %lldx%lld %lld %lld %d,%d",
+                   moe_graph_leaf_rows(g->graph), (long long)experts,
                    (long long)ranks, (long long)slots, (long long)shards, (long long)k, in[1], tok);
     if (begin(t, &key, "copy_plan", &e, &name)) {
         Call c = {.e = &e};
         add_bufs(&c, in, 3);
         add_bufs(&c, to, 3);
-        const int64_t sizes[] = {experts, ranks, slots, shards, k, MOE_LEAF_ROWS};
+        const int64_t sizes[] = {experts, ranks, slots, shards, k, moe_graph_leaf_rows(g->graph)};
         for (int i = 0; i < 6; i++)
             add_number(&c, sizes[i]);
         add(&c, e.scratch, e.ptr);
@@ -117,13 +117,14 @@ MoeStatus moe_cpu_root_plan_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered
     MoeStr key = {0};
     MoeEmit e;
     const char *name;
-    moe_str_printf(&key, "root_plan %lldx%lld", (long long)seg->groups, (long long)seg->shards);
+    moe_str_printf(&key, "root_plan leaf=%d %lldx%lld", moe_graph_leaf_rows(g->graph),
+                   (long long)seg->groups, (long long)seg->shards);
     if (begin(t, &key, "root_plan", &e, &name)) {
         Call c = {.e = &e};
         add_bufs(&c, in, 3);
         add(&c, moe_load_index(&e, moe_emit_buf(&e, rank), moe_k64(&e, 0)), e.i64);
         add_bufs(&c, to, 2);
-        const int64_t sizes[] = {seg->groups, seg->shards, MOE_LEAF_ROWS};
+        const int64_t sizes[] = {seg->groups, seg->shards, moe_graph_leaf_rows(g->graph)};
         for (int i = 0; i < 3; i++)
             add_number(&c, sizes[i]);
         emit_call(&c, "moe_split_root_plan");

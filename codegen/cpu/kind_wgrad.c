@@ -14,7 +14,7 @@ MoeStatus moe_cpu_wgrad_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
     MoeWgradShape shape;
     bool ok = moe_wgrad_group(g->ops, g->n_ops, NULL, &group);
     MOE_ASSERT(ok && group.grad, "wgrad: the group's ops do not fit together");
-    MOE_TRY(moe_wgrad_shape(&group, &shape));
+    MOE_TRY(moe_wgrad_shape(g->graph, &group, &shape));
     const MoeOp *op = group.grad;
     const MoeType *dy = &op->operands[0]->type, *x = &op->operands[1]->type;
     MoeBufRef refs[10];
@@ -23,6 +23,7 @@ MoeStatus moe_cpu_wgrad_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *ou
                   .elem = moe_tile_elem(t, x->dtype),
                   .rows = shape.rows,
                   .root_slots = shape.root_slots,
+                  .leaf_rows = shape.leaf_rows,
                   .n = shape.n,
                   .k = shape.k,
                   .dy_stride = shape.n * moe_dtype_bytes(dy->dtype),

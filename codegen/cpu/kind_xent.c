@@ -12,6 +12,7 @@
 #include "base/assert.h"
 #include "codegen/cpu/gemm.h"
 #include "codegen/cpu/xent.h"
+#include "codegen/wgrad_group.h"
 #include "ir/numbers.h"
 
 /* Bytes of a chunk's logits, but for the smallest chunk. */
@@ -26,6 +27,7 @@ typedef struct {
     MoeDtype dtype;
     MoeTileElem elem;
     int64_t n, c, chunk_rows, max_chunks; /* h (T, c), w (n, c) */
+    int64_t leaf_rows; /* of dw's trees; 0: none within a chunk */
     MoeRowSpace rows;
     int64_t table, packed_w, packed_wt, logits, slots, bytes; /* offsets in the workspace */
 } Xent;
@@ -36,14 +38,14 @@ static int64_t round64(int64_t v) {
 
 /* The power of two of leaves that needs least memory for logits and slots together. */
 static int64_t choose_chunk(const Xent *x) {
-    int64_t best = MOE_LEAF_ROWS, best_bytes = 0;
-    for (int64_t r = MOE_LEAF_ROWS; r <= MAX_CHUNK_ROWS; r *= 2) {
+    int64_t least = x->leaf_rows ? x->leaf_rows : MOE_LEAF_ROWS, best = least, best_bytes = 0;
+    for (int64_t r = least; r <= MAX_CHUNK_ROWS; r *= 2) {
         int slots = moe_xent_chunk_slots(&x->rows, r) - 1;
         int64_t bytes = r * x->n * 4 + (x->grad && slots > 0 ? slots * x->n * x->c * 4 : 0);
         bool fits = r * x->n * 4 <= MAX_LOGITS && r < 2 * x->rows.capacity;
         /* The forward op takes what runs well: a few row blocks a chunk. */
         bool better = x->grad ? bytes < best_bytes : r <= 512;
-        if (r == MOE_LEAF_ROWS || (fits && better)) {
+        if (r == least || (fits && better)) {
             best = r;
             best_bytes = bytes;
         }
@@ -67,6 +69,7 @@ static void analyse(MoeCpuTarget *t, const MoeGroup *g, Xent *x) {
     MOE_ASSERT(g->n_ops == 1, "xent: a group of %zu ops", g->n_ops);
     const MoeType *h = &op->operands[0]->type, *w = &op->operands[1]->type;
     *x = (Xent){.op = op, .what = rows_of(op->opcode), .dtype = h->dtype};
+    x->leaf_rows = moe_wgrad_leaf_rows(g->graph);
     if (x->what == MOE_XENT_GRAD || x->what == MOE_XENT_PART_GRAD) {
         int first = x->what == MOE_XENT_GRAD; /* result 0 is nll */
         x->grad = true;
@@ -161,6 +164,7 @@ static void launch_dw(MoeCpuTarget *t, const Xent *x, MoeBufRef entry, MoeLowere
     MoeBufRef refs[] = {entry, moe_ref_work(x->logits), moe_ref(x->op->operands[0]), moe_ref(x->dw),
                         moe_ref_work(x->slots)};
     MoeWgrad w = {.rows = chunk_space(x, 0),
+                  .leaf_rows = x->leaf_rows,
                   .elem = x->elem,
                   .dtype = x->dtype,
                   .n = x->n,

@@ -205,16 +205,29 @@ static void wgrad_steps(Tile *t, MoeVal a, MoeVal a_at, MoeVal b_rows, MoeVal b_
     moe_carry_end(e, &l, t->acc);
 }
 
-MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vectors) {
+/* acc = start[offset], n (0 or 1) times: a loop carries the accumulators past the branch. */
+static void start_acc(Tile *t, MoeVal start, MoeVal n, MoeVal offset, MoeVal stride) {
+    MoeEmit *e = t->e;
+    MoeCarryLoop l;
+    moe_carry_begin(e, &l, moe_k64(e, 0), n, moe_k64(e, 1), t->acc, t->rows * t->vectors);
+    MoeVal from = moe_at_bytes(e, start, offset);
+    for (int r = 0; r < t->rows; r++)
+        for (int j = 0; j < t->vectors; j++)
+            t->acc[r * t->vectors + j] = load_c(t, from, stride, r, j);
+    moe_carry_end(e, &l, t->acc);
+}
+
+MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vectors, bool chains) {
     MoeEmit emit, *e = &emit;
     char key[64];
-    snprintf(key, sizeof key, "tile_wgrad %d %dx%d", (int)elem, rows, vectors);
+    snprintf(key, sizeof key, "tile_wgrad %d %dx%d%s", (int)elem, rows, vectors,
+             chains ? " chains" : "");
     MOE_ASSERT(rows <= MAX_ROWS && vectors <= MAX_VECTORS, "tile %dx%d", rows, vectors);
     LLVMTypeRef ptr = LLVMPointerTypeInContext(target->context, 0);
     LLVMTypeRef i64 = LLVMInt64TypeInContext(target->context);
-    LLVMTypeRef args[] = {ptr, i64, ptr, i64, i64, ptr, i64, i64, i64, ptr, i64, ptr, i64, i64};
+    LLVMTypeRef args[] = {ptr, i64, ptr, i64, i64, ptr, i64, i64, i64, ptr, i64, ptr, i64, i64, ptr, i64};
     MoeVal fn;
-    if (!moe_emit_helper(target, key, "tile", args, 14, e, &fn))
+    if (!moe_emit_helper(target, key, "tile", args, chains ? 16 : 14, e, &fn))
         return fn;
     MoeVal a = LLVMGetParam(fn, 0), a_at = LLVMGetParam(fn, 1), b_rows = LLVMGetParam(fn, 2),
            b_at = LLVMGetParam(fn, 3);
@@ -226,6 +239,8 @@ MoeVal moe_tile_wgrad(MoeCpuTarget *target, MoeTileElem elem, int rows, int vect
     /* What is added and overwritten at the end, mostly the same memory, comes in the meantime. */
     ask_for_c(&t, dest, dest_stride);
     zero_acc(&t);
+    if (chains)
+        start_acc(&t, LLVMGetParam(fn, 14), LLVMGetParam(fn, 15), offset, stride);
     wgrad_steps(&t, a, a_at, b_rows, b_at, zero, steps);
     /* Earlier subtrees are the left operands: of the block, then of the whole result. */
     add_left(&t, folds, n_folds, offset, stride);

@@ -31,14 +31,14 @@ int64_t moe_tile_steps(MoeTileElem elem, int64_t k);
 MoeVal moe_tile_gemm(MoeCpuTarget *t, MoeTileElem elem, int rows, int vectors);
 
 /* void tile(ptr a, i64 a_at, ptr b, i64 b_at, i64 steps, ptr folds, i64 n_folds, i64 offset, i64
- * stride, ptr dest, i64 dest_stride, ptr more, i64 n_more, i64 more_offset)
- * acc = A^T B from zero, over `steps` rows of A and B; then acc = folds[i][offset] + acc for i
+ * stride, ptr dest, i64 dest_stride, ptr more, i64 n_more, i64 more_offset[, ptr start, i64 starts])
+ * acc = A^T B from zero (with `chains` and starts = 1 from start[offset], rows stride bytes apart, each element's chain going on), over `steps` rows of A and B; then acc = folds[i][offset] + acc for i
  * ascending (rows stride bytes apart), and the same for more[i][more_offset] (rows dest_stride
  * bytes apart); then dest = acc. F32, WIDE: a and b are tables of
  * row pointers, the tile's first columns lie a_at and b_at bytes behind them; up to a tile's width
  * is read. DOT: pairs of rows are packed, A as runs of `rows` elements a_at bytes apart, B densely,
  * b_at bytes behind b. */
-MoeVal moe_tile_wgrad(MoeCpuTarget *t, MoeTileElem elem, int rows, int vectors);
+MoeVal moe_tile_wgrad(MoeCpuTarget *t, MoeTileElem elem, int rows, int vectors, bool chains);
 
 /* How n columns are cut into panels of tile_vectors vectors; the last panel (or the last two) may
  * be narrower: 4 vectors are 2 + 2 rather than 3 + 1. */

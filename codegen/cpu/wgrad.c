@@ -1,7 +1,9 @@
 /* Emits the product over rows (wgrad.h).
  *
- * A task owns a block of dw: `block_n` rows x some panels of columns. Leaf by leaf (128 rows) it
- * runs register tiles over the rows of dy and x. f32 rows are read where they are. Pairs of bf16
+ * A task owns a block of dw: `block_n` rows x some panels of columns. Slice by slice (128 rows, or a
+ * leaf where that is shorter) it runs register tiles over the rows of dy and x. A leaf of several
+ * slices is one chain all the same: what it has so far lies in `open` from slice to slice, so its
+ * bits do not depend on the slice. f32 rows are read where they are. Pairs of bf16
  * rows are interleaved into scratch first, block columns only: strips [steps][strip] of dy and
  * panels [steps][width] of x, so that what a tile reads is contiguous. A tile starts at zero, and
  * before it is stored adds the tiles of the earlier subtrees on its way up the tree (tree.h), so
@@ -13,11 +15,11 @@
 #include "base/assert.h"
 #include "codegen/cpu/kernel_table.h"
 #include "codegen/cpu/wgrad_internal.h"
-#include "ir/numbers.h"
 
 #define BLOCK_TILES  16
 #define BLOCK_PANELS 4
 #define MIN_TASKS    16
+#define SLICE_ROWS   128 /* even: pairs of bf16 rows go on */
 
 static int64_t lcm(int64_t a, int64_t b) {
     int64_t m = a;
@@ -28,6 +30,15 @@ static int64_t lcm(int64_t a, int64_t b) {
 
 static int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
+}
+
+/* Leaves that a run of rows may have; runs that a group may have: its shards, or all its rows. */
+static int64_t max_leaves(const MoeWgrad *w) {
+    return w->leaf_rows ? ceil_div(w->rows.capacity, w->leaf_rows) : 1;
+}
+
+static int64_t runs_of(const MoeWgrad *w) {
+    return w->leaf_rows ? w->rows.shards : 1;
 }
 
 static void plan(MoeWgradPlan *x, const MoeCpuTarget *t, const MoeWgrad *w) {
@@ -55,17 +66,19 @@ static void plan(MoeWgradPlan *x, const MoeCpuTarget *t, const MoeWgrad *w) {
     x->n_blocks = ceil_div(w->n, x->block_n);
     x->k_blocks = ceil_div(n_panels, x->block_panels);
     x->direct = w->n % x->tile_rows == 0 && moe_panels_cols(&x->panels) == w->k;
-    x->steps = moe_tile_steps(w->elem, MOE_LEAF_ROWS);
+    x->slice = w->leaf_rows && w->leaf_rows < SLICE_ROWS ? w->leaf_rows : SLICE_ROWS;
+    x->chains = w->leaf_rows != x->slice;
+    x->steps = moe_tile_steps(w->elem, x->slice);
     int64_t cols = x->block_panels * x->panels.full * x->panels.lanes;
     x->c_stride = cols * 4;
     x->slot_bytes = x->block_n * x->c_stride;
     x->pack_dy = 0;
     bool packs = w->elem == MOE_TILE_DOT; /* else tables of row pointers */
-    x->pack_x = packs ? x->block_n * x->steps * 4 : MOE_LEAF_ROWS * 8;
-    x->slots = x->pack_x + (packs ? cols * x->steps * 4 : MOE_LEAF_ROWS * 8);
-    int n_slots = moe_tree_levels(ceil_div(w->rows.capacity, MOE_LEAF_ROWS)) +
-                  moe_tree_levels(w->rows.shards) + 1;
-    x->scratch = x->slots + n_slots * x->slot_bytes + 64;
+    x->pack_x = packs ? x->block_n * x->steps * 4 : x->slice * 8;
+    x->slots = x->pack_x + (packs ? cols * x->steps * 4 : x->slice * 8);
+    int n_slots = moe_tree_levels(max_leaves(w)) + moe_tree_levels(runs_of(w)) + 1;
+    x->open = x->slots + n_slots * x->slot_bytes;
+    x->scratch = x->open + (x->chains ? x->slot_bytes : 0) + 64;
 }
 
 /* Slots: those of the leaf tree, those of the shard tree, then the result. */
@@ -121,10 +134,11 @@ static void list_chunk_folds(MoeWgradPlan *x) {
 
 /* ---- tiles ---- */
 
-/* All tiles of the block over the packed leaf: added to the listed slots, stored at dest; `last`
- * (direct): stored in the result, with the slots of earlier chunks added. */
+/* All tiles of the block over the packed rows: added to the listed slots, stored at dest; `last`
+ * (direct): stored in the result, with the slots of earlier chunks added. goes_on (NULL: never): the
+ * sums start with what is in `open`. */
 static void run_tiles(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs, MoeVal steps,
-                      MoeVal dest, MoeVal last) {
+                      MoeVal dest, MoeVal last, MoeVal goes_on) {
     MoeEmit *e = x->e;
     MoeVal out = dest, out_stride = moe_k64(e, x->c_stride), more = x->tree_slots.items;
     MoeVal n_more = moe_k64(e, 0);
@@ -181,45 +195,104 @@ static void run_tiles(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSid
                          out_stride,
                          more,
                          n_more,
-                         at};
+                         at,
+                         NULL,
+                         goes_on};
+        if (goes_on)
+            args[14] = moe_at_bytes(e, e->scratch, moe_k64(e, x->open));
         moe_wgrad_prefetch(x, dy, xs);
-        moe_emit_call(e, x->fn[cls], args, 14);
+        moe_emit_call(e, x->fn[cls], args, goes_on ? 16 : 14);
         moe_loop_end(e, &lt);
         moe_loop_end(e, &lp);
     }
 }
 
-/* The leaves of one run lo .. hi (hi > lo), at place `shard` of the shard tree (next: the next
- * place with rows). */
-static void run_leaves(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs, MoeVal lo,
-                       MoeVal hi, MoeVal shard, MoeVal next) {
+/* Leaf number `leaf` of a run's n_leaves is done, at place `shard` of the shard tree (next: the next place with rows): its way up
+ * both trees. The slot that it is stored in goes to slot_at. */
+static void end_leaf(MoeWgradPlan *x, MoeVal leaf, MoeVal is_last, MoeVal shard, MoeVal next,
+                     MoeVal slot_at) {
     MoeEmit *e = x->e;
-    MoeVal n_leaves = moe_iceildiv(e, moe_isub(e, hi, lo), MOE_LEAF_ROWS), one = moe_k64(e, 1);
-    MoeVal slot_at = moe_alloca(e, e->i64, 1);
-    moe_tree_reset(e, &x->leaves);
-    MoeLoop l;
-    moe_loop_begin(e, &l, moe_k64(e, 0), n_leaves, one);
-    MoeVal row0 = moe_iadd(e, lo, moe_imul(e, l.index, moe_k64(e, MOE_LEAF_ROWS)));
-    MoeVal rows = moe_imin(e, moe_isub(e, hi, row0), moe_k64(e, MOE_LEAF_ROWS));
-    MoeVal steps = moe_wgrad_load_leaf(x, dy, xs, row0, rows);
-    moe_tree_way_clear(e, &x->tree_slots);
-    MoeVal after = moe_iadd(e, l.index, one);
-    MoeVal is_last = LLVMBuildICmp(e->b, LLVMIntEQ, after, n_leaves, "");
     MoeVal end = moe_k64(e, (int64_t)1 << x->leaves.levels);
-    MoeVal next_leaf = LLVMBuildSelect(e->b, is_last, end, after, "");
-    LLVMBuildStore(e->b, moe_tree_climb(e, &x->leaves, l.index, next_leaf, &x->tree_slots),
-                   slot_at);
+    MoeVal next_leaf = LLVMBuildSelect(e->b, is_last, end, moe_iadd(e, leaf, moe_k64(e, 1)), "");
+    LLVMBuildStore(e->b, moe_tree_climb(e, &x->leaves, leaf, next_leaf, &x->tree_slots), slot_at);
     MoeIf root;
     moe_if_begin(e, &root, is_last); /* it is the run's root, and goes on in the shard tree */
     LLVMBuildStore(e->b, moe_tree_climb(e, &x->shards, shard, next, &x->tree_slots), slot_at);
     moe_if_end(e, &root);
+}
+
+/* Slices of the rows lo .. hi of a run: the one at hand. */
+typedef struct {
+    MoeLoop l;
+    MoeVal row0, rows, steps, is_last;
+} Slice;
+
+static void begin_slice(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs, MoeVal lo,
+                        MoeVal hi, Slice *s) {
+    MoeEmit *e = x->e;
+    MoeVal n = moe_iceildiv(e, moe_isub(e, hi, lo), x->slice), one = moe_k64(e, 1);
+    moe_tree_reset(e, &x->leaves);
+    moe_loop_begin(e, &s->l, moe_k64(e, 0), n, one);
+    s->row0 = moe_iadd(e, lo, moe_imul(e, s->l.index, moe_k64(e, x->slice)));
+    s->rows = moe_imin(e, moe_isub(e, hi, s->row0), moe_k64(e, x->slice));
+    s->steps = moe_wgrad_load_rows(x, dy, xs, s->row0, s->rows);
+    moe_tree_way_clear(e, &x->tree_slots);
+    s->is_last = LLVMBuildICmp(e->b, LLVMIntEQ, moe_iadd(e, s->l.index, one), n, "");
+}
+
+/* Whether slot `number` is that of the whole group's sum. */
+static MoeVal is_root(MoeWgradPlan *x, MoeVal number) {
+    return LLVMBuildICmp(x->e->b, LLVMIntSGE, number, moe_k64(x->e, x->tree_slots.n - 1), "");
+}
+
+/* The leaves of one run lo .. hi (hi > lo), at place `shard` of the shard tree (next: the next
+ * place with rows). Slices are leaves. */
+static void run_leaves(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs, MoeVal lo,
+                       MoeVal hi, MoeVal shard, MoeVal next) {
+    MoeEmit *e = x->e;
+    MoeVal slot_at = moe_alloca(e, e->i64, 1);
+    Slice s;
+    begin_slice(x, dy, xs, lo, hi, &s);
+    end_leaf(x, s.l.index, s.is_last, shard, next, slot_at);
     MoeVal dest = moe_tree_take(e, &x->tree_slots, LLVMBuildLoad2(e->b, e->i64, slot_at, ""));
-    LLVMBuildStore(e->b, moe_iadd(e, row0, rows), x->fetched);
-    MoeVal number = LLVMBuildLoad2(e->b, e->i64, slot_at, "");
-    MoeVal last =
-        LLVMBuildICmp(e->b, LLVMIntSGE, number, moe_k64(e, x->tree_slots.n - 1), ""); /* the root */
-    run_tiles(x, dy, xs, steps, LLVMBuildIntToPtr(e->b, dest, e->ptr, ""), last);
-    moe_loop_end(e, &l);
+    LLVMBuildStore(e->b, moe_iadd(e, s.row0, s.rows), x->fetched);
+    MoeVal last = is_root(x, LLVMBuildLoad2(e->b, e->i64, slot_at, ""));
+    run_tiles(x, dy, xs, s.steps, LLVMBuildIntToPtr(e->b, dest, e->ptr, ""), last, NULL);
+    moe_loop_end(e, &s.l);
+}
+
+/* The same where a leaf has several slices. */
+static void run_chains(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs, MoeVal lo,
+                       MoeVal hi, MoeVal shard, MoeVal next) {
+    MoeEmit *e = x->e;
+    MoeVal slot_at = moe_alloca(e, e->i64, 1), dest_at = moe_alloca(e, e->i64, 1);
+    MoeVal zero = moe_k64(e, 0), one = moe_k64(e, 1), ends, leaf = zero, in_leaf;
+    Slice s;
+    begin_slice(x, dy, xs, lo, hi, &s);
+    in_leaf = s.l.index;
+    ends = s.is_last;
+    if (x->w->leaf_rows) {
+        MoeVal per = moe_k64(e, x->w->leaf_rows / x->slice);
+        leaf = moe_idiv(e, s.l.index, per);
+        in_leaf = moe_irem(e, s.l.index, per);
+        MoeVal whole = LLVMBuildICmp(e->b, LLVMIntEQ, moe_iadd(e, in_leaf, one), per, "");
+        ends = LLVMBuildOr(e->b, whole, ends, "");
+    }
+    MoeVal open = moe_at_bytes(e, e->scratch, moe_k64(e, x->open));
+    LLVMBuildStore(e->b, moe_k64(e, -1), slot_at);
+    LLVMBuildStore(e->b, LLVMBuildPtrToInt(e->b, open, e->i64, ""), dest_at);
+    MoeIf done;
+    moe_if_begin(e, &done, ends);
+    end_leaf(x, leaf, s.is_last, shard, next, slot_at);
+    LLVMBuildStore(
+        e->b, moe_tree_take(e, &x->tree_slots, LLVMBuildLoad2(e->b, e->i64, slot_at, "")), dest_at);
+    moe_if_end(e, &done);
+    LLVMBuildStore(e->b, moe_iadd(e, s.row0, s.rows), x->fetched);
+    MoeVal last = is_root(x, LLVMBuildLoad2(e->b, e->i64, slot_at, ""));
+    MoeVal dest = LLVMBuildIntToPtr(e->b, LLVMBuildLoad2(e->b, e->i64, dest_at, ""), e->ptr, "");
+    MoeVal goes_on = LLVMBuildICmp(e->b, LLVMIntSGT, in_leaf, zero, "");
+    run_tiles(x, dy, xs, s.steps, dest, last, LLVMBuildZExt(e->b, goes_on, e->i64, ""));
+    moe_loop_end(e, &s.l);
 }
 
 /* ---- the result ---- */
@@ -298,8 +371,10 @@ static void run_rows(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide
     MoeIf some;
     moe_if_begin(e, &some, LLVMBuildICmp(e->b, LLVMIntSGT, hi, lo, ""));
     moe_tree_reset(e, &x->shards);
-    if (rows->mode == MOE_ROWS_STATIC || rows->mode == MOE_ROWS_RANGE) {
-        run_leaves(x, dy, xs, lo, hi, zero, one);
+    void (*run)(MoeWgradPlan *, const MoeWgradSide *, const MoeWgradSide *, MoeVal, MoeVal, MoeVal,
+                MoeVal) = x->chains ? run_chains : run_leaves;
+    if (rows->mode == MOE_ROWS_STATIC || rows->mode == MOE_ROWS_RANGE || !x->w->leaf_rows) {
+        run(x, dy, xs, lo, hi, zero, one);
     } else {
         MoeLoop l;
         moe_loop_begin(e, &l, zero, moe_k64(e, rows->shards), one);
@@ -307,7 +382,7 @@ static void run_rows(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide
         hi = shard_entry(x, moe_iadd(e, l.index, one));
         MoeIf here;
         moe_if_begin(e, &here, LLVMBuildICmp(e->b, LLVMIntSGT, hi, lo, ""));
-        run_leaves(x, dy, xs, lo, hi, l.index, next_shard(x, l.index));
+        run(x, dy, xs, lo, hi, l.index, next_shard(x, l.index));
         moe_if_end(e, &here);
         moe_loop_end(e, &l);
     }
@@ -352,8 +427,8 @@ static void find_root(MoeWgradPlan *x) {
 static void kernel_body(MoeWgradPlan *x) {
     MoeEmit *e = x->e;
     const MoeWgrad *w = x->w;
-    x->leaves = moe_tree_create(e, ceil_div(w->rows.capacity, MOE_LEAF_ROWS), 0);
-    x->shards = moe_tree_create(e, w->rows.shards, x->leaves.levels);
+    x->leaves = moe_tree_create(e, max_leaves(w), 0);
+    x->shards = moe_tree_create(e, runs_of(w), x->leaves.levels);
     x->fetched = moe_alloca(e, e->i64, 1);
     MoeVal slots = moe_at_bytes(e, e->scratch, moe_k64(e, x->slots));
     x->tree_slots =
@@ -389,10 +464,10 @@ static void kernel_body(MoeWgradPlan *x) {
 
 static void make_key(const MoeWgrad *w, char *key, size_t cap) {
     snprintf(key, cap,
-             "wgrad %d %s rows=%d:%d T=%lld g=%lld v=%lld n=%lld k=%lld strides=%lld,%lld "
+             "wgrad %d %s leaf=%lld rows=%d:%d T=%lld g=%lld v=%lld n=%lld k=%lld strides=%lld,%lld "
              "gather=%lld,%lld local=%d "
              "bufs=%d,%d,%d,%d,%d,%d",
-             (int)w->elem, moe_dtype_name(w->dtype), (int)w->rows.mode, w->rows.buf,
+             (int)w->elem, moe_dtype_name(w->dtype), (long long)w->leaf_rows, (int)w->rows.mode, w->rows.buf,
              (long long)w->rows.capacity, (long long)w->rows.groups, (long long)w->rows.shards,
              (long long)w->n, (long long)w->k, (long long)w->dy_stride, (long long)w->x_stride,
              (long long)w->gather_dy, (long long)w->gather_x, w->dy_local, w->buf_dy, w->buf_src_dy,
@@ -415,9 +490,9 @@ const char *moe_wgrad_emit(MoeCpuTarget *t, const MoeWgrad *w, MoeLowered *out) 
     if (!moe_emit_begin(t, key, "wgrad", e, &name))
         return name;
     if (x->panels.n_full)
-        x->fn[0] = moe_tile_wgrad(t, w->elem, x->tile_rows, x->panels.full);
+        x->fn[0] = moe_tile_wgrad(t, w->elem, x->tile_rows, x->panels.full, x->chains);
     if (x->panels.n_tail)
-        x->fn[1] = moe_tile_wgrad(t, w->elem, x->tile_rows, x->panels.tail);
+        x->fn[1] = moe_tile_wgrad(t, w->elem, x->tile_rows, x->panels.tail, x->chains);
     moe_emit_tasks_body(e);
     MoeVal n = moe_k64(e, w->rows.groups * x->n_blocks * x->k_blocks);
     if (w->root_slots)

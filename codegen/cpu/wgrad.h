@@ -24,6 +24,7 @@ typedef struct {
     int64_t n, k;
     int64_t dy_stride, x_stride; /* bytes between rows */
     int64_t gather_dy, gather_x; /* > 0: row r is row src[r] / gather of the buffer */
+    int64_t leaf_rows;           /* of the tree; 0: one chain over all of a group's rows (--fast-reduce) */
     bool dy_local;               /* RANGE: dy holds row lo at its start */
     int buf_dy, buf_src_dy, buf_x, buf_src_x, buf_out;
     int buf_slots; /* RANGE: [slot][n][k] f32 */

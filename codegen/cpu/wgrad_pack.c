@@ -1,9 +1,8 @@
-/* The rows of a leaf, made ready for register tiles (wgrad.c).
+/* The rows of a slice of a leaf, made ready for register tiles (wgrad.c).
  *
  * f32 rows are read where they are, through tables of pointers. Pairs of bf16 rows are interleaved
  * into scratch, block columns only: strips [steps][strip] of dy, panels [steps][width] of x. */
 #include "codegen/cpu/wgrad_internal.h"
-#include "ir/numbers.h"
 
 static MoeVal side_row(MoeWgradPlan *x, const MoeWgradSide *s, MoeVal row) {
     MoeEmit *e = x->e;
@@ -119,7 +118,7 @@ static void pack_step(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSid
 }
 
 /* f32 rows are read where they are: tables of pointers. */
-static MoeVal table_leaf(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs,
+static MoeVal table_rows(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs,
                          MoeVal row0, MoeVal n_rows) {
     MoeEmit *e = x->e;
     MoeLoop l;
@@ -134,11 +133,11 @@ static MoeVal table_leaf(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgrad
 }
 
 /* Rows row0 .. row0 + n_rows; returns the number of steps. */
-MoeVal moe_wgrad_load_leaf(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs,
+MoeVal moe_wgrad_load_rows(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs,
                            MoeVal row0, MoeVal n_rows) {
     MoeEmit *e = x->e;
     if (x->w->elem != MOE_TILE_DOT)
-        return table_leaf(x, dy, xs, row0, n_rows);
+        return table_rows(x, dy, xs, row0, n_rows);
     MoeVal whole = moe_idiv(e, n_rows, moe_k64(e, 2));
     MoeLoop l;
     moe_loop_begin(e, &l, moe_k64(e, 0), whole, moe_k64(e, 1));
@@ -153,7 +152,7 @@ MoeVal moe_wgrad_load_leaf(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgr
     return moe_iceildiv(e, n_rows, 2);
 }
 
-/* Asks for the block's columns of a row that the next leaf holds. */
+/* Asks for the block's columns of a row that the next slice holds. */
 static void prefetch_row(MoeWgradPlan *x, const MoeWgradSide *s, MoeVal row, MoeVal col0,
                          MoeVal live) {
     MoeEmit *e = x->e;
@@ -166,14 +165,14 @@ static void prefetch_row(MoeWgradPlan *x, const MoeWgradSide *s, MoeVal row, Moe
     moe_loop_end(e, &l);
 }
 
-/* A tile's share of the next leaf's rows: packing then finds them in the L2 cache. Rows of all
+/* A tile's share of the next slice's rows: packing then finds them in the L2 cache. Rows of all
  * shards lie one behind the other. */
 void moe_wgrad_prefetch(MoeWgradPlan *x, const MoeWgradSide *dy, const MoeWgradSide *xs) {
     MoeEmit *e = x->e;
     int64_t tiles = x->block_n / x->tile_rows * x->block_panels;
     MoeVal from = LLVMBuildLoad2(e->b, e->i64, x->fetched, "");
     MoeVal to = moe_imin(e, x->group_end,
-                         moe_iadd(e, from, moe_k64(e, (MOE_LEAF_ROWS + tiles - 1) / tiles)));
+                         moe_iadd(e, from, moe_k64(e, (x->slice + tiles - 1) / tiles)));
     MoeLoop l;
     moe_loop_begin(e, &l, from, to, moe_k64(e, 1));
     prefetch_row(x, dy, l.index, x->n0, x->n_live);

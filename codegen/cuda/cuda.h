@@ -7,6 +7,9 @@
 #include "codegen/kinds.h"
 #include "codegen/row_plan.h"
 
+/* Rows of a leaf of weight gradients where nothing says otherwise: docs/GPU.md has the arithmetic. */
+enum { MOE_CUDA_LEAF_ROWS = 128 };
+
 typedef struct MoeCudaTarget {
     MoeTarget base; /* first */
     const MoeCudaArch *arch;

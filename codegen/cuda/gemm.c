@@ -5,7 +5,6 @@
 #include <string.h>
 #include "base/assert.h"
 #include "codegen/cuda/gemm_hopper.h"
-#include "ir/numbers.h"
 
 enum { MMA_STAGE_K = 64, SIMT_STAGE_K = 16, SIMT_THREADS = 256, MOST_STAGES = 4 };
 
@@ -138,9 +137,12 @@ static int levels_of(int64_t n) {
 
 void moe_cuda_wgrad_stack(const MoeCudaTarget *t, const MoeCudaWgrad *w, int64_t tile_bytes,
                           int64_t stages_bytes, int64_t blocks, MoeCudaProductPlan *out) {
-    out->leaf_levels = levels_of(ceil_div(w->rows.capacity, MOE_LEAF_ROWS));
-    /* Slot 0 is in registers. */
-    int64_t slots = out->leaf_levels + levels_of(w->rows.shards) - 1;
+    /* Slot 0 is in registers. Without leaves there are no trees. */
+    int64_t slots = 0;
+    if (w->leaf_rows) {
+        out->leaf_levels = levels_of(ceil_div(w->rows.capacity, w->leaf_rows));
+        slots = out->leaf_levels + levels_of(w->rows.shards) - 1;
+    }
     MOE_ASSERT(slots < 32, "wgrad: trees of %lld levels", (long long)slots + 1);
     slots = slots > 0 ? slots : 0;
     int64_t in_shared = least((t->arch->shared_bytes - stages_bytes) / tile_bytes, 2);
@@ -178,12 +180,12 @@ void moe_cuda_wgrad_plan(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCudaP
     out->parts = 1u << MOE_CUDA_PART_tree | 1u << MOE_CUDA_PART_gemm | 1u << MOE_CUDA_PART_wgrad |
                  1u << MOE_CUDA_PART_gemm_simt | 1u << MOE_CUDA_PART_gemm_mma;
     if (bf16)
-        snprintf(out->call, sizeof out->call, "wgrad_mma<%d, %d, %d, %d, %d, %d, %s, %s>", tile->bm,
-                 tile->bn, tile->wm, tile->wn, stages, out->shared_slots, word(aligned_dy),
+        snprintf(out->call, sizeof out->call, "wgrad_mma<%d, %d, %d, %d, %d, %d, %d, %s, %s>", tile->bm,
+                 tile->bn, tile->wm, tile->wn, stages, out->shared_slots, (int)w->leaf_rows, word(aligned_dy),
                  word(aligned_x));
     else
-        snprintf(out->call, sizeof out->call, "wgrad_simt<%d, %d, %d, %s, %s, %s>", tile->bm,
-                 tile->bn, out->shared_slots, word(aligned_dy), word(aligned_x),
+        snprintf(out->call, sizeof out->call, "wgrad_simt<%d, %d, %d, %d, %s, %s, %s>", tile->bm,
+                 tile->bn, out->shared_slots, (int)w->leaf_rows, word(aligned_dy), word(aligned_x),
                  word(w->k % 8 == 0));
 }
 

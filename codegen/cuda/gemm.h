@@ -47,7 +47,8 @@ void moe_cuda_gemm_text(const MoeCudaGemm *g, const MoeCudaGemmOperands *operand
 typedef struct {
     MoeDtype dtype;
     MoeRowSpace rows;
-    int64_t results; /* groups that are expected to have rows, for the division of work */
+    int64_t results;   /* groups that are expected to have rows, for the division of work */
+    int64_t leaf_rows; /* of the trees; 0: none, a group's rows are one chain */
     int64_t n, k, ld_dy, ld_x;
     bool gather_dy, gather_x; /* their rows are gathered */
     bool maps;                /* the launch may have tensor maps (gemm_hopper.h) */

@@ -120,8 +120,8 @@ bool moe_cuda_hopper_wgrad(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCud
         snprintf(out->maps, sizeof out->maps, "m0, m%d, ", out->n_maps - 1);
     else
         snprintf(out->maps, sizeof out->maps, "MoeMap{}, MoeMap{}, ");
-    snprintf(out->call, sizeof out->call, "wgrad_hopper<%d, %d, %d, %s, %s>", bn, WGRAD_STAGES,
-             out->shared_slots, word(!w->gather_dy), word(!w->gather_x));
+    snprintf(out->call, sizeof out->call, "wgrad_hopper<%d, %d, %d, %d, %s, %s>", bn, WGRAD_STAGES,
+             out->shared_slots, (int)w->leaf_rows, word(!w->gather_dy), word(!w->gather_x));
     return true;
 }
 

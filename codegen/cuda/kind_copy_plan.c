@@ -6,12 +6,12 @@
 #include "base/assert.h"
 #include "base/split_internal.h"
 #include "codegen/cuda/sort.h"
-#include "ir/numbers.h"
 
 enum { THREADS = 256 };
 
 typedef struct {
     int64_t experts, ranks, slots, shards, k, choices;
+    int leaf_rows; /* of the graph: rows are divided at leaves */
 } Sizes;
 
 static Sizes sizes_of(const MoeOp *op) {
@@ -73,7 +73,7 @@ static void divide(MoeCudaSteps *steps, const Sizes *s) {
                    "Division<%lld, %lld, %lld, %lld, %d, %d, %d, %d, %d> d(cells, memory);\n"
                    "d.run<%d>(copies, runs, first, slot);\n",
                    (long long)s->experts, (long long)s->ranks, (long long)s->slots,
-                   (long long)s->shards, MOE_LEAF_ROWS, MOE_COPY_ROOTS, MOE_SPLIT_EDGES,
+                   (long long)s->shards, s->leaf_rows, MOE_COPY_ROOTS, MOE_SPLIT_EDGES,
                    MOE_SPLIT_ROOT_PRICE, MOE_SPLIT_RETRIES, THREADS);
     steps->shared = shared ? bytes : 0;
     moe_cuda_step(steps, "_divide", THREADS, 1, moe_str_c(&body));
@@ -85,6 +85,7 @@ MoeStatus moe_cuda_copy_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLower
     const MoeOp *op = g->ops[0];
     const MoeType *ids = &op->operands[0]->type, *all = &op->operands[1]->type;
     Sizes s = sizes_of(op);
+    s.leaf_rows = moe_graph_leaf_rows(g->graph);
     Work w = work_of(&s);
     MoeBufs bufs = {.n = 0};
     MoeStr begin = {0}, text = {0};
@@ -157,7 +158,8 @@ MoeStatus moe_cuda_root_plan_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLower
                           0};
     moe_str_printf(
         &body, "root_plan<%d, %lld, %lld, %d, %d>(counts, runs, copies, rank[0], roots, more);\n",
-        THREADS, (long long)seg->groups, (long long)seg->shards, MOE_LEAF_ROWS, MOE_COPY_ROOTS);
+        THREADS, (long long)seg->groups, (long long)seg->shards,
+        moe_graph_leaf_rows(g->graph), MOE_COPY_ROOTS);
     moe_cuda_step(&steps, "", THREADS, 1, moe_str_c(&body));
     moe_str_free(&body);
     moe_str_free(&begin);

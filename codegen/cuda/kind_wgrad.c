@@ -11,12 +11,13 @@
 static MoeStatus analyse(const MoeGroup *g, MoeWgradGroup *group, MoeWgradShape *shape) {
     bool ok = moe_wgrad_group(g->ops, g->n_ops, NULL, group);
     MOE_ASSERT(ok && group->grad, "wgrad: the group's ops do not fit together");
-    return moe_wgrad_shape(group, shape);
+    return moe_wgrad_shape(g->graph, group, shape);
 }
 
 static MoeCudaWgrad product(const MoeWgradGroup *group, const MoeWgradShape *shape) {
     return (MoeCudaWgrad){.dtype = group->grad->operands[1]->type.dtype,
                           .rows = shape->rows,
+                          .leaf_rows = shape->leaf_rows,
                           /* a slot rarely has many roots */
                           .results = shape->root_slots ? shape->root_slots : shape->rows.groups,
                           .n = shape->n,

@@ -14,6 +14,7 @@
 #include "base/str.h"
 #include "codegen/bufs.h"
 #include "codegen/cuda/gemm_hopper.h"
+#include "codegen/wgrad_group.h"
 
 #define MAX_CHUNK ((int64_t)256 << 20)
 enum { MAX_WIDTH = 8192 }; /* columns of a chunk that fill a device with few rows, too */
@@ -97,6 +98,7 @@ static void analyse(MoeCudaTarget *t, const MoeGroup *g, Xent *x) {
     x->dw = (MoeCudaWgrad){.dtype = x->dtype,
                            .rows = x->rows,
                            .results = 1,
+                           .leaf_rows = moe_wgrad_leaf_rows(g->graph),
                            .n = x->ld,
                            .k = x->c,
                            .ld_dy = x->ld,

@@ -8,6 +8,7 @@
 #include <string.h>
 #include "base/assert.h"
 #include "base/mem.h"
+#include "ir/numbers.h"
 #include "ir/text.h"
 
 static const MoeEvalFn eval_fns[MOE_N_OPS] = {
@@ -207,7 +208,8 @@ static MoeStatus finish(MoeEvalContext *c, unsigned flags) {
 }
 
 static MoeStatus compute(MoeEvalContext *c, MoeArena *arena) {
-    MoeEvalOp e = {arena, c->op, c->in, c->out, find_segs, c};
+    int leaf_rows = c->ev ? moe_graph_leaf_rows(c->ev->graph) : MOE_LEAF_ROWS;
+    MoeEvalOp e = {arena, c->op, c->in, c->out, find_segs, c, leaf_rows};
     return eval_fns[c->op->opcode](&e);
 }
 

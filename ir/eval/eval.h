@@ -49,6 +49,7 @@ typedef struct {
                                                            but for rows over a table that the op itself makes (plans): room for the most */
     const MoeTensor *(*segs)(void *ctx, const MoeValue *seg); /* the live table of a segs value */
     void *ctx;
+    int leaf_rows; /* of the graph (moe_graph_leaf_rows) */
 } MoeEvalOp;
 typedef MoeStatus (*MoeEvalFn)(MoeEvalOp *e);
 

@@ -4,7 +4,6 @@
 
 #include "base/split.h"
 #include "ir/eval/eval_internal.h"
-#include "ir/numbers.h"
 
 /* Every expert has a slot, no rank holds one twice. */
 static MoeStatus check_copies(MoeEvalOp *e, const MoeTensor *copies, int64_t experts,
@@ -73,8 +72,8 @@ MoeStatus moe_eval_copy_plan(MoeEvalOp *e) {
             counts->i[all->i[p] * shards + v]++;
         }
     MoeSplitRun *runs = MOE_NEW_N(e->arena, MoeSplitRun, ranks * slots);
-    MoeSplit in = {(int)experts, (int)ranks, (int)slots,   copies->i,
-                   (int)shards,  counts->i,  MOE_LEAF_ROWS};
+    MoeSplit in = {(int)experts, (int)ranks, (int)slots, copies->i,
+                   (int)shards,  counts->i,  e->leaf_rows};
     moe_split(
         &in,
         MOE_NEW_N(e->arena, int64_t,
@@ -114,7 +113,7 @@ MoeStatus moe_eval_root_plan(MoeEvalOp *e) {
         int n = 0;
         if (x >= 0) {
             MOE_TRY(moe_eval_check_index("expert id", x, g, counts->dims[0]));
-            n = moe_split_roots(counts->i + x * shards, (int)shards, MOE_LEAF_ROWS, run, r,
+            n = moe_split_roots(counts->i + x * shards, (int)shards, e->leaf_rows, run, r,
                                 MOE_COPY_ROOTS);
         }
         if (n > MOE_COPY_ROOTS)

@@ -169,7 +169,7 @@ __device__ __forceinline__ void block_trees(const float *items, i64 rows, i64 n,
     }
 }
 
-/* ---- leaves: 128 consecutive rows from the start of each entry (group, shard) of a segs table ---- */
+/* ---- leaves of column sums: 128 consecutive rows from the start of each entry (group, shard) of a segs table ---- */
 
 enum { LEAF_ROWS = 128 };
 

@@ -1,5 +1,6 @@
-/* Products over rows, dw = dy^T x for each group of rows, by the tree of docs/NUMBERS.md: leaves of 128 rows from the start of each
- * (group, shard), a binary tree over a shard's leaves, one over the shards.
+/* Products over rows, dw = dy^T x for each group of rows, by the tree of docs/NUMBERS.md: leaves of LEAF rows from the start of each
+ * (group, shard), a binary tree over a shard's leaves, one over the shards. LEAF 0 (--fast-reduce): no trees, a group's rows are one
+ * chain, and what is said of leaves below is that of all its rows.
  *
  * A block takes a tile of a group's dw through all its rows, slice by slice, without a break between leaves and shards in the copies
  * to shared memory. At a leaf's end the tile climbs: what waits for it as its left sibling is added on the left, until it is a left
@@ -35,12 +36,21 @@ template <class T> struct Wgrad {
 /* ---- rows by slices ---- */
 
 /* The slices of STEP rows of a group, in order; none crosses a leaf's end. */
-template <int STEP> struct LeafSlices {
+template <int STEP, int LEAF> struct LeafSlices {
+    static_assert(LEAF % STEP == 0, "a leaf is whole slices");
     const i32 *cells;
     int n_cells, cell; /* shards; the one at hand */
     int lo, hi, row;   /* its rows; first row of the slice */
 
     __device__ __forceinline__ void begin(const i32 *table, int shards, int rows) {
+        if constexpr (LEAF == 0) { /* one cell, of all shards */
+            cells = nullptr;
+            n_cells = 1;
+            lo = row = table ? table[0] : 0;
+            hi = table ? table[shards] : rows;
+            cell = hi > lo ? 0 : 1;
+            return;
+        }
         cells = table;
         n_cells = table ? shards : 1;
         cell = -1;
@@ -66,16 +76,19 @@ template <int STEP> struct LeafSlices {
         return cell < n_cells;
     }
     __device__ __forceinline__ int leaf() const {
-        return (row - lo) / LEAF_ROWS;
+        return LEAF ? (row - lo) / most(LEAF, 1) : 0;
     }
     __device__ __forceinline__ int leaves() const {
-        return ceil_div(hi - lo, (int)LEAF_ROWS);
+        return LEAF ? ceil_div(hi - lo, most(LEAF, 1)) : 1;
+    }
+    __device__ __forceinline__ int leaf_end() const {
+        return LEAF ? least(lo + (leaf() + 1) * LEAF, hi) : hi;
     }
     __device__ __forceinline__ int end() const {
-        return least(row + STEP, least(lo + (leaf() + 1) * LEAF_ROWS, hi));
+        return least(row + STEP, leaf_end());
     }
     __device__ __forceinline__ bool ends_leaf() const {
-        return row + STEP >= least(lo + (leaf() + 1) * LEAF_ROWS, hi);
+        return row + STEP >= leaf_end();
     }
     __device__ __forceinline__ void next() {
         row = end();
@@ -154,8 +167,10 @@ template <int N, int THREADS, int SHARED_SLOTS> struct TileTree {
 };
 
 /* A leaf's sum is there. True: c is the group's. */
-template <int STEP, class Tree, int N>
-__device__ __forceinline__ bool end_leaf(const LeafSlices<STEP> &s, int leaf_levels, Tree &tree, float (&c)[N]) {
+template <int STEP, int LEAF, class Tree, int N>
+__device__ __forceinline__ bool end_leaf(const LeafSlices<STEP, LEAF> &s, int leaf_levels, Tree &tree, float (&c)[N]) {
+    if constexpr (LEAF == 0)
+        return true;
     int leaves = s.leaves(), leaf = s.leaf();
     if (!tree.climb(c, leaf, leaf + 1 < leaves ? leaf + 1 : NO_PLACE, leaves, 0))
         return false;
@@ -222,7 +237,7 @@ template <int COLS, int THREADS> struct WgradCopies {
 
 /* The kernel: dynamic shared memory of STAGES * MmaTile::STAGE bytes and SHARED_SLOTS tiles of BM x BN floats; WM * WN warps.
  * groups: how many of w's are there. ALIGNED_DY, ALIGNED_X: rows are multiples of 8 elements, at multiples of 16 bytes. */
-template <int BM, int BN, int WM, int WN, int STAGES, int SHARED_SLOTS, bool ALIGNED_DY, bool ALIGNED_X, class Where>
+template <int BM, int BN, int WM, int WN, int STAGES, int SHARED_SLOTS, int LEAF, bool ALIGNED_DY, bool ALIGNED_X, class Where>
 __device__ __forceinline__ void wgrad_mma(const Wgrad<bf16> &w, int groups, Where where) {
     typedef MmaTile<BM, BN, WM, WN, 1, true, true> Block;
     constexpr int N = Block::MT * Block::NT * 4;
@@ -237,7 +252,7 @@ __device__ __forceinline__ void wgrad_mma(const Wgrad<bf16> &w, int groups, Wher
         const int g = (int)(t / (n_blocks * k_blocks)), block = (int)(t % (n_blocks * k_blocks));
         const int row0 = block / k_blocks * BM, col0 = block % k_blocks * BN;
         const i32 *cells = w.table ? w.table + (i64)g * w.shards : nullptr;
-        LeafSlices<MMA_K> ahead, now;
+        LeafSlices<MMA_K, LEAF> ahead, now;
         ahead.begin(cells, w.shards, w.rows);
         now = ahead;
         WgradCopies<BM, Block::THREADS> dy;
@@ -288,7 +303,7 @@ __device__ __forceinline__ void wgrad_mma(const Wgrad<bf16> &w, int groups, Wher
 
 /* The kernel: 256 threads; dynamic shared memory of two SimtTile::STAGE floats and SHARED_SLOTS tiles of BM x BN floats.
  * ALIGNED_DY, ALIGNED_X: rows are multiples of 4 elements, at multiples of 16 bytes; WHOLE: k is a multiple of 8. */
-template <int BM, int BN, int SHARED_SLOTS, bool ALIGNED_DY, bool ALIGNED_X, bool WHOLE, class Where>
+template <int BM, int BN, int SHARED_SLOTS, int LEAF, bool ALIGNED_DY, bool ALIGNED_X, bool WHOLE, class Where>
 __device__ __forceinline__ void wgrad_simt(const Wgrad<float> &w, int groups, Where where) {
     typedef SimtTile<BM, BN, 1> Block;
     typedef typename Block::A A;
@@ -304,7 +319,7 @@ __device__ __forceinline__ void wgrad_simt(const Wgrad<float> &w, int groups, Wh
         const int g = (int)(t / (n_blocks * k_blocks)), block = (int)(t % (n_blocks * k_blocks));
         const int row0 = block / k_blocks * BM, col0 = block % k_blocks * BN;
         const i32 *cells = w.table ? w.table + (i64)g * w.shards : nullptr;
-        LeafSlices<SIMT_K> ahead, now;
+        LeafSlices<SIMT_K, LEAF> ahead, now;
         ahead.begin(cells, w.shards, w.rows);
         now = ahead;
         A a;

@@ -41,7 +41,7 @@ template <int COLS, bool MAP> struct HopperRows {
 /* HOPPER_THREADS threads, HopperStages<BN, STAGES, 1>::BYTES of dynamic shared memory and SHARED_SLOTS tiles of 128 x BN floats, one
  * block a multiprocessor. groups: how many of w's are there. Maps {columns, rows}, box {64, 64}, swizzle of 128 bytes, of operands with
  * MAP. Columns and strides are multiples of 8 elements, pointers of 16 bytes. */
-template <int BN, int STAGES, int SHARED_SLOTS, bool MAP_DY, bool MAP_X, class Where>
+template <int BN, int STAGES, int SHARED_SLOTS, int LEAF, bool MAP_DY, bool MAP_X, class Where>
 __device__ __forceinline__ void wgrad_hopper(const Wgrad<bf16> &w, int groups, const MoeMap &map_dy,
                                              const MoeMap &map_x, Where where) {
     typedef HopperStages<BN, STAGES, 1> Stages;
@@ -65,7 +65,7 @@ __device__ __forceinline__ void wgrad_hopper(const Wgrad<bf16> &w, int groups, c
     const int n_blocks = ceil_div(w.n, HOPPER_M), k_blocks = ceil_div(w.k, BN);
     const i64 tiles = (i64)groups * n_blocks * k_blocks;
     HopperTurn<STAGES> turn{0, 0u};
-    LeafSlices<HOPPER_K> slices;
+    LeafSlices<HOPPER_K, LEAF> slices;
     if (threadIdx.x >= 128) {
         reg_inc<208>();
         const int group = (int)threadIdx.x / 128 - 1; /* of the consumers */
