@@ -86,6 +86,17 @@ static MoeStatus options_of(const MoeOptions *o, const char *plan, const char *o
     return moe_train_options_check(t);
 }
 
+static MoeDenseMode dense_mode(const char *name) {
+    static const char *const names[] = {[MOE_DENSE_EMITTED] = "emitted",
+                                        [MOE_DENSE_CUBLASLT] = "cublaslt",
+                                        [MOE_DENSE_AUTO] = "auto",
+                                        [MOE_DENSE_SAME] = "same"};
+    MoeDenseMode m = MOE_DENSE_EMITTED;
+    while (strcmp(names[m], name))
+        m++;
+    return m;
+}
+
 MoeStatus moe_device_option(const MoeOptions *o, MoeDevicePlace *out) {
     int64_t n = moe_opt_i(o, OPT_DEVICE);
     if (n < -1 || n > 1 << 20)
@@ -95,7 +106,10 @@ MoeStatus moe_device_option(const MoeOptions *o, MoeDevicePlace *out) {
     MoeExchange way = MOE_EXCHANGE_AUTO;
     while (strcmp(ways[way], moe_opt(o, OPT_EXCHANGE)))
         way++;
-    *out = (MoeDevicePlace){(int)n, -1, way};
+    *out = (MoeDevicePlace){.device = (int)n,
+                            .local = -1,
+                            .exchange = way,
+                            .dense = dense_mode(moe_opt(o, OPT_DENSE))};
     return NULL;
 }
 

@@ -67,7 +67,7 @@ MoeStatus moe_cmd_sample(const MoeOptions *o) {
         st = moe_driver_open_plan(config.plan_dir, &plan);
     if (!st) {
         int all = threads > 0 ? (int)threads : moe_cpu_count();
-        Sample ctx = {plan, &s, run, all / plan->ranks > 1 ? all / plan->ranks : 1, {-1, -1, MOE_EXCHANGE_AUTO}};
+        Sample ctx = {plan, &s, run, all / plan->ranks > 1 ? all / plan->ranks : 1, {.device = -1, .local = -1}};
         st = moe_device_option(o, &ctx.device);
         if (!st)
             st = moe_ranks_run(plan->ranks, 0, sample_rank, &ctx);

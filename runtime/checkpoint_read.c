@@ -91,6 +91,8 @@ static MoeStatus load_own(Loading *l, const char *dir, bool with_optimizer, MoeT
     if (!moe_exec_keeps_maps(l->x)) /* before the pieces that follow from them */
         MOE_TRY(moe_as_damage(moe_place_json_take(json_object_get(l->from.manifest, "maps"), dir,
                                                   l->plan, l->x)));
+    MOE_TRY(moe_as_damage(
+        moe_exec_take_choices(l->x, json_object_get(l->from.manifest, "choices"), dir)));
     json_object_del(l->from.manifest, "census"); /* in the tables now */
     json_object_del(l->from.manifest, "files");
     MOE_TRY(moe_weight_list(l->plan, l->x, &l->list));

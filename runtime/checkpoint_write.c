@@ -257,6 +257,8 @@ static MoeStatus write_manifest(const Save *s) {
         return moe_error(MOE_E_NOMEM, "no memory for the checkpoint's manifest");
     if (m->n_ranges)
         json_object_set_new(json_object_get(manifest, "mesh"), "layers", ranges_json(m));
+    if (moe_exec_choices(s->x)->n)
+        json_object_set_new(manifest, "choices", moe_choices_json(moe_exec_choices(s->x)));
     char *path = moe_path_join(s->tmp, "manifest.json");
     moe_manifest_seal(manifest, &text);
     json_decref(manifest);

@@ -64,6 +64,8 @@ typedef struct {
     MoeStatus (*exchange)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
     /* Before the execution's memory goes: no other rank's device reads it any more, or writes to it. */
     void (*leave)(MoeDevice *d, MoeExec *x);
+    /* Collective: chooses what the plan leaves to choose by measurement (runtime/choices.h), unless x->choices says; nothing runs. */
+    MoeStatus (*decide)(MoeDevice *d, MoeExec *x);
 } MoeDeviceOps;
 
 /* What every device's own struct begins with. */

@@ -98,6 +98,7 @@ static void cuda_close(MoeDevice *base) {
         (void)cu->context_set(d->context);
         if (d->stream)
             (void)cu->stream_synchronize(d->stream);
+        moe_cuda_blaslt_close(d);
         moe_cuda_unbind(d);
         moe_cuda_transfer_close(d);
         if (d->stop)
@@ -133,6 +134,7 @@ static void cuda_leave(MoeDevice *base, MoeExec *x) {
 static const MoeDeviceOps ops = {
     .close = cuda_close,
     .meet = cuda_meet,
+    .decide = moe_cuda_decide,
     .leave = cuda_leave,
     .alloc = moe_cuda_alloc,
     .slab = moe_cuda_slab,

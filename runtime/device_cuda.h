@@ -57,6 +57,7 @@ typedef struct {
     bool stale;             /* the device's limits are older */
     MoeCudaGraph graphs[MOE_CUDA_MAX_GRAPHS];
     int n_graphs;
+    struct MoeCudaDense *dense; /* [n_steps]: what cuBLASLt runs (device_cuda_blaslt.h); NULL: nothing */
 } MoeCudaProgram;
 
 enum { MOE_CUDA_SLOTS = 16 };
@@ -114,6 +115,7 @@ typedef struct {
     bool guarded;  /* a guard may have stopped what was launched since */
     bool no_graphs;
     MoeCudaProgram *programs; /* like plan->programs */
+    struct MoeCudaBlasLt *blaslt; /* NULL: not open */
 } MoeDeviceCuda;
 
 /* device_cuda.c: before any call; a result as a status, remembered unless it is that memory is short. */
@@ -171,7 +173,20 @@ MoeStatus moe_cuda_timed(MoeDevice *d, double *out_seconds);
 MoeStatus moe_cuda_settle(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t *out_again);
 MoeStatus moe_cuda_guard(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
 
+/* Its kernel, whatever was chosen to run it. */
+MoeStatus moe_cuda_launch_step(MoeDeviceCuda *d, const MoeExecProgram *g, const MoeCudaProgram *c,
+                               size_t i);
+/* device_cuda_blaslt.c: step i by the library, where c->dense says so. Close: nothing is under way. */
+MoeStatus moe_cuda_blaslt_run(MoeDeviceCuda *d, const MoeCudaProgram *c, const MoePlanStep *s,
+                              size_t i);
+bool moe_cuda_blaslt_has(const MoeCudaProgram *c, size_t i);
+void moe_cuda_blaslt_close(MoeDeviceCuda *d);
+/* device_cuda_blaslt_choose.c */
+MoeStatus moe_cuda_decide(MoeDevice *d, MoeExec *x);
+
 /* device_cuda_graph.c */
+/* Graphs that were captured hold what ran then: they are captured again. */
+void moe_cuda_forget_graphs(MoeDeviceCuda *d, MoeCudaProgram *c);
 MoeStatus moe_cuda_replay(MoeDevice *d, MoeExec *x, MoeExecProgram *g, MoePlanPhase lo,
                           MoePlanPhase hi, bool counting, bool *out_done);
 

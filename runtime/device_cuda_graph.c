@@ -40,6 +40,13 @@ static MoeStatus capture(MoeDeviceCuda *d, MoeExec *x, MoeExecProgram *g, MoePla
     return st;
 }
 
+void moe_cuda_forget_graphs(MoeDeviceCuda *d, MoeCudaProgram *c) {
+    for (int i = 0; i < c->n_graphs; i++)
+        if (c->graphs[i].exec)
+            (void)d->cu->graph_exec_destroy(c->graphs[i].exec);
+    c->n_graphs = 0;
+}
+
 static MoeStatus find_graph(MoeDeviceCuda *d, MoeExec *x, MoeExecProgram *g, MoePlanPhase lo,
                             MoePlanPhase hi, bool counting, MoeCuGraphExec *out) {
     MoeCudaProgram *c = moe_cuda_program(d, x, g);

@@ -153,6 +153,18 @@ MoeStatus moe_cuda_stepped(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_
 
 /* ---- steps ---- */
 
+MoeStatus moe_cuda_launch_step(MoeDeviceCuda *d, const MoeExecProgram *g, const MoeCudaProgram *c,
+                               size_t i) {
+    const MoePlanStep *s = &g->plan->steps[i];
+    return moe_cuda_check(
+        d,
+        d->cu->launch(c->launches[i].function, (unsigned)s->shape.grid, 1, 1,
+                      (unsigned)s->shape.block, 1, 1, (unsigned)s->shape.shared_bytes, d->stream,
+                      c->launches[i].params, NULL),
+        "launching step %s of program %s (%s, %lld blocks of %d threads)", s->name, g->plan->name,
+        s->kernel, (long long)s->shape.grid, s->shape.block);
+}
+
 MoeStatus moe_cuda_run(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t i) {
     MoeDeviceCuda *d = (MoeDeviceCuda *)base;
     MoeCudaProgram *c = moe_cuda_program(d, x, g);
@@ -167,14 +179,8 @@ MoeStatus moe_cuda_run(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t i)
         MOE_TRY(fill_window(d, x, g, i));
     d->program = g->plan->name;
     d->step = s->name;
-    MOE_TRY(moe_cuda_check(d,
-                           d->cu->launch(c->launches[i].function, (unsigned)s->shape.grid, 1, 1,
-                                         (unsigned)s->shape.block, 1, 1,
-                                         (unsigned)s->shape.shared_bytes, d->stream,
-                                         c->launches[i].params, NULL),
-                           "launching step %s of program %s (%s, %lld blocks of %d threads)",
-                           s->name, g->plan->name, s->kernel, (long long)s->shape.grid,
-                           s->shape.block));
+    MOE_TRY(moe_cuda_blaslt_has(c, i) ? moe_cuda_blaslt_run(d, c, s, i)
+                                      : moe_cuda_launch_step(d, g, c, i));
     if (timed)
         MOE_TRY(moe_cuda_check(d, d->cu->event_record(d->end, d->stream), "cuEventRecord"));
     d->timed = timed;

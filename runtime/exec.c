@@ -259,13 +259,14 @@ MoeStatus moe_exec_create(const MoePlan *plan, MoeComm *comm, int n_threads, Moe
 
 MoeStatus moe_exec_create_on(const MoePlan *plan, MoeComm *comm, int n_threads,
                              const MoeDevicePlace *place, MoeExec **out) {
-    MoeDevicePlace at = place ? *place : (MoeDevicePlace){-1, -1, MOE_EXCHANGE_AUTO};
+    MoeDevicePlace at = place ? *place : (MoeDevicePlace){.device = -1, .local = -1};
     *out = NULL;
     MOE_TRY(check_ports(plan));
     MoeExec *x = calloc(1, sizeof *x);
     if (!x)
         return no_memory();
     x->plan = plan;
+    x->dense = at.dense;
     MoeStatus st = NULL;
     MOE_TRY_GOTO(st, join(x, comm), fail);
     MOE_TRY_GOTO(st, moe_pool_create(n_threads > 0 ? n_threads : moe_cpu_count(), &x->pool), fail);
@@ -323,6 +324,7 @@ void moe_exec_destroy(MoeExec *x) {
     }
     moe_device_close(x->device);
     moe_free_big(x->scratch, (size_t)x->scratch_bytes);
+    moe_choices_free(&x->choices);
     free(x->buffers);
     free(x->load);
     free(x->segs);

@@ -7,6 +7,7 @@
 
 #include "base/pool.h"
 #include "placement/map.h"
+#include "runtime/choices.h"
 #include "runtime/comm.h"
 #include "runtime/plan.h"
 
@@ -16,11 +17,16 @@ typedef struct MoeExec MoeExec;
  * first of them that can. Every rank asks for the same. The bits do not depend on it. */
 typedef enum { MOE_EXCHANGE_AUTO, MOE_EXCHANGE_PEER, MOE_EXCHANGE_NCCL, MOE_EXCHANGE_HOST } MoeExchange;
 
+/* What runs dense products on a GPU (docs/GPU.md): the plan's own kernels; cuBLASLt wherever one of its algorithms may be used; the
+ * faster of both; the same, and an error where a checkpoint's choice cannot be kept. */
+typedef enum { MOE_DENSE_EMITTED, MOE_DENSE_CUBLASLT, MOE_DENSE_AUTO, MOE_DENSE_SAME } MoeDenseMode;
+
 /* Which of a host's devices, where the plan's target has several, and how it exchanges with those of other ranks. */
 typedef struct {
     int device; /* its number; -1: the rank's number on its host, modulo the devices there */
     int local;  /* this rank's number among those of its host; -1: its rank */
     MoeExchange exchange;
+    MoeDenseMode dense;
 } MoeDevicePlace;
 
 /* Allocates everything. One exec runs all programs of the plan (they share the slab). comm: of as many ranks as the plan
@@ -57,6 +63,11 @@ bool moe_exec_keeps_maps(const MoeExec *x);
  * first. Before the first run; nothing happens with a plan that offloads nothing. */
 MoeStatus moe_exec_offload_to(MoeExec *x, const char *dir);
 int64_t moe_exec_offloaded_bytes(MoeExec *x); /* written so far */
+/* Collective. Makes the choices that are made by measurement (choices.h), unless that was done: the first run does it else. */
+MoeStatus moe_exec_decide(MoeExec *x);
+/* For a checkpoint's manifest; and what one says, in place of all that was chosen (NULL: nothing). MOE_E_CORRUPT with `where`. */
+MoeChoices *moe_exec_choices(MoeExec *x);
+MoeStatus moe_exec_take_choices(MoeExec *x, const json_t *choices, const char *where);
 /* The training step that the next runs belong to, for the messages of other ranks. */
 void moe_exec_set_step(MoeExec *x, int64_t step);
 /* The host's address of shared buffer i (a parameter or state), valid as long as x. On a CPU that is its memory; where a

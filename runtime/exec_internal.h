@@ -56,6 +56,9 @@ struct MoeExec {
     MoeStore *store; /* of offloaded rows; NULL: the plan has none */
     MoePool *pool;
     MoeDevice *device;
+    MoeDenseMode dense;
+    MoeChoices choices;
+    bool decided; /* choices are made, and the device goes by them */
     char *region; /* all shared buffers */
     int64_t region_bytes;
     char **buffers;

@@ -219,6 +219,8 @@ static MoeStatus check_batch(MoeExec *x, const char *program, const MoeBatch *b,
     moe_exec_comm_begin_run(x);
     if (!st && x->device->ops->meet)
         st = x->device->ops->meet(x->device, x);
+    if (!st)
+        st = moe_exec_decide(x);
     out->ids = b->ids;
     out->labels = b->labels;
     out->n_seqs = b->n_seqs;

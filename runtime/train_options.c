@@ -22,7 +22,7 @@ void moe_train_options_default(MoeTrainOptions *o) {
                            .resume = MOE_RESUME_AUTO,
                            .trace = true,
                            .log_seconds = 10,
-                           .device = {-1, -1, MOE_EXCHANGE_AUTO}};
+                           .device = {.device = -1, .local = -1}};
     moe_place_options_default(&o->place);
 }
 

@@ -263,6 +263,7 @@ MoeStatus moe_train_start(MoeTrainer *s) {
     MOE_TRY(moe_train_agree(s, begin_run(s, holds), "the run directory"));
     if (resumed && s->o->out_dir)
         MOE_TRY(find_saved(s));
+    MOE_TRY(moe_train_agree(s, moe_exec_decide(s->x), "choices by measurement"));
     s->report->first_step = s->state.step + 1;
     s->report->memory_bytes = s->report->memory_bytes_max = moe_exec_memory_bytes(s->x);
     say_start(s, resumed);

@@ -14,7 +14,10 @@
     X(moe_rt_guard_rows, "moe::rt_guard_rows(a);")                                                 \
     X(moe_rt_guard_finite, "moe::rt_guard_finite(a, %d);")                                         \
     X(moe_rt_gather, "moe::rt_gather(a);")                                                         \
-    X(moe_rt_rank_sum, "moe::rt_rank_sum(a);")
+    X(moe_rt_rank_sum, "moe::rt_rank_sum(a);")                                                     \
+    X(moe_rt_copy, "moe::rt_copy(a);")                                                             \
+    X(moe_rt_rows_fill, "moe::rt_rows_fill(a);")                                                   \
+    X(moe_rt_rows_differ, "moe::rt_rows_differ(a);")
 
 void moe_cuda_add_runtime(MoeCudaTarget *t) {
     static const struct {

@@ -14,6 +14,7 @@
  *   MOE_SIM_NO_PEER=1         no device reaches another's memory
  *   MOE_SIM_NO_STREAM_VALUES=1  streams cannot wait for values in memory
  *   MOE_SIM_NO_PINNED=1       the host has no pinned memory to give
+ *   MOE_SIM_LAUNCH_SECONDS=S   what events say that each kernel took, beside what it did
  *   MOE_SIM_QUIET=1           no words on stderr of kernels that failed, and of misuse
  *   MOE_SIM_ORDER, MOE_SIM_ASYNC: block.h */
 #ifndef MOE_TESTS_SIM_DRIVER_H
@@ -184,6 +185,8 @@ MOE_SIM_EXPORT CUresult moe_sim_stream_poll(CUstream s, bool (*poll)(void *ctx),
 MOE_SIM_EXPORT CUresult moe_sim_stream_call(CUstream s, const char *name,
                                             CUresult (*run)(void *ctx), const void *ctx,
                                             size_t bytes);
+/* In such a call: it took so much longer than the clock says (or less), for events. */
+MOE_SIM_EXPORT void moe_sim_clock_add(double seconds);
 /* Everything that was asked of this context's streams (NULL: of all). */
 CUresult moe_sim_flush(CUcontext c);
 CUresult moe_sim_no_capture(

@@ -18,6 +18,17 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static double added; /* seconds that events believe */
+
+void moe_sim_clock_add(double seconds) {
+    added += seconds;
+}
+
+static double launch_seconds(void) {
+    const char *s = getenv("MOE_SIM_LAUNCH_SECONDS");
+    return s ? atof(s) : 0;
+}
+
 void moe_sim_ops_add(Ops *list, const MoeSimOp *op) {
     if (list->n == list->cap) {
         list->cap = list->cap ? 2 * list->cap : 32;
@@ -39,6 +50,7 @@ void moe_sim_op_free(MoeSimOp *op) {
 static CUresult run_op(const MoeSimOp *op) {
     switch (op->kind) {
     case OP_LAUNCH:
+        added += launch_seconds();
         return moe_sim_call_run(op->context, &op->call);
     case OP_COPY:
         moe_sim_memory_range(op->to, op->bytes, true);
@@ -53,7 +65,7 @@ static CUresult run_op(const MoeSimOp *op) {
         moe_sim_memory_range(op->to, op->bytes, false);
         return CUDA_SUCCESS;
     case OP_RECORD:
-        op->event->time = now();
+        op->event->time = now() + added;
         return CUDA_SUCCESS;
     case OP_CALL: {
         moe_sim_memory_open(op->context);

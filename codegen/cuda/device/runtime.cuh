@@ -209,6 +209,76 @@ __device__ __forceinline__ void rt_rank_sum(const MoeArgs<10> &a) {
         rank_sum<float>(a);
 }
 
+/* ---- products by a library ---- */
+
+__device__ __forceinline__ void rt_copy(const MoeArgs<3> &a) {
+    char *to = buf<char>(a, 0);
+    const char *from = buf<const char>(a, 1);
+    const i64 bytes = number(a, 2), words = bytes / (i64)sizeof(Words4);
+    for (i64 i = first_index(); i < words; i += index_stride())
+        ((Words4 *)to)[i] = ((const Words4 *)from)[i];
+    for (i64 i = words * (i64)sizeof(Words4) + first_index(); i < bytes; i += index_stride())
+        to[i] = from[i];
+}
+
+/* In [-1, 1), by a counter (splitmix64). */
+__device__ __forceinline__ float random_number(u64 counter) {
+    u64 z = counter * 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    z ^= z >> 31;
+    return (float)(z >> 40) * 0x1p-23f - 1.0f;
+}
+
+__device__ __forceinline__ void rt_rows_fill(const MoeArgs<6> &a) {
+    const i64 rows = number(a, 1), columns = number(a, 2), period = number(a, 3), n = rows * columns;
+    const u64 seed = (u64)number(a, 4) << 48;
+    for (i64 i = first_index(); i < n; i += index_stride()) {
+        const float v = random_number(seed + (u64)(i / columns % period * columns + i % columns + 1));
+        if (number(a, 5))
+            store(buf<bf16>(a, 0) + i, v);
+        else
+            store(buf<float>(a, 0) + i, v);
+    }
+}
+
+__device__ __forceinline__ void rt_rows_differ(const MoeArgs<6> &a) {
+    const bf16 *have = buf<const bf16>(a, 0), *want = buf<const bf16>(a, 1); /* two bytes at a time */
+    const i64 columns = number(a, 3) / 2, period = number(a, 4), n = number(a, 2) * columns;
+    for (i64 i = first_index(); i < n; i += index_stride())
+        if (have[i] != want[i / columns % period * columns + i % columns])
+            *buf<i32>(a, 5) = 1;
+}
+
+/* ---- attention by a library ---- */
+
+/* n matrices [rows][cols] of 4-byte words, exchanged dims: what is a number a row and head, of a sequence each. */
+__device__ __forceinline__ void rt_transpose(const MoeArgs<5> &a) {
+    const u32 *from = buf<const u32>(a, 0);
+    u32 *to = buf<u32>(a, 1);
+    const i64 n = number(a, 2), rows = number(a, 3), cols = number(a, 4), all = n * rows * cols;
+    for (i64 i = first_index(); i < all; i += index_stride()) {
+        const i64 r = i % rows, c = i / rows % cols, m = i / (rows * cols);
+        to[i] = from[(m * rows + r) * cols + c];
+    }
+}
+
+__device__ __forceinline__ void rt_widen(const MoeArgs<3> &a) {
+    const bf16 *from = buf<const bf16>(a, 0);
+    float *to = buf<float>(a, 1);
+    const i64 n = number(a, 2);
+    for (i64 i = 8 * first_index(); i < n; i += 8 * index_stride()) {
+        if (i + 8 <= n) {
+            float v[8];
+            load_n(from + i, v);
+            store_n(to + i, v);
+        } else {
+            for (i64 k = i; k < n; k++)
+                to[k] = from_bf16(from[k]);
+        }
+    }
+}
+
 } /* namespace moe */
 
 #endif

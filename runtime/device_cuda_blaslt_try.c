@@ -1,0 +1,459 @@
+/* Trying the library's algorithms on one product: on the buffers of the plan's own step, which nothing needs between runs. See
+ * device_cuda_blaslt.h.
+ *
+ * An algorithm may be used if a row of the result has the same bits wherever it stands, among whatever other rows, however many there
+ * are: ranks and micro-batches share rows out in different ways, and must not change a bit (docs/NUMBERS.md). So the operand's rows
+ * repeat a few random ones, and the rows of each result are compared with those of the first. Nothing of split-K, which sums in another
+ * order with another number of parts, is tried at all. */
+#include "runtime/device_cuda_blaslt.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PERIOD = 61, MAX_TRIES = 32, ASKED = 12, MAX_CANDIDATES = 24, MOST_TURNS = 20 };
+#define TIMED_SECONDS 0.01
+
+/* One product under trial. */
+typedef struct {
+    MoeDeviceCuda *d;
+    const MoeDenseProduct *of;
+    const MoeCudaProduct *run;
+    const MoePlanStep *s;
+    const MoeCudaLaunch *kernel;
+    MoeCudaDense at; /* addresses, and the layouts of tries[0] */
+    int64_t tries[MAX_TRIES]; /* rows, the most first */
+    MoeCudaDense each[MAX_TRIES];
+    int n_tries;
+    int64_t period, row_bytes; /* different rows of the operand; of a row of the result */
+    MoeCuPtr want, flag;
+    float *emitted, *plain; /* [period][n]: the result by the plan's kernel; without c */
+} Trial;
+
+/* ---- memory and numbers ---- */
+
+static MoeStatus fill(const Trial *t, MoeCuPtr at, int64_t rows, int64_t cols, int64_t period,
+                      int seed, MoePlanDtype dtype) {
+    uint64_t bufs[] = {at,           (uint64_t)rows, (uint64_t)cols,
+                       (uint64_t)period, (uint64_t)seed, dtype == MOE_PLAN_BF16};
+    return moe_cuda_runtime(t->d, MOE_RT_ID_moe_rt_rows_fill, t->d->stream, rows * cols, bufs, 6);
+}
+
+/* The result's memory before a launch: what is added, where that lies there, else no number. */
+static MoeStatus prepare(const Trial *t) {
+    int64_t rows = t->tries[0];
+    if (t->at.at_c == t->at.at_out)
+        return fill(t, t->at.at_c, rows, t->of->shape.n, t->period, 3, MOE_PLAN_F32);
+    return moe_cuda_check(t->d,
+                          t->d->cu->set_bytes(t->at.at_out, 0xff, (size_t)(rows * t->row_bytes),
+                                              t->d->stream),
+                          "cuMemsetD8Async of a product");
+}
+
+/* The first `period` rows of the result, as floats. */
+static MoeStatus fetch(const Trial *t, float *out) {
+    size_t n = (size_t)(t->period * t->of->shape.n), bytes = (size_t)(t->period * t->row_bytes);
+    MOE_TRY(moe_cuda_check(t->d, t->d->cu->copy_out(out, t->at.at_out, bytes, t->d->stream),
+                           "copying a product"));
+    MOE_TRY(moe_cuda_wait(t->d));
+    const char *halves = (const char *)out;
+    for (size_t i = n; t->of->shape.out_dtype == MOE_PLAN_BF16 && i-- > 0;) {
+        uint16_t half;
+        memcpy(&half, halves + i * sizeof half, sizeof half);
+        uint32_t word = (uint32_t)half << 16; /* goes behind what is read later */
+        memcpy(&out[i], &word, sizeof word);
+    }
+    return NULL;
+}
+
+/* All rows of the kernel's table are live. */
+static MoeStatus set_live(const Trial *t, const MoeExec *x) {
+    int buf = t->of->shape.live;
+    if (buf < 0)
+        return NULL;
+    const MoePlanProgram *g = &x->plan->programs[t->of->program];
+    int64_t n = g->values[t->s->buf_value[buf]].bytes / 4;
+    int32_t *table = calloc((size_t)n, sizeof *table);
+    if (!table)
+        return moe_error(MOE_E_NOMEM, "no memory for a table of rows");
+    for (int64_t i = 1; i < n; i++)
+        table[i] = (int32_t)t->tries[0];
+    MoeStatus st = moe_cuda_check(t->d,
+                                  t->d->cu->copy_in(t->kernel->args[1 + buf], table, (size_t)n * 4,
+                                                    t->d->stream),
+                                  "copying a table of rows");
+    if (!st)
+        st = moe_cuda_wait(t->d);
+    free(table);
+    return st;
+}
+
+/* ---- opening ---- */
+
+/* The plan's rows, and numbers that end tiles early, late and not at all. */
+static void list_tries(Trial *t) {
+    static const int64_t odd[] = {1, 2, 3, 8, 16, 17, 31, 64, 100, 127, 128, 129, 257, 1000};
+    int64_t most = t->of->shape.rows;
+    for (int i = 0; i < t->of->n_rows; i++)
+        t->tries[t->n_tries++] = t->of->rows[i];
+    for (size_t i = 0; i < sizeof odd / sizeof *odd; i++)
+        if (odd[i] < most && t->n_tries < MAX_TRIES)
+            t->tries[t->n_tries++] = odd[i];
+    if (most > 1 && t->n_tries < MAX_TRIES)
+        t->tries[t->n_tries++] = most - 1;
+}
+
+static MoeStatus fill_operands(const Trial *t, const MoeExec *x) {
+    const MoePlanDense *p = &t->of->shape;
+    const MoePlanProgram *g = &x->plan->programs[t->of->program];
+    bool parameter = g->values[t->s->buf_value[p->b]].kind == MOE_VALUE_BUFFER;
+    MOE_TRY(fill(t, t->at.at_a, p->rows, p->k, t->period, 1, p->dtype));
+    if (!parameter) /* else it holds the model's numbers, which are to stay */
+        MOE_TRY(fill(t, t->at.at_b, p->n, p->k, p->n, 2, p->dtype));
+    if (t->at.at_c && t->at.at_c != t->at.at_out)
+        MOE_TRY(fill(t, t->at.at_c, p->rows, p->n, t->period, 3, MOE_PLAN_F32));
+    return set_live(t, x);
+}
+
+static void trial_close(Trial *t) {
+    for (int i = 0; i < t->n_tries; i++) {
+        moe_cuda_blaslt_layout_free(t->d, t->each[i].a);
+        moe_cuda_blaslt_layout_free(t->d, t->each[i].out);
+    }
+    if (t->want)
+        (void)t->d->cu->mem_free(t->want);
+    if (t->flag)
+        (void)t->d->cu->mem_free(t->flag);
+    free(t->emitted);
+    free(t->plain);
+}
+
+static MoeStatus launch_kernel(const Trial *t) {
+    const MoePlanShape *s = &t->s->shape;
+    return moe_cuda_check(t->d,
+                          t->d->cu->launch(t->kernel->function, (unsigned)s->grid, 1, 1,
+                                           (unsigned)s->block, 1, 1, (unsigned)s->shared_bytes,
+                                           t->d->stream, t->kernel->params, NULL),
+                          "launching step %s (%s)", t->s->name, t->s->kernel);
+}
+
+static MoeStatus trial_open(MoeDeviceCuda *d, MoeExec *x, size_t i, Trial *t) {
+    const MoeDenseProduct *of = &d->blaslt->products[i];
+    const MoePlanDense *p = &of->shape;
+    *t = (Trial){.d = d, .of = of, .run = &d->blaslt->run[i]};
+    t->s = &x->plan->programs[of->program].steps[of->step];
+    t->kernel = &d->programs[of->program].launches[of->step];
+    t->period = p->rows < PERIOD ? p->rows : PERIOD;
+    t->row_bytes = p->n * (p->out_dtype == MOE_PLAN_BF16 ? 2 : 4);
+    const uint64_t *args = t->kernel->args + 1;
+    t->at = (MoeCudaDense){.product = t->run,
+                           .at_a = args[p->a],
+                           .at_b = args[p->b],
+                           .at_c = p->c >= 0 ? args[p->c] : 0,
+                           .at_out = args[p->out]};
+    list_tries(t);
+    for (int k = 0; k < t->n_tries; k++) {
+        t->each[k] = t->at;
+        MOE_TRY(moe_cuda_blaslt_layouts(d, of, t->tries[k], &t->each[k].a, &t->each[k].out));
+    }
+    size_t n = (size_t)(t->period * p->n);
+    t->emitted = malloc(n * sizeof *t->emitted);
+    t->plain = malloc(n * sizeof *t->plain);
+    if (!t->emitted || !t->plain)
+        return moe_error(MOE_E_NOMEM, "no memory for rows of a product");
+    MOE_TRY(moe_cuda_table(d, t->period * t->row_bytes, "rows of a product", &t->want));
+    MOE_TRY(moe_cuda_table(d, sizeof(int32_t), "rows of a product", &t->flag));
+    MOE_TRY(fill_operands(t, x));
+    MOE_TRY(prepare(t));
+    MOE_TRY(launch_kernel(t));
+    return fetch(t, t->emitted);
+}
+
+/* ---- whether an algorithm may be used ---- */
+
+/* Configured without split-K, of f32 sums of the product's own dtype. What an algorithm does not say is not held against it: the
+ * results are compared. */
+static bool is_allowed(const Trial *t, const MoeLtAlgo *algo) {
+    const MoeCublasLt *lt = t->d->blaslt->lt;
+    int32_t split = 1;
+    uint32_t reduction = 0;
+    uint64_t numerics = 0;
+    size_t n;
+    if (lt->config_get(algo, MOE_LT_CONFIG_split_k, &split, sizeof split, &n) ||
+        lt->config_get(algo, MOE_LT_CONFIG_reduction, &reduction, sizeof reduction, &n) ||
+        split > 1 || split < 0 || reduction)
+        return false;
+    if (lt->cap_get(algo, MOE_LT_CAP_NUMERICS, &numerics, sizeof numerics, &n))
+        numerics = 0;
+    uint64_t inputs = numerics & MOE_LT_NUMERICS_INPUTS, sums = numerics & MOE_LT_NUMERICS_ACCUMULATORS,
+             own = t->of->shape.dtype == MOE_PLAN_BF16 ? MOE_LT_NUMERICS_INPUT_16BF
+                                                       : MOE_LT_NUMERICS_INPUT_32F;
+    return (!inputs || inputs == own) && (!sums || sums == MOE_LT_NUMERICS_ACCUMULATOR_32F);
+}
+
+/* Whether it can run with these rows at all, in the workspace. */
+static bool fits(const Trial *t, const MoeLtAlgo *algo, int k) {
+    const MoeCudaBlasLt *b = t->d->blaslt;
+    const MoeCudaDense *s = &t->each[k];
+    MoeLtFound found = {.state = MOE_LT_SUCCESS};
+    MoeLtResult r = b->lt->algo_check(b->handle, t->run->desc, t->run->b, s->a, s->out, s->out, algo,
+                                      &found);
+    return r == MOE_LT_SUCCESS && found.workspace_bytes <= (size_t)MOE_BLASLT_WORKSPACE;
+}
+
+/* Launches try k; *ran false: the library will not. */
+static MoeStatus launch(const Trial *t, const MoeLtAlgo *algo, int k, bool add, bool *ran) {
+    MOE_TRY(prepare(t));
+    *ran = moe_cuda_blaslt_matmul(t->d, &t->each[k], algo, add, t->at.at_out) == MOE_LT_SUCCESS;
+    return NULL;
+}
+
+static MoeStatus compare(const Trial *t, int k) {
+    uint64_t bufs[] = {t->at.at_out,
+                       t->want,
+                       (uint64_t)t->tries[k],
+                       (uint64_t)t->row_bytes,
+                       (uint64_t)t->period,
+                       t->flag};
+    return moe_cuda_runtime(t->d, MOE_RT_ID_moe_rt_rows_differ, t->d->stream,
+                            t->tries[k] * t->row_bytes / 2, bufs, 6);
+}
+
+/* The rows of all tries, each twice, against the first's. */
+static MoeStatus check_rows(const Trial *t, const MoeLtAlgo *algo, bool *good) {
+    int32_t differ = 0;
+    const MoeCudaDriver *cu = t->d->cu;
+    bool add = t->at.at_c != 0;
+    MOE_TRY(launch(t, algo, 0, add, good));
+    if (!*good)
+        return NULL;
+    MOE_TRY(moe_cuda_check(t->d,
+                           cu->copy(t->want, t->at.at_out, (size_t)(t->period * t->row_bytes),
+                                    t->d->stream),
+                           "copying rows of a product"));
+    MOE_TRY(moe_cuda_check(t->d, cu->set_bytes(t->flag, 0, sizeof differ, t->d->stream),
+                           "cuMemsetD8Async"));
+    for (int k = 0; k < 2 * t->n_tries && *good; k++) {
+        MOE_TRY(launch(t, algo, k / 2, add, good));
+        if (*good)
+            MOE_TRY(compare(t, k / 2));
+    }
+    MOE_TRY(moe_cuda_check(t->d, cu->copy_out(&differ, t->flag, sizeof differ, t->d->stream),
+                           "copying a flag"));
+    MOE_TRY(moe_cuda_wait(t->d));
+    *good = *good && !differ;
+    return NULL;
+}
+
+/* Near what the plan's kernel computes: the same product, with sums no coarser (for f32: not TF32's, whose products are off by a
+ * thousandth). */
+static bool is_near(const Trial *t, const float *have) {
+    size_t n = (size_t)(t->period * t->of->shape.n);
+    bool rounded = t->of->shape.out_dtype == MOE_PLAN_BF16;
+    double sum = 0, part = t->of->shape.dtype == MOE_PLAN_F32 ? 1e-4 : 2e-3;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)t->emitted[i] * t->emitted[i];
+    double slack = part * sqrt(sum / (double)n);
+    for (size_t i = 0; i < n; i++)
+        if (!(fabs((double)have[i] - t->emitted[i]) <=
+              slack + (rounded ? fabs((double)t->emitted[i]) / 64 : 0)))
+            return false;
+    return true;
+}
+
+/* Where c is added, the sum is one addition in f32 of the product's f32. */
+static MoeStatus check_sum(const Trial *t, const MoeLtAlgo *algo, const float *with, bool *good) {
+    size_t n = (size_t)(t->period * t->of->shape.n);
+    float *c = malloc(n * sizeof *c);
+    if (!c)
+        return moe_error(MOE_E_NOMEM, "no memory for rows of a product");
+    MoeStatus st = prepare(t); /* c, also where it lies in the result */
+    if (!st)
+        st = moe_cuda_check(t->d, t->d->cu->copy_out(c, t->at.at_c, n * sizeof *c, t->d->stream),
+                            "copying rows of a product");
+    if (!st)
+        st = moe_cuda_wait(t->d);
+    if (!st)
+        st = launch(t, algo, 0, false, good);
+    if (!st && *good)
+        st = fetch(t, t->plain);
+    for (size_t i = 0; i < n && !st && *good; i++) {
+        float sum = t->plain[i] + c[i];
+        *good = memcmp(&sum, &with[i], sizeof sum) == 0;
+    }
+    free(c);
+    return st;
+}
+
+static MoeStatus check(const Trial *t, const MoeLtAlgo *algo, bool *good) {
+    *good = is_allowed(t, algo);
+    for (int k = 0; k < t->n_tries && *good; k++)
+        *good = fits(t, algo, k);
+    if (!*good)
+        return NULL;
+    MOE_TRY(check_rows(t, algo, good));
+    if (!*good)
+        return NULL;
+    float *with = malloc((size_t)(t->period * t->of->shape.n) * sizeof *with);
+    if (!with)
+        return moe_error(MOE_E_NOMEM, "no memory for rows of a product");
+    MoeStatus st = launch(t, algo, 0, t->at.at_c != 0, good);
+    if (!st && *good)
+        st = fetch(t, with);
+    *good = !st && *good && is_near(t, with);
+    if (*good && t->at.at_c)
+        st = check_sum(t, algo, with, good);
+    free(with);
+    return st;
+}
+
+/* ---- how fast ---- */
+
+/* Seconds of `turns` launches of the algorithm (NULL: the plan's kernel) with the most rows. */
+static MoeStatus time_turns(const Trial *t, const MoeLtAlgo *algo, int turns, double *out) {
+    MoeDeviceCuda *d = t->d;
+    float ms = 0;
+    MOE_TRY(moe_cuda_check(d, d->cu->event_record(d->begin, d->stream), "cuEventRecord"));
+    for (int i = 0; i < turns; i++)
+        if (!algo)
+            MOE_TRY(launch_kernel(t));
+        else
+            MOE_TRY(moe_cublaslt_status(
+                moe_cuda_blaslt_matmul(d, &t->each[0], algo, t->at.at_c != 0, t->at.at_out),
+                "product %s", t->of->key));
+    MOE_TRY(moe_cuda_check(d, d->cu->event_record(d->end, d->stream), "cuEventRecord"));
+    MOE_TRY(moe_cuda_check(d, d->cu->event_synchronize(d->end), "timing product %s", t->of->key));
+    MOE_TRY(moe_cuda_check(d, d->cu->event_ms(&ms, d->begin, d->end), "cuEventElapsedTime"));
+    *out = ms * 1e-3;
+    return NULL;
+}
+
+/* FLOP/s, over enough launches for the clock. */
+static MoeStatus rate_of(const Trial *t, const MoeLtAlgo *algo, double *out) {
+    const MoePlanDense *p = &t->of->shape;
+    double once, all;
+    MOE_TRY(prepare(t));
+    MOE_TRY(time_turns(t, algo, 1, &once)); /* the first is slow in any case */
+    MOE_TRY(time_turns(t, algo, 1, &once));
+    int turns = once > 0 ? (int)fmin(MOST_TURNS, TIMED_SECONDS / once) : MOST_TURNS;
+    all = once;
+    if (turns > 1)
+        MOE_TRY(time_turns(t, algo, turns, &all));
+    double one = turns > 1 ? all / turns : once;
+    *out = 2.0 * (double)p->rows * (double)p->n * (double)p->k / fmax(one, 1e-9);
+    return NULL;
+}
+
+/* ---- which there are ---- */
+
+/* What the library proposes for try k. */
+static void propose(const Trial *t, MoeLtPrefer prefer, int k, MoeLtAlgo *out, int *n) {
+    const MoeCudaBlasLt *b = t->d->blaslt;
+    const MoeCudaDense *s = &t->each[k];
+    MoeLtFound found[ASKED];
+    int have = 0;
+    memset(found, 0, sizeof found);
+    if (b->lt->heuristic(b->handle, t->run->desc, t->run->b, s->a, s->out, s->out, prefer, ASKED,
+                         found, &have))
+        return; /* it has nothing for so many rows */
+    for (int i = 0; i < have && *n < MAX_CANDIDATES; i++) {
+        bool known = found[i].state != MOE_LT_SUCCESS;
+        for (int j = 0; j < *n && !known; j++)
+            known = !memcmp(&out[j], &found[i].algo, sizeof *out);
+        if (!known)
+            out[(*n)++] = found[i].algo;
+    }
+}
+
+/* For the plan's rows, and for few: an algorithm that is the choice for other rows may do for all. */
+static MoeStatus list_candidates(const Trial *t, MoeLtAlgo *out, int *n) {
+    const MoeCublasLt *lt = t->d->blaslt->lt;
+    MoeLtPrefer prefer = NULL;
+    uint64_t workspace = (uint64_t)MOE_BLASLT_WORKSPACE;
+    uint32_t none = 0, align = MOE_BLASLT_ALIGN;
+    *n = 0;
+    MOE_TRY(moe_cublaslt_status(lt->prefer_create(&prefer), "product %s", t->of->key));
+    MoeLtResult r = lt->prefer_set(prefer, MOE_LT_PREFER_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    if (!r)
+        r = lt->prefer_set(prefer, MOE_LT_PREFER_REDUCTION_MASK, &none, sizeof none);
+    for (int a = MOE_LT_PREFER_ALIGN_A; a <= MOE_LT_PREFER_ALIGN_D && !r; a++)
+        r = lt->prefer_set(prefer, a, &align, sizeof align);
+    for (int k = 0; k < t->n_tries && !r; k++)
+        if (k < t->of->n_rows || t->tries[k] == 1 || t->tries[k] == 128)
+            propose(t, prefer, k, out, n);
+    (void)lt->prefer_destroy(prefer);
+    return moe_cublaslt_status(r, "preferences for product %s", t->of->key);
+}
+
+static void read_config(const Trial *t, const MoeLtAlgo *algo, MoeLtConfig *out) {
+    size_t n;
+    memset(out, 0, sizeof *out);
+#define X(member, value, type)                                                                     \
+    if (t->d->blaslt->lt->config_get(algo, value, &out->member, sizeof out->member, &n))           \
+        out->member = 0;
+    MOE_LT_CONFIG(X)
+#undef X
+}
+
+bool moe_cuda_blaslt_rebuild(MoeDeviceCuda *d, size_t i, const MoeLtConfig *config, MoeLtAlgo *out) {
+    const MoeCudaBlasLt *b = d->blaslt;
+    const MoePlanDense *p = &b->products[i].shape;
+    bool half = p->dtype == MOE_PLAN_BF16;
+    int in = half ? MOE_LT_R_16BF : MOE_LT_R_32F,
+        result = p->out_dtype == MOE_PLAN_BF16 ? MOE_LT_R_16BF : MOE_LT_R_32F;
+    memset(out, 0, sizeof *out);
+    MoeLtResult r = b->lt->algo_init(b->handle, half ? MOE_LT_COMPUTE_32F : MOE_LT_COMPUTE_32F_PEDANTIC,
+                                     MOE_LT_R_32F, in, in, result, result, config->id, out);
+#define X(member, value, type)                                                                     \
+    if (!r && value != MOE_LT_CONFIG_id)                                                           \
+        r = b->lt->config_set(out, value, &config->member, sizeof config->member);
+    MOE_LT_CONFIG(X)
+#undef X
+    return r == MOE_LT_SUCCESS;
+}
+
+/* ---- all of it ---- */
+
+MoeStatus moe_cuda_blaslt_verify(MoeDeviceCuda *d, MoeExec *x, size_t i, const MoeDenseChoice *c,
+                                 bool *out_good) {
+    Trial t;
+    *out_good = false;
+    MoeStatus st = trial_open(d, x, i, &t);
+    if (!st)
+        st = check(&t, &c->algo, out_good);
+    trial_close(&t);
+    return st;
+}
+
+static MoeStatus measure(const Trial *t, MoeDenseChoice *out) {
+    MoeLtAlgo candidates[MAX_CANDIDATES];
+    int n = 0;
+    MOE_TRY(rate_of(t, NULL, &out->emitted_rate));
+    MOE_TRY(list_candidates(t, candidates, &n));
+    for (int i = 0; i < n; i++) {
+        bool good;
+        double rate;
+        MOE_TRY(check(t, &candidates[i], &good));
+        if (!good)
+            continue;
+        MOE_TRY(rate_of(t, &candidates[i], &rate));
+        if (rate <= out->rate)
+            continue;
+        out->library = true;
+        out->rate = rate;
+        out->version = t->d->blaslt->version;
+        out->algo = candidates[i];
+        read_config(t, &candidates[i], &out->config);
+    }
+    return NULL;
+}
+
+MoeStatus moe_cuda_blaslt_measure(MoeDeviceCuda *d, MoeExec *x, size_t i, MoeDenseChoice *out) {
+    Trial t;
+    memset(out, 0, sizeof *out);
+    MoeStatus st = trial_open(d, x, i, &t);
+    if (!st)
+        st = measure(&t, out);
+    trial_close(&t);
+    return st;
+}
