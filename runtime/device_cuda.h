@@ -112,6 +112,7 @@ typedef struct {
     MoeExchange exchange; /* asked for */
     bool met;             /* links were opened, or not */
     MoeCudaNccl *nccl;    /* device_cuda_nccl.h; NULL: no such links */
+    bool looked;   /* rows were looked at since the program was settled */
     bool guarded;  /* a guard may have stopped what was launched since */
     bool no_graphs;
     MoeCudaProgram *programs; /* like plan->programs */

@@ -127,6 +127,7 @@ static MoeStatus look_at(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgr
         MOE_TRY(send_limits(d, g, c));
     }
     uint64_t bufs[] = {c->table + from * sizeof *c->elastic, end - from, code};
+    d->looked = true;
     return launch_runtime(d, MOE_RT_ID_moe_rt_guard_rows, 1, bufs, 3);
 }
 
@@ -194,6 +195,7 @@ MoeStatus moe_cuda_timed(MoeDevice *base, double *out_seconds) {
     if (!d->timed)
         return NULL;
     d->timed = false;
+    MOE_TRY(moe_cuda_nccl_await(d, d->end));
     MOE_TRY(moe_cuda_check(d, d->cu->event_synchronize(d->end), "running program %s up to step %s",
                            d->program, d->step));
     MOE_TRY(moe_cuda_check(d, d->cu->event_ms(&ms, d->begin, d->end), "cuEventElapsedTime"));
@@ -237,6 +239,9 @@ MoeStatus moe_cuda_settle(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t
     MOE_TRY(moe_cuda_enter(d));
     if (!c->n_elastic)
         return d->guarded ? clear_stop(d) : NULL;
+    if (!d->looked && !d->guarded)
+        return NULL; /* nothing can have stopped since */
+    d->looked = false;
     MOE_TRY(moe_cuda_nccl_wait(d, d->stream));
     MOE_TRY(moe_cuda_check(d, d->cu->copy_out(&stop, d->stop, sizeof stop, d->stream),
                            "reading the stop flag, behind step %s", d->step ? d->step : "none"));

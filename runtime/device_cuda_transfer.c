@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/device_cuda.h"
+#include "runtime/device_cuda_nccl.h"
 
 #define SLOT_BYTES  ((int64_t)512 << 10)
 #define BLOCK_BYTES ((int64_t)256 << 10) /* of answers, at least */
@@ -50,6 +50,7 @@ static MoeStatus take_slot(MoeDeviceCuda *d, char **out) {
     MoeCudaTransfer *t = &d->transfer;
     int i = (int)(t->sent % MOE_CUDA_SLOTS);
     if (t->sent >= t->gone + MOE_CUDA_SLOTS) {
+        MOE_TRY(moe_cuda_nccl_await(d, t->left[i]));
         MOE_TRY(moe_cuda_check(d, d->cu->event_synchronize(t->left[i]),
                                "waiting for copies in, behind step %s",
                                d->step ? d->step : "none"));
@@ -145,6 +146,7 @@ MoeStatus moe_cuda_answers(MoeDevice *base) {
     MoeDeviceCuda *d = (MoeDeviceCuda *)base;
     MOE_TRY(moe_cuda_enter(d));
     d->transfer.asking = false;
+    MOE_TRY(moe_cuda_nccl_await(d, d->transfer.answered));
     MOE_TRY(moe_cuda_check(d, d->cu->event_synchronize(d->transfer.answered),
                            "running program %s up to step %s", d->program ? d->program : "none",
                            d->step ? d->step : "none"));

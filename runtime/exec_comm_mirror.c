@@ -26,12 +26,18 @@ static int first_table(const MoePlanComm *o) {
     return o->op == MOE_PLAN_FOLD_COPIES ? 2 : 1;
 }
 
+/* The host reads it to make lists; a device gathers rows by itself. */
+static bool is_read(const MoeExec *x, const MoePlanComm *o, int k) {
+    return !x->device->links || o->op != MOE_PLAN_A2A_DISPATCH || k != 2;
+}
+
 MoeStatus moe_exec_mirror_tables(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s) {
     if (moe_device_is_host(x->device))
         return NULL;
     for (size_t i = 0; i < s->n_comm; i++)
         for (int k = first_table(&s->comm[i]); k < s->comm[i].n_in; k++)
-            MOE_TRY(read_value(x, g, s->comm[i].in[k]));
+            if (is_read(x, &s->comm[i], k))
+                MOE_TRY(read_value(x, g, s->comm[i].in[k]));
     return NULL;
 }
 
