@@ -97,6 +97,12 @@ static MoeDenseMode dense_mode(const char *name) {
     return m;
 }
 
+static MoeAttentionMode attention_mode(const char *name) {
+    return !strcmp(name, "auto")    ? MOE_ATTENTION_AUTO
+           : !strcmp(name, "cudnn") ? MOE_ATTENTION_CUDNN
+                                    : MOE_ATTENTION_EMITTED;
+}
+
 MoeStatus moe_device_option(const MoeOptions *o, MoeDevicePlace *out) {
     int64_t n = moe_opt_i(o, OPT_DEVICE);
     if (n < -1 || n > 1 << 20)
@@ -109,7 +115,8 @@ MoeStatus moe_device_option(const MoeOptions *o, MoeDevicePlace *out) {
     *out = (MoeDevicePlace){.device = (int)n,
                             .local = -1,
                             .exchange = way,
-                            .dense = dense_mode(moe_opt(o, OPT_DENSE))};
+                            .dense = dense_mode(moe_opt(o, OPT_DENSE)),
+                            .attention = attention_mode(moe_opt(o, OPT_ATTENTION))};
     return NULL;
 }
 

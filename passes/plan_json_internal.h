@@ -59,6 +59,8 @@ json_t *moe_plan_json_placement(const MoePassContext *cx);
 void moe_plan_json_shape(const MoeLaunchShape *s, json_t *o);
 /* The same file: what a launch adds that is one product over dense rows: "dense"; d may be NULL. */
 void moe_plan_json_dense(const MoeDense *d, json_t *o);
+/* The same of attention: "attention". */
+void moe_plan_json_attention(MoePlanWriter *w, const MoeAttention *a, json_t *o);
 /* What a kernel's step adds when it works on one chunk of slots: "slots", "segs". */
 void moe_plan_json_slots(MoePlanWriter *w, const MoeGroup *g, json_t *o);
 

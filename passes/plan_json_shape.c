@@ -59,3 +59,28 @@ void moe_plan_json_dense(const MoeDense *d, json_t *o) {
     set(p, "transposed", json_boolean(d->transposed));
     set(o, "dense", p);
 }
+
+void moe_plan_json_attention(MoePlanWriter *w, const MoeAttention *a, json_t *o) {
+    static const char *const names[] = {
+#define X(member) #member,
+        MOE_ATTN_BUFS(X)
+#undef X
+    };
+    if (!a)
+        return;
+    json_t *p = json_object(), *bufs = json_object();
+    set(p, "grad", json_boolean(a->grad));
+    set_i(p, "steps", a->launches);
+    set_s(p, "dtype", "bf16");
+    set_i(p, "heads", a->heads);
+    set_i(p, "kv_heads", a->kv_heads);
+    set_i(p, "head_dim", a->head_dim);
+    set_i(p, "seq", a->seq);
+    set_i(p, "window", a->window);
+    set_i(p, "rows", a->rows);
+    set(p, "scale", json_real(a->scale));
+    for (int i = 0; i < (a->grad ? MOE_ATTN_GRAD_BUFS : MOE_ATTN_FORWARD_BUFS); i++)
+        set_i(bufs, names[i], moe_plan_value_entry(w, a->bufs[i].value));
+    set(p, "values", bufs);
+    set(o, "attention", p);
+}

@@ -99,6 +99,7 @@ static void cuda_close(MoeDevice *base) {
         if (d->stream)
             (void)cu->stream_synchronize(d->stream);
         moe_cuda_blaslt_close(d);
+        moe_cuda_cudnn_close(d);
         moe_cuda_unbind(d);
         moe_cuda_transfer_close(d);
         if (d->stop)

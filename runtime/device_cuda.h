@@ -58,6 +58,7 @@ typedef struct {
     MoeCudaGraph graphs[MOE_CUDA_MAX_GRAPHS];
     int n_graphs;
     struct MoeCudaDense *dense; /* [n_steps]: what cuBLASLt runs (device_cuda_blaslt.h); NULL: nothing */
+    struct MoeCudaAttn *attn;   /* [n_steps]: what cuDNN runs (device_cuda_cudnn.h); NULL: nothing */
 } MoeCudaProgram;
 
 enum { MOE_CUDA_SLOTS = 16 };
@@ -117,6 +118,7 @@ typedef struct {
     bool no_graphs;
     MoeCudaProgram *programs; /* like plan->programs */
     struct MoeCudaBlasLt *blaslt; /* NULL: not open */
+    struct MoeCudaCudnn *cudnn;   /* the same */
 } MoeDeviceCuda;
 
 /* device_cuda.c: before any call; a result as a status, remembered unless it is that memory is short. */
@@ -166,6 +168,9 @@ bool moe_cuda_rows_known(const MoePlanProgram *g, int v, size_t i);
 MoeStatus moe_cuda_runtime(MoeDeviceCuda *d, MoeRtKernel k, MoeCuStream stream, int64_t n,
                            const uint64_t *bufs, size_t n_bufs);
 MoeStatus moe_cuda_run(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
+/* Its kernel, whatever was chosen to run it. */
+MoeStatus moe_cuda_launch_step(MoeDeviceCuda *d, const MoeExecProgram *g, const MoeCudaProgram *c,
+                               size_t i);
 MoeStatus moe_cuda_fold(MoeDevice *d, MoeExec *x, MoeExecProgram *g, int m);
 MoeStatus moe_cuda_clear_sums(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
 MoeStatus moe_cuda_add_sums(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
@@ -174,22 +179,25 @@ MoeStatus moe_cuda_timed(MoeDevice *d, double *out_seconds);
 MoeStatus moe_cuda_settle(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t *out_again);
 MoeStatus moe_cuda_guard(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
 
-/* Its kernel, whatever was chosen to run it. */
-MoeStatus moe_cuda_launch_step(MoeDeviceCuda *d, const MoeExecProgram *g, const MoeCudaProgram *c,
-                               size_t i);
 /* device_cuda_blaslt.c: step i by the library, where c->dense says so. Close: nothing is under way. */
 MoeStatus moe_cuda_blaslt_run(MoeDeviceCuda *d, const MoeCudaProgram *c, const MoePlanStep *s,
                               size_t i);
 bool moe_cuda_blaslt_has(const MoeCudaProgram *c, size_t i);
 void moe_cuda_blaslt_close(MoeDeviceCuda *d);
+/* device_cuda_cudnn.c: step i by cuDNN, where c->attn says so, or as a part of one before it. Close: nothing is under way. */
+bool moe_cuda_cudnn_has(const MoeCudaProgram *c, size_t i);
+MoeStatus moe_cuda_cudnn_run(MoeDeviceCuda *d, const MoeCudaProgram *c, size_t i);
+void moe_cuda_cudnn_close(MoeDeviceCuda *d);
+/* device_cuda_cudnn_choose.c: behind moe_cuda_decide. Collective. */
+MoeStatus moe_cuda_cudnn_decide(MoeDeviceCuda *d, MoeExec *x);
 /* device_cuda_blaslt_choose.c */
 MoeStatus moe_cuda_decide(MoeDevice *d, MoeExec *x);
 
 /* device_cuda_graph.c */
-/* Graphs that were captured hold what ran then: they are captured again. */
-void moe_cuda_forget_graphs(MoeDeviceCuda *d, MoeCudaProgram *c);
 MoeStatus moe_cuda_replay(MoeDevice *d, MoeExec *x, MoeExecProgram *g, MoePlanPhase lo,
                           MoePlanPhase hi, bool counting, bool *out_done);
+/* Graphs that were captured hold what ran then: they are captured again. */
+void moe_cuda_forget_graphs(MoeDeviceCuda *d, MoeCudaProgram *c);
 
 static inline MoeCudaProgram *moe_cuda_program(MoeDeviceCuda *d, const MoeExec *x,
                                                const MoeExecProgram *g) {

@@ -271,5 +271,5 @@ MoeStatus moe_cuda_decide(MoeDevice *base, MoeExec *x) {
     MOE_TRY(moe_dense_products(x->plan, &products, &n));
     MoeStatus st = n ? choose(&c, products, n) : NULL;
     free(products);
-    return st;
+    return st ? st : moe_cuda_cudnn_decide(c.d, x);
 }

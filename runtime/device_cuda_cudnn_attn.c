@@ -263,7 +263,7 @@ void moe_cudnn_attn_free(MoeCudnnAttn *a) {
         moe_cudnn_build_free(&a->build);
 }
 
-MoeStatus moe_cudnn_attn_bind(MoeCudnnAttn *a, const MoeCudnnAttnBufs *bufs) {
+MoeStatus moe_cudnn_attn_bind(MoeCudnnAttn *a, const MoeCudnnAttnBufs *bufs, MoeCudnnDesc *out) {
     bool grad = a->form != MOE_CUDNN_FORWARD;
     a->scale = a->shape.scale;
     a->least = -FLT_MAX;
@@ -295,13 +295,13 @@ MoeStatus moe_cudnn_attn_bind(MoeCudnnAttn *a, const MoeCudnnAttnBufs *bufs) {
             uids[n] = all[i].uid;
             at[n++] = all[i].at;
         }
-    a->pack = moe_cudnn_pack(&a->build, uids, at, n, bufs->workspace);
+    *out = moe_cudnn_pack(&a->build, uids, at, n, bufs->workspace);
     MoeStatus st = a->build.st;
     a->build.st = NULL;
     return st;
 }
 
-MoeStatus moe_cudnn_attn_run(const MoeCudnnAttn *a, MoeCudnnHandle handle) {
-    return moe_cudnn_status(a->build.c->execute(handle, a->plan.desc, a->pack),
+MoeStatus moe_cudnn_attn_run(const MoeCudnnAttn *a, MoeCudnnHandle handle, MoeCudnnDesc pack) {
+    return moe_cudnn_status(a->build.c->execute(handle, a->plan.desc, pack),
                             "cudnnBackendExecute of attention (%s)", moe_cudnn_form_name(a->form));
 }

@@ -35,14 +35,13 @@ typedef struct {
     void *workspace; /* the plan's */
 } MoeCudnnAttnBufs;
 
-/* A graph, its plan and the addresses of one run. */
+/* A graph and its plan. */
 typedef struct {
     MoeCudnnBuild build;
     MoeAttnShape shape;
     MoeCudnnForm form;
     bool dq_sums; /* takes memory for f32 sums of dq */
     MoeCudnnPlan plan;
-    MoeCudnnDesc pack;               /* NULL: no addresses yet */
     float scale, least, window, one; /* numbers that the graph gets by value */
 } MoeCudnnAttn;
 
@@ -52,9 +51,9 @@ MoeStatus moe_cudnn_attn_plan(const MoeCudnn *c, const MoeAttnShape *shape, MoeC
                               int64_t batch, int capability, MoeCudnnPlace where,
                               MoeCudnnAttn *out);
 void moe_cudnn_attn_free(MoeCudnnAttn *a);
-/* Sets the addresses; *a stays where it is from then on. */
-MoeStatus moe_cudnn_attn_bind(MoeCudnnAttn *a, const MoeCudnnAttnBufs *bufs);
-/* Starts it on the handle's stream. */
-MoeStatus moe_cudnn_attn_run(const MoeCudnnAttn *a, MoeCudnnHandle handle);
+/* A list of the addresses of a run, kept to the end of *a, which stays where it is from then on. */
+MoeStatus moe_cudnn_attn_bind(MoeCudnnAttn *a, const MoeCudnnAttnBufs *bufs, MoeCudnnDesc *out);
+/* Starts the run on the handle's stream. */
+MoeStatus moe_cudnn_attn_run(const MoeCudnnAttn *a, MoeCudnnHandle handle, MoeCudnnDesc pack);
 
 #endif

@@ -180,8 +180,9 @@ MoeStatus moe_cuda_run(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t i)
         MOE_TRY(fill_window(d, x, g, i));
     d->program = g->plan->name;
     d->step = s->name;
-    MOE_TRY(moe_cuda_blaslt_has(c, i) ? moe_cuda_blaslt_run(d, c, s, i)
-                                      : moe_cuda_launch_step(d, g, c, i));
+    MOE_TRY(moe_cuda_blaslt_has(c, i)  ? moe_cuda_blaslt_run(d, c, s, i)
+            : moe_cuda_cudnn_has(c, i) ? moe_cuda_cudnn_run(d, c, i)
+                                       : moe_cuda_launch_step(d, g, c, i));
     if (timed)
         MOE_TRY(moe_cuda_check(d, d->cu->event_record(d->end, d->stream), "cuEventRecord"));
     d->timed = timed;

@@ -267,6 +267,7 @@ MoeStatus moe_exec_create_on(const MoePlan *plan, MoeComm *comm, int n_threads,
         return no_memory();
     x->plan = plan;
     x->dense = at.dense;
+    x->attention = at.attention;
     MoeStatus st = NULL;
     MOE_TRY_GOTO(st, join(x, comm), fail);
     MOE_TRY_GOTO(st, moe_pool_create(n_threads > 0 ? n_threads : moe_cpu_count(), &x->pool), fail);

@@ -21,12 +21,16 @@ typedef enum { MOE_EXCHANGE_AUTO, MOE_EXCHANGE_PEER, MOE_EXCHANGE_NCCL, MOE_EXCH
  * faster of both; the same, and an error where a checkpoint's choice cannot be kept. */
 typedef enum { MOE_DENSE_EMITTED, MOE_DENSE_CUBLASLT, MOE_DENSE_AUTO, MOE_DENSE_SAME } MoeDenseMode;
 
+/* What runs attention on a GPU: the plan's own kernels; cuDNN wherever it may be used; the faster of both. */
+typedef enum { MOE_ATTENTION_EMITTED, MOE_ATTENTION_CUDNN, MOE_ATTENTION_AUTO } MoeAttentionMode;
+
 /* Which of a host's devices, where the plan's target has several, and how it exchanges with those of other ranks. */
 typedef struct {
     int device; /* its number; -1: the rank's number on its host, modulo the devices there */
     int local;  /* this rank's number among those of its host; -1: its rank */
     MoeExchange exchange;
     MoeDenseMode dense;
+    MoeAttentionMode attention;
 } MoeDevicePlace;
 
 /* Allocates everything. One exec runs all programs of the plan (they share the slab). comm: of as many ranks as the plan

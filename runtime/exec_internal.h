@@ -57,6 +57,7 @@ struct MoeExec {
     MoePool *pool;
     MoeDevice *device;
     MoeDenseMode dense;
+    MoeAttentionMode attention;
     MoeChoices choices;
     bool decided; /* choices are made, and the device goes by them */
     char *region; /* all shared buffers */

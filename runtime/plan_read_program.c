@@ -134,6 +134,7 @@ static void read_launch(MoePlanReader *r, const json_t *o, MoePlanProgram *g, si
     if (moe_plan_is_cuda(r->plan)) {
         moe_plan_read_shape(r, o, g, i);
         moe_plan_read_dense(r, o, g, i);
+        moe_plan_read_attn(r, o, g, i);
     }
 }
 
@@ -248,6 +249,7 @@ void moe_plan_read_program(MoePlanReader *r, const char *name, const json_t *o, 
     for (size_t i = 0; i < g->n_steps && !r->st; i++)
         read_step(r, json_array_get(steps, i), g, i);
     moe_plan_check_waits(r, g);
+    moe_plan_check_attn(r, g);
     moe_plan_check_moves(r, g);
     size_t levels = 0;
     while (((size_t)1 << levels) < (size_t)r->plan->micro_batches)

@@ -55,6 +55,9 @@ void moe_plan_read_placement(MoePlanReader *r, const json_t *root);
 void moe_plan_read_shape(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
 /* plan_read_dense.c: the product that step i is, if it is one. */
 void moe_plan_read_dense(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
+/* plan_read_attn.c: which attention begins with step i, if one does; once all steps are read, whether those behind it are there. */
+void moe_plan_read_attn(MoePlanReader *r, const json_t *o, MoePlanProgram *g, size_t i);
+void moe_plan_check_attn(MoePlanReader *r, const MoePlanProgram *g);
 /* Every exchange that is started ends. */
 void moe_plan_check_waits(MoePlanReader *r, MoePlanProgram *g);
 

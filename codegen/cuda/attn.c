@@ -1,6 +1,7 @@
 /* The shared parts of the attention kinds: see attn.h. */
 #include "codegen/cuda/attn.h"
 
+#include "base/arena.h"
 #include "base/assert.h"
 #include "base/str.h"
 #include "codegen/bufs.h"
@@ -72,4 +73,30 @@ int64_t moe_cuda_attn_blocks(const MoeCudaAttn *a, int64_t heads, int64_t tile, 
     int64_t sequences = round_up(a->capacity, a->seq) / a->seq;
     int64_t n = sequences * heads * (round_up(a->seq, tile) / tile) * parts;
     return n < 1 ? 1 : n < MAX_BLOCKS ? n : MAX_BLOCKS;
+}
+
+void moe_cuda_attn_note(const MoeCudaAttn *a, const MoeOp *op, size_t first, MoeLowered *out) {
+    bool grad = op->opcode == MOE_OP_ATTENTION_GRAD;
+    if (!a->mma || a->head_dim % 8 || a->capacity < a->seq || a->capacity % a->seq)
+        return;
+    MoeAttention n = {.grad = grad,
+                      .launches = (int)(out->n_launches - first),
+                      .heads = a->heads,
+                      .kv_heads = a->kv_heads,
+                      .head_dim = a->head_dim,
+                      .seq = a->seq,
+                      .window = a->window < a->seq ? a->window : 0, /* wider than all: none */
+                      .rows = a->capacity,
+                      .scale = (double)a->scale};
+    int k = 0;
+    for (int i = 0; i < 3; i++) /* q, k, v */
+        n.bufs[k++] = moe_ref(op->operands[i]);
+    for (int i = 0; i < 2; i++) /* o, lse */
+        n.bufs[k++] = moe_ref(grad ? op->operands[3 + i] : op->results[i]);
+    n.bufs[k++] = moe_ref(moe_rows_seg(&op->operands[0]->type));
+    if (grad)
+        n.bufs[k++] = moe_ref(op->operands[5]);
+    for (int i = 0; i < 3 && grad; i++)
+        n.bufs[k++] = moe_ref(op->results[i]);
+    out->launches[first].attention = moe_arena_copy(out->arena, &n, sizeof n);
 }

@@ -29,6 +29,10 @@ typedef struct {
 void moe_cuda_attn_launch(MoeCudaTarget *t, const MoeCudaAttn *a, const MoeCudaAttnKernel *k,
                           const MoeBufRef *refs, size_t n, MoeLowered *out);
 
+/* Notes on launch `first` of out that it and those behind it are the op, where a library could run it as well: bf16, heads of a
+ * multiple of 8 columns up to 256, whole sequences. */
+void moe_cuda_attn_note(const MoeCudaAttn *a, const MoeOp *op, size_t first, MoeLowered *out);
+
 /* Blocks, one a task: tiles of `tile` rows of every sequence and head, `parts` of each. */
 int64_t moe_cuda_attn_blocks(const MoeCudaAttn *a, int64_t heads, int64_t tile, int64_t parts);
 

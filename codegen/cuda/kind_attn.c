@@ -73,6 +73,7 @@ MoeStatus moe_cuda_attn_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
                               [BUF_O] = moe_ref(op->results[0]),
                               [BUF_LSE] = moe_ref(op->results[1])};
     moe_cuda_attn_launch(t, &a, &k, refs, N_BUFS, out);
+    moe_cuda_attn_note(&a, op, out->n_launches - 1, out);
     moe_str_free(&call);
     return NULL;
 }

@@ -128,10 +128,12 @@ static void launch_grad(MoeCudaTarget *t, const MoeCudaAttn *a, const MoeOp *op,
 
 MoeStatus moe_cuda_attn_grad_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *out) {
     const MoeOp *op = g->ops[0];
+    const size_t first = out->n_launches;
     MoeCudaAttn a;
     MOE_TRY(moe_cuda_attn_shape(op, &a));
     launch_sums(t, &a, op, out);
     launch_grad(t, &a, op, false, out);
     launch_grad(t, &a, op, true, out);
+    moe_cuda_attn_note(&a, op, first, out);
     return NULL;
 }

@@ -164,14 +164,15 @@ static void near_stats(const Case *c, MoeCuPtr p) {
 
 static MoeStatus run_graph(const Case *c, MoeCudnnForm form, MoeCudnnAttnBufs *b) {
     MoeCudnnAttn a;
+    MoeCudnnDesc pack = NULL;
     MoeStatus st = moe_cudnn_attn_plan(cudnn, &c->s, form, c->batch, 90,
                                        (MoeCudnnPlace){.handle = handle}, &a);
     if (!st) {
         b->workspace = at(device(NULL, (size_t)a.plan.workspace));
-        st = moe_cudnn_attn_bind(&a, b);
+        st = moe_cudnn_attn_bind(&a, b, &pack);
     }
     if (!st)
-        st = moe_cudnn_attn_run(&a, handle);
+        st = moe_cudnn_attn_run(&a, handle, pack);
     GOOD(cu->stream_synchronize(stream));
     moe_cudnn_attn_free(&a);
     return st;

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Attention by cuDNN on the simulated GPU (docs/GPU.md, "Attention"): a bf16 model trained with it, near moec's own kernels; the same bits for any
+# micro-batches and ranks, from the cache, stopped and resumed; what is chosen, said and kept where it does not do, and where it is not there.
+. "$(dirname "$0")/lib.sh"
+SIM=$BUILD/tests/sim
+if [ ! -e "$SIM/libcudnn.so.9" ]; then skip "no simulated GPU was built (ninja sim; it needs clang++)"; done_testing; exit 0; fi
+export MOE_SIM_DEVICES=80
+kernels=$SIM/cache choices=$WORK/choices
+gpu() { LD_LIBRARY_PATH=$SIM timeout -s KILL 300 "$@"; }
+tiny_config "$WORK/config.json"
+make_text "$WORK/text.txt" 20000
+compile() { MOEC_CACHE=$kernels gpu "$MOEC" compile "$WORK/config.json" -o "$WORK/$1.plan" --dtype bf16 --target=cuda:sm_80 --batch 4 --seq 16 -q "${@:2}"; }
+# train FAULTS NAME PLAN OPTIONS...: what is said goes to NAME.said
+train() {
+  MOEC_CACHE=$choices MOE_SIM_CUDNN=$1 gpu "$MOEC" run "$WORK/$3.plan" --data "$WORK/text.txt" --out "$WORK/$2" --steps 3 --lr 0.003 \
+    --checkpoint-every 1 --keep 9 --eval-batches 1 --dense emitted "${@:4}" >"$WORK/$2.said" 2>&1 || { cat "$WORK/$2.said"; return 1; }
+}
+weights() { "$MOEC" export "$(newest "$WORK/$1")" -o "$WORK/$1.hf" -q && cat "$WORK/$1.hf/model.safetensors"; }
+same_weights() { cmp <(weights "$1") <(weights "$2"); }
+other_weights() { ! same_weights "$1" "$2"; }
+said() { grep -qE -e "$2" "$WORK/$1.said" || { cat "$WORK/$1.said"; return 1; }; }
+silent() { ! grep -qE -e "$2" "$WORK/$1.said" || { cat "$WORK/$1.said"; return 1; }; }
+near() {
+  python3 - "$WORK/$1/log.jsonl" "$WORK/$2/log.jsonl" <<'PY'
+import json, sys
+a, b = ([json.loads(l) for l in open(p)] for p in sys.argv[1:3])
+assert len(a) == len(b) == 3, (len(a), len(b))
+for x, y in zip(a, b):
+    print(x["step"], x["loss"], y["loss"], x["grad_norm"], y["grad_norm"])
+    assert x["step"] == y["step"] and abs(x["loss"] - y["loss"]) < 2e-3 and abs(x["grad_norm"] - y["grad_norm"]) < 2e-2 * y["grad_norm"]
+PY
+}
+chosen() { # chosen NAME WORD N: as many choices of attention in the newest checkpoint begin with the word
+  python3 - "$(newest "$WORK/$1")" "$2" "$3" <<'PY'
+import json, sys
+found = [c["value"] for c in json.load(open(sys.argv[1] + "/manifest.json"))["choices"] if c["kind"] == "attention"]
+assert sum(v.split()[0] == sys.argv[2] for v in found) == int(sys.argv[3]), found
+PY
+}
+
+must compile one
+must compile two --micro-batches 2
+must compile ranks --ranks 2 --expert-parallel-degree 2
+must train on own one --attention emitted
+must train on cudnn one --attention cudnn
+expect "cuDNN runs forward and gradient" chosen cudnn cudnn 2
+expect "it is said once a kind" [ "$(grep -c 'attention .*: cuDNN' "$WORK/cudnn.said")" = 2 ]
+expect "losses and norms near moec's own kernels'" near own cudnn
+expect "but other bits" other_weights own cudnn
+must train on again one --attention cudnn
+expect "trained twice: the same bits" same_run "$WORK/cudnn" "$WORK/again"
+expect "from the cache" silent again measuring
+must train on two two --attention cudnn
+expect "2 micro-batches as 1" same_run "$WORK/cudnn" "$WORK/two"
+must train on ranks ranks --attention cudnn
+expect "2 ranks as 1" same_weights cudnn ranks
+
+must train on stopped one --attention cudnn --stop-after-step 1
+must train on stopped one --attention auto
+expect "stopped and resumed" same_run "$WORK/cudnn" "$WORK/stopped"
+must train on turned one --attention cudnn --stop-after-step 1
+must train on turned one --attention emitted
+expect "resumed by moec's own kernels: said" said turned "with other bits"
+expect "and written down" chosen turned emitted 2
+done_testing
