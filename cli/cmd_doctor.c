@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/cuda_driver.h"
+#include "base/cudnn.h"
 #include "base/dynlib.h"
 #include "base/nccl.h"
 #include "base/pool.h"
@@ -148,10 +149,23 @@ static void see_nccl(void) {
     say("ok", "NCCL", text);
 }
 
+static void see_cudnn(void) {
+    const MoeCudnn *c;
+    char text[640];
+    MoeStatus st = moe_cudnn(&c);
+    if (st) {
+        say_missing("cuDNN", st);
+        return;
+    }
+    size_t v = c->version();
+    snprintf(text, sizeof text, "%zu.%zu.%zu: moec run --attention auto|cudnn (%s)", v / 10000,
+             v / 100 % 100, v % 100, moe_cudnn_path());
+    say("ok", "cuDNN", text);
+}
+
 /* Libraries of which one function is enough to see that they are there. */
 typedef struct {
     size_t (*cublaslt)(void);
-    size_t (*cudnn)(void);
 } Versions;
 static Versions versions;
 
@@ -163,10 +177,8 @@ static const char *const library_dirs[] = {"$MOEC_CUDA_PATH/lib64",
                                            "$HOME/.local/lib/python3*/site-packages/nvidia/*/lib",
                                            NULL};
 static const char *const cublaslt_names[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
-static const char *const cudnn_names[] = {"libcudnn.so.9", "libcudnn.so.8", NULL};
 static const MoeDynSymbol cublaslt_symbols[] = {
     {"cublasLtGetVersion", offsetof(Versions, cublaslt)}};
-static const MoeDynSymbol cudnn_symbols[] = {{"cudnnGetVersion", offsetof(Versions, cudnn)}};
 
 static MoeDynLib libraries[] = {
     {.what = "cuBLASLt",
@@ -174,14 +186,6 @@ static MoeDynLib libraries[] = {
      .dirs = library_dirs,
      .install = "moec does not need it: benchmarks compare with it; pip install nvidia-cublas",
      .symbols = cublaslt_symbols,
-     .n_symbols = 1,
-     .table = &versions,
-     MOE_DYNLIB_CLOSED},
-    {.what = "cuDNN",
-     .sonames = cudnn_names,
-     .dirs = library_dirs,
-     .install = "moec does not need it: benchmarks compare with it; pip install nvidia-cudnn-cu13",
-     .symbols = cudnn_symbols,
      .n_symbols = 1,
      .table = &versions,
      MOE_DYNLIB_CLOSED},
@@ -205,6 +209,7 @@ MoeStatus moe_cmd_doctor(const MoeOptions *o) {
     see_driver();
     see_nvrtc();
     see_nccl();
+    see_cudnn();
     for (size_t i = 0; i < sizeof libraries / sizeof *libraries; i++)
         see_library(&libraries[i]);
     return NULL;

@@ -30,6 +30,13 @@ for x, y in zip(a, b):
     assert x["step"] == y["step"] and abs(x["loss"] - y["loss"]) < 2e-3 and abs(x["grad_norm"] - y["grad_norm"]) < 2e-2 * y["grad_norm"]
 PY
 }
+near_first() { # after one step the losses are those of the same weights
+  python3 - "$WORK/$1/log.jsonl" "$WORK/$2/log.jsonl" <<'PY'
+import json, sys
+x, y = (json.loads(open(p).readline()) for p in sys.argv[1:3])
+assert abs(x["loss"] - y["loss"]) < 2e-3 and abs(x["grad_norm"] - y["grad_norm"]) < 2e-2 * y["grad_norm"], (x, y)
+PY
+}
 chosen() { # chosen NAME WORD N: as many choices of attention in the newest checkpoint begin with the word
   python3 - "$(newest "$WORK/$1")" "$2" "$3" <<'PY'
 import json, sys
@@ -62,4 +69,25 @@ must train on turned one --attention cudnn --stop-after-step 1
 must train on turned one --attention emitted
 expect "resumed by moec's own kernels: said" said turned "with other bits"
 expect "and written down" chosen turned emitted 2
+
+# What cuDNN must not do to be chosen; where it is chosen or not by its speed; where it is not there.
+fault() { # fault NAME FAULTS: moec's own kernels all the same, bit for bit
+  MOE_SIM_QUIET=1 train "$2" "fault-$2" one --attention cudnn --steps 1 && chosen "fault-$2" emitted "$1" && { [ "$1" = 1 ] || same_weights plain "fault-$2"; }
+}
+choices=$WORK/none
+must train on plain one --attention emitted --steps 1
+for f in batch place random wrong fail; do rm -rf "$choices"; expect "cuDNN with fault $f is not taken" fault 2 $f; done
+rm -rf "$choices"
+expect "no gradient: forward alone" fault 1 nograd
+expect "forward by cuDNN, the gradient by moec's own kernels" chosen fault-nograd cudnn 1
+expect "losses and norms near all the same" near_first plain fault-nograd
+rm -rf "$choices"; must train on,slow slow one --steps 1
+expect "auto: cuDNN that is slower is not taken" chosen slow emitted 2
+rm -rf "$choices"; must train on fast one --steps 1
+expect "auto: cuDNN that is faster is" chosen fast cudnn 2
+absent() { unset MOE_SIM_CUDNN; LD_LIBRARY_PATH=$SIM MOEC_CACHE=$choices "$MOEC" run "$WORK/one.plan" --data "$WORK/text.txt" --out "$WORK/absent" --steps 1 --dense emitted -q "$@"; }
+expect "auto: no cuDNN" absent
+expect "then moec's own kernels" chosen absent emitted 0
+refuses "--attention cudnn without it" 1 'cudnnCreate.*MOE_SIM_CUDNN' absent --attention cudnn
+refuses "a cuDNN that is too old" 1 '9\.5\.1.*9\.11' env MOE_SIM_CUDNN_VERSION=90501 LD_LIBRARY_PATH="$SIM" "$MOEC" run "$WORK/one.plan" --data "$WORK/text.txt" --out "$WORK/old" --steps 1 --attention cudnn
 done_testing
