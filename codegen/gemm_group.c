@@ -52,7 +52,7 @@ static bool same_product(const MoeOp *a, const MoeOp *b) {
 }
 
 static bool add_product(MoeGemmGroup *gg, const MoeOp *op) {
-    if (gg->n_products == 2 || gg->n_tail ||
+    if (gg->n_products == 2 || gg->n_tail || gg->n_sums ||
         (gg->n_products && !same_product(gg->product[0], op)) ||
         (gg->dispatch && op->operands[0] != gg->dispatch->results[0]))
         return false;
@@ -65,8 +65,33 @@ static bool add_product(MoeGemmGroup *gg, const MoeOp *op) {
     return true;
 }
 
+static bool reads_sum(const MoeGemmGroup *gg, const MoeOp *op) {
+    for (int i = 0; i < gg->n_sums; i++)
+        for (int k = 0; k < op->n_operands; k++)
+            if (op->operands[k] == gg->sum[i]->results[0])
+                return true;
+    return false;
+}
+
+/* A sum over the columns of a tile that the group makes. */
+static bool add_sum(MoeGemmGroup *gg, const MoeOp *op) {
+    const MoeValue *v = op->operands[0];
+    bool made = false;
+    if (!gg->n_products || gg->n_sums == MOE_GEMM_MAX_SUMS || v->type.dtype != MOE_F32 ||
+        level_of(&v->type, &gg->product[0]->results[0]->type) != MOE_LEVEL_TILE || reads_sum(gg, op))
+        return false;
+    for (int i = 0; i < gg->n_products; i++)
+        made |= v == gg->product[i]->results[0];
+    for (int i = 0; i < gg->n_tail; i++)
+        made |= v == gg->tail[i]->results[0];
+    if (made)
+        gg->sum[gg->n_sums++] = op;
+    return made;
+}
+
 static bool add_tail(MoeGemmGroup *gg, const MoeOp *op) {
-    if (!gg->n_products || !tail_op_fits(op, &gg->product[0]->results[0]->type))
+    if (!gg->n_products || !tail_op_fits(op, &gg->product[0]->results[0]->type) ||
+        reads_sum(gg, op))
         return false;
     for (int k = 0; k < op->n_operands; k++)
         if (gg->dispatch && op->operands[k] == gg->dispatch->results[0])
@@ -85,7 +110,9 @@ bool moe_gemm_group(MoeOp *const *ops, size_t n_ops, const MoeOp *more, MoeGemmG
             if (gg->dispatch || gg->n_products || gg->n_tail)
                 return false;
             gg->dispatch = op;
-        } else if (!(op->opcode == MOE_OP_MATMUL ? add_product(gg, op) : add_tail(gg, op))) {
+        } else if (!(op->opcode == MOE_OP_MATMUL    ? add_product(gg, op)
+                     : op->opcode == MOE_OP_ROW_SUM ? add_sum(gg, op)
+                                                    : add_tail(gg, op))) {
             return false;
         }
     }
@@ -117,7 +144,7 @@ bool moe_gemm_group_can_alias(const MoeGroup *g, const MoeValue *input, const Mo
 }
 
 bool moe_gemm_group_plain(const MoeGemmGroup *gg) {
-    return gg->n_products == 1 && gg->n_tail == 0;
+    return gg->n_products == 1 && gg->n_tail == 0 && gg->n_sums == 0;
 }
 
 /* ---- the tail's values ---- */

@@ -1,4 +1,6 @@
-/* What a matmul group holds, for every target: {[dispatch,] matmul [, a second matmul of the same rows], elementwise tail}.
+/* What a matmul group holds, for every target: {[dispatch,] matmul [, a second matmul of the same rows], elementwise tail,
+ * row sums of the tail}. Row sums are only put where the target's rules say so (MoeFuseRules), and nothing in the group reads
+ * them.
  *
  *   %xs = dispatch %x, %src, %inv          the row pointers come from src
  *   %g = matmul %xs, %w1                   one block of rows and columns at a time,
@@ -13,7 +15,7 @@
 #include "codegen/row_space.h"
 #include "ir/target.h"
 
-enum { MOE_GEMM_MAX_OPS = 64, MOE_GEMM_MAX_VALUES = 128 };
+enum { MOE_GEMM_MAX_OPS = 64, MOE_GEMM_MAX_VALUES = 128, MOE_GEMM_MAX_SUMS = 4 };
 
 typedef enum {
     MOE_LEVEL_UNIFORM,
@@ -34,8 +36,8 @@ typedef struct {
 } MoeGemmValue;
 
 typedef struct {
-    const MoeOp *dispatch, *product[2], *tail[MOE_GEMM_MAX_OPS];
-    int n_products, n_tail;
+    const MoeOp *dispatch, *product[2], *tail[MOE_GEMM_MAX_OPS], *sum[MOE_GEMM_MAX_SUMS];
+    int n_products, n_tail, n_sums;
     MoeGemmValue values[MOE_GEMM_MAX_VALUES]; /* moe_gemm_group_values */
     int n_values;
 } MoeGemmGroup;

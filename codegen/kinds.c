@@ -58,12 +58,12 @@ MoeGroupKind moe_group_kind(MoeOp *const *ops, size_t n_ops) {
 }
 
 bool moe_group_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op) {
-    (void)t;
     if (n_ops == 0)
         return true;
     MoeGroupKind kind = moe_group_kind(ops, n_ops);
     if (kind == MOE_GROUP_gemm || op->opcode == MOE_OP_MATMUL)
-        return moe_gemm_group_joins(ops, n_ops, op);
+        return (op->opcode != MOE_OP_ROW_SUM || t->fuse.matmul_row_sums) &&
+               moe_gemm_group_joins(ops, n_ops, op);
     if (kind == MOE_GROUP_wgrad || op->opcode == MOE_OP_WEIGHT_GRAD ||
         op->opcode == MOE_OP_ROOT_GRAD)
         return moe_wgrad_group_joins(ops, n_ops, op);

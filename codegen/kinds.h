@@ -34,7 +34,8 @@ typedef enum {
  * does). No composite may be left. */
 MoeGroupKind moe_group_kind(MoeOp *const *ops, size_t n_ops);
 
-/* MoeTarget.can_join: elementwise and row ops into one another, into a product's tail; gathers of rows into products. */
+/* MoeTarget.can_join: elementwise and row ops into one another, into a product's tail; gathers of rows into products; row
+ * sums behind a product where t's rules have them. */
 bool moe_group_can_join(const MoeTarget *t, MoeOp *const *ops, size_t n_ops, const MoeOp *op);
 
 /* MoeTarget.can_alias where row groups go by these rules. */

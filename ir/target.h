@@ -97,6 +97,7 @@ typedef struct {
     bool gather_matmul; /* dispatch folded into the rows of a grouped matmul or weight_grad */
     bool
         matmul_epilogue; /* elementwise tail folded into a matmul (or a pair that shares its rows) */
+    bool matmul_row_sums; /* row sums of such a tail, too, where nothing in the group reads them */
 } MoeFuseRules;
 
 struct MoeTarget {

@@ -59,8 +59,8 @@ void moe_fuse_add(Fuse *f, Item *it, MoeOp *op);
 int moe_fuse_earliest(const Fuse *f, const MoeOp *op);
 /* Adds `extra` (in order), which op reads, and op to the item, if the rules and the target allow it. */
 bool moe_fuse_try_join(Fuse *f, int item, MoeOp *const *extra, size_t n_extra, MoeOp *op);
-/* Moves all of item `from` up into row item `to`, an earlier one, if nothing in it needs what lies between and the target
- * allows it. */
+/* Moves all of row item `from` up into item `to`, an earlier one of rows or of a matmul, if nothing in it needs what lies between and
+ * the target allows it. */
 bool moe_fuse_merge(Fuse *f, int to, int from);
 /* Whether the target accepts this sequence as a group, op by op. */
 bool moe_fuse_accepts(const Fuse *f, MoeOp *const *ops, size_t n);

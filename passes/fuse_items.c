@@ -4,6 +4,8 @@
 #include <string.h>
 #include "base/assert.h"
 
+#define ROWS_DEPTH 12 /* elementwise ops followed from a product to sums over its rows */
+
 bool moe_fuse_is_scalar(const MoeValue *v) {
     return v->type.kind == MOE_TYPE_TENSOR && v->type.rank == 1 && !v->type.dims[0].seg &&
            v->type.dims[0].size == 1;
@@ -84,12 +86,34 @@ static bool defined_in(MoeOp *const *ops, size_t n, const MoeValue *v) {
     return false;
 }
 
-/* An elementwise op at the end of a matmul: works on its result tile, with operands that a tile can fetch. */
-static bool fits_epilogue(const Item *it, const MoeOp *op) {
-    const MoeType *c = NULL; /* [R, n]: the result of the matmuls */
+/* A row sum that only leaves: what reads it has no rows of its own. One that comes back to the rows it was taken of (softmax, a
+ * norm) belongs into a kernel that has whole rows. */
+static bool leaves_rows(const Fuse *f, const MoeOp *op) {
+    if (op->opcode != MOE_OP_ROW_SUM || !f->t->fuse.matmul_row_sums)
+        return false;
+    const MoeValue *v = op->results[0];
+    for (int i = 0; i < f->n_users[v->id]; i++) {
+        const MoeOp *u = f->users[v->id][i];
+        MoeKind k = moe_op_info(u->opcode)->kind;
+        if (k == MOE_KIND_EW || k == MOE_KIND_ROW || u->opcode == MOE_OP_COL_SUM)
+            return false;
+    }
+    return true;
+}
+
+/* [R, n]: the result of the item's matmuls; NULL: there are none. */
+static const MoeType *product_type(const Item *it) {
     for (size_t i = 0; i < it->n; i++)
         if (it->ops[i]->opcode == MOE_OP_MATMUL)
-            c = &it->ops[i]->results[0]->type;
+            return &it->ops[i]->results[0]->type;
+    return NULL;
+}
+
+/* An op at the end of a matmul: works on its result tile, with operands that a tile can fetch; or a row sum that leaves. */
+static bool fits_epilogue(const Fuse *f, const Item *it, const MoeOp *op) {
+    const MoeType *c = product_type(it);
+    if (c && leaves_rows(f, op))
+        return moe_type_same_shape(&op->operands[0]->type, c);
     if (moe_op_info(op->opcode)->kind != MOE_KIND_EW || op->opcode == MOE_OP_BROADCAST || !c)
         return false;
     if (!moe_type_same_shape(&op->results[0]->type, c))
@@ -114,7 +138,7 @@ static bool feeds_rows(const Fuse *f, const MoeValue *v, int depth) {
         MoeKind k = moe_op_info(u->opcode)->kind;
         if (u->phase != f->phase)
             continue;
-        if (k == MOE_KIND_ROW || u->opcode == MOE_OP_COL_SUM)
+        if ((k == MOE_KIND_ROW || u->opcode == MOE_OP_COL_SUM) && !leaves_rows(f, u))
             return true;
         if (k == MOE_KIND_EW && depth > 0 && moe_type_same_shape(&u->results[0]->type, &v->type) &&
             feeds_rows(f, u->results[0], depth - 1))
@@ -133,10 +157,38 @@ static bool gains_from_epilogue(const Fuse *f, const Item *it, const MoeOp *op) 
         int readers = 0;
         for (int k = 0; k < f->n_users[v->id]; k++)
             readers += f->users[v->id][k]->phase == f->phase;
-        if (readers > 1 && feeds_rows(f, v, 12))
+        if (readers > 1 && feeds_rows(f, v, ROWS_DEPTH))
             return false;
     }
     return true;
+}
+
+/* Whether v, as in feeds_rows, feeds a row sum that leaves. */
+static bool feeds_leaving_sum(const Fuse *f, const MoeValue *v, int depth) {
+    for (int i = 0; i < f->n_users[v->id]; i++) {
+        const MoeOp *u = f->users[v->id][i];
+        if (u->phase != f->phase)
+            continue;
+        if (leaves_rows(f, u))
+            return true;
+        if (moe_op_info(u->opcode)->kind == MOE_KIND_EW && depth > 0 &&
+            moe_type_same_shape(&u->results[0]->type, &v->type) &&
+            feeds_leaving_sum(f, u->results[0], depth - 1))
+            return true;
+    }
+    return false;
+}
+
+/* Whether row item `b`, which makes what the tail of matmul item `a` is about to read, may be part of that tail: where the tail ends in a
+ * row sum, so that otherwise the product would go to b's kernel by way of memory. */
+static bool fits_tail(const Fuse *f, const Item *a, const Item *b) {
+    bool sums = false;
+    for (size_t i = 0; i < a->n; i++)
+        if (a->ops[i]->opcode == MOE_OP_MATMUL)
+            sums |= feeds_leaving_sum(f, a->ops[i]->results[0], ROWS_DEPTH);
+    for (size_t i = 0; i < b->n && sums; i++)
+        sums = fits_epilogue(f, a, b->ops[i]);
+    return sums;
 }
 
 /* Column sums finish only after all rows: they stay last, and nothing in the group reads them. */
@@ -168,9 +220,9 @@ bool moe_fuse_try_join(Fuse *f, int item, MoeOp *const *extra, size_t n_extra, M
         for (size_t i = 0; i < n_extra && ok; i++)
             ok = !reads_column_sum(it, extra[i]);
     } else if (it->kind == ITEM_GEMM && f->t->fuse.matmul_epilogue) {
-        ok = fits_epilogue(it, op) && gains_from_epilogue(f, it, op);
+        ok = fits_epilogue(f, it, op) && gains_from_epilogue(f, it, op);
         for (size_t i = 0; i < n_extra && ok; i++)
-            ok = fits_epilogue(it, extra[i]);
+            ok = fits_epilogue(f, it, extra[i]);
     }
     if (!ok)
         return false;
@@ -201,11 +253,13 @@ bool moe_fuse_try_join(Fuse *f, int item, MoeOp *const *extra, size_t n_extra, M
     return true;
 }
 
-/* Moves all of item `from` up into row item `to`, an earlier one, if nothing in it needs what lies between. */
+/* Moves all of row item `from` up into item `to`, an earlier one of rows or of a matmul, if nothing in it needs what lies between. */
 bool moe_fuse_merge(Fuse *f, int to, int from) {
     Item *a = f->items[to], *b = f->items[from];
-    if (a->kind != ITEM_ROWS || b->kind != ITEM_ROWS || !a->n || !b->n || a->phase != b->phase ||
-        !f->t->fuse.row || !moe_fuse_same_space(&a->space, &b->space))
+    if (b->kind != ITEM_ROWS || !a->n || !b->n || a->phase != b->phase || !f->t->fuse.row)
+        return false;
+    if (a->kind == ITEM_GEMM ? !fits_tail(f, a, b)
+                             : a->kind != ITEM_ROWS || !moe_fuse_same_space(&a->space, &b->space))
         return false;
     for (size_t i = 0; i < b->n; i++) {
         for (int k = 0; k < b->ops[i]->n_operands; k++) {
@@ -251,7 +305,8 @@ static bool reads(const Item *it, const MoeValue *v) {
 /* An elementwise value that the item reads from outside but could compute from what it reads or makes anyway. */
 static const MoeValue *find_cheap_input(const Fuse *f, int item) {
     const Item *it = f->items[item];
-    const MoeType *full = &it->ops[it->kind == ITEM_ROWS ? 0 : it->n - 1]->results[0]->type;
+    const MoeType *full =
+        it->kind == ITEM_ROWS ? &it->ops[0]->results[0]->type : product_type(it);
     for (size_t i = 0; i < it->n; i++)
         for (int k = 0; k < it->ops[i]->n_operands; k++) {
             const MoeValue *v = it->ops[i]->operands[k];
@@ -260,7 +315,7 @@ static const MoeValue *find_cheap_input(const Fuse *f, int item) {
                 d->opcode == MOE_OP_BROADCAST || v->type.rank != full->rank ||
                 moe_type_elements(&v->type) < moe_type_elements(full) || moe_fuse_is_scalar(v))
                 continue;
-            if (it->kind == ITEM_GEMM && !fits_epilogue(it, d))
+            if (it->kind == ITEM_GEMM && !fits_epilogue(f, it, d))
                 continue;
             Space s = moe_fuse_space(d);
             if (it->kind == ITEM_ROWS && !moe_fuse_same_space(&s, &it->space))

@@ -75,9 +75,11 @@ static int workspace_entry(Writer *w, size_t step) {
     if (expect < 0)
         return add_slab(w, m->workspace_offset[step], bytes);
     const MoeGroup *g = &w->p->steps[step].group;
-    for (size_t i = 0; i < g->n_inputs; i++) {
-        const MoeDim *rows = &g->inputs[i]->type.dims[0];
-        if (g->inputs[i]->type.kind != MOE_TYPE_TENSOR || !rows->seg)
+    /* Outputs first: inputs that are gathered have rows of their own. */
+    for (size_t i = 0; i < g->n_outputs + g->n_inputs; i++) {
+        const MoeValue *v = i < g->n_outputs ? g->outputs[i] : g->inputs[i - g->n_outputs];
+        const MoeDim *rows = &v->type.dims[0];
+        if (v->type.kind != MOE_TYPE_TENSOR || !rows->seg)
             continue;
         int64_t n = moe_segs_expected_rows(rows->seg, rows->size);
         if (n < rows->size)

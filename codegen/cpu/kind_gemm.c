@@ -200,7 +200,7 @@ MoeStatus moe_cpu_gemm_lower(MoeCpuTarget *t, const MoeGroup *g, MoeLowered *out
     Tail tail = {.streams = false};
     MoeGemmGroup *gg = &tail.group;
     bool ok = moe_gemm_group(g->ops, g->n_ops, NULL, gg);
-    MOE_ASSERT(ok && gg->n_products, "gemm: the group's ops do not fit together");
+    MOE_ASSERT(ok && gg->n_products && !gg->n_sums, "gemm: the group's ops do not fit together");
     MoeGemm gemm = {.buf_src = -1, .buf_out = -1, .buf_b = {-1, -1}, .key = ""};
     shapes(t, gg, &gemm);
     if (gemm.n == 0 || gemm.k == 0)

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/assert.h"
+#include "codegen/cuda/gemm.h"
 #include "codegen/cuda/module.h"
 
 typedef struct {
@@ -34,8 +35,11 @@ static int64_t target_workspace(MoeTarget *t, const MoeGroup *group) {
 
 static int64_t target_workspace_expected(MoeTarget *t, const MoeGroup *group) {
     MoeRowRules rules = moe_cuda_row_rules((const MoeCudaTarget *)t);
-    return moe_group_works_by_rows(group) ? moe_row_workspace_expected(&rules, group)
-                                          : target_workspace(t, group);
+    if (moe_group_works_by_rows(group))
+        return moe_row_workspace_expected(&rules, group);
+    if (moe_group_kind(group->ops, group->n_ops) == MOE_GROUP_gemm)
+        return moe_cuda_gemm_workspace_expected(group);
+    return target_workspace(t, group);
 }
 
 static MoeStatus target_lower(MoeTarget *t, const MoeGroup *group, MoeLowered *out) {
@@ -83,7 +87,8 @@ MoeStatus moe_cuda_target_create(const char *arch, MoeTarget **out) {
     snprintf(t->base.name, sizeof t->base.name, "cuda:%.58s", a->name);
     t->base.object_file = "kernels.cubin";
     t->base.text_file = "kernels.cu";
-    t->base.fuse = (MoeFuseRules){.row = true, .gather_matmul = true, .matmul_epilogue = true};
+    t->base.fuse = (MoeFuseRules){
+        .row = true, .gather_matmul = true, .matmul_epilogue = true, .matmul_row_sums = true};
     t->base.leaf_rows = MOE_CUDA_LEAF_ROWS;
     t->base.implements = moe_implements_primitives;
     t->base.can_join = moe_group_can_join;

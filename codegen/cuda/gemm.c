@@ -41,13 +41,19 @@ static int64_t tiles_of(const MoeCudaGemm *g, const Tile *tile, int64_t rows) {
     return row_tiles * ceil_div(g->n, tile->bn);
 }
 
+/* Whether the product may have such tiles: simt's are fit for all. */
+static bool fits(const MoeCudaGemm *g, const Tile *tile, bool aligned) {
+    return (aligned || !tile->aligned_only) &&
+           (!g->sums || !tile->wn || tile->bn / tile->wn >= MOE_CUDA_SUM_COLS);
+}
+
 /* The first tile that gives every multiprocessor one and is not mostly empty. */
 static const Tile *choose(const MoeCudaTarget *t, const MoeCudaGemm *g, const Tile *tiles, size_t n,
                           bool aligned) {
     int64_t rows = ceil_div(g->rows.expected, g->rows.groups);
     for (size_t i = 0; i + 1 < n; i++) {
         const Tile *next = &tiles[i + 1];
-        if ((aligned || !tiles[i].aligned_only) && g->n > next->bn &&
+        if (fits(g, &tiles[i], aligned) && g->n > next->bn &&
             (rows > next->bm || tiles[i].bm == next->bm) &&
             tiles_of(g, &tiles[i], g->rows.expected) >= t->arch->multiprocessors)
             return &tiles[i];
@@ -71,8 +77,8 @@ void moe_cuda_gemm_plan(const MoeCudaTarget *t, const MoeCudaGemm *g, MoeCudaPro
                     : choose(t, g, mma_single, COUNT(mma_single), aligned_a && aligned_b);
         int64_t stage = (tile->bm + (int64_t)g->products * tile->bn) * MMA_STAGE_K * 2;
         /* Two blocks that take turns hide each other's tails, where 128 registers are enough or threads are few. */
-        bool fits = tile->wm * tile->wn <= 4 || (g->plain && aligned_a && aligned_b);
-        if (fits && (int64_t)tile->bm * tile->bn * g->products <= 128 * 128 &&
+        bool light = tile->wm * tile->wn <= 4 || (g->plain && aligned_a && aligned_b);
+        if (light && (int64_t)tile->bm * tile->bn * g->products <= 128 * 128 &&
             2 * 3 * stage <= t->arch->shared_bytes)
             out->min_blocks = 2;
         int64_t stages = least(t->arch->shared_bytes / out->min_blocks / stage, MOST_STAGES);

@@ -22,6 +22,8 @@ typedef struct {
     uint32_t parts;    /* of the device library */
 } MoeCudaProductPlan;
 
+enum { MOE_CUDA_SUM_COLS = 32 }; /* SUM_COLS in device/gemm.cuh */
+
 /* c [rows][n] = a [rows][k] b, of dtype f32 or bf16; with two products of the same a, each of n columns. */
 typedef struct {
     MoeDtype dtype;
@@ -32,6 +34,7 @@ typedef struct {
     bool tb;          /* b is [n][k], else [k][n] */
     bool gather;      /* rows of a are gathered */
     bool plain;       /* the tail only stores, and needs few registers */
+    bool sums;        /* the tail has row sums: of pieces of MOE_CUDA_SUM_COLS columns, which a warp has whole */
     bool maps;        /* the launch may have tensor maps (gemm_hopper.h) */
 } MoeCudaGemm;
 void moe_cuda_gemm_plan(const MoeCudaTarget *t, const MoeCudaGemm *g, MoeCudaProductPlan *out);
@@ -86,6 +89,8 @@ typedef struct {
 void moe_cuda_product_launch(MoeCudaTarget *t, const MoeCudaProductPlan *plan,
                              const MoeCudaProductKernel *k, MoeLowered *out);
 
+/* MoeTarget.workspace_expected of product groups: pieces of row sums. kind_gemm.c */
+int64_t moe_cuda_gemm_workspace_expected(const MoeGroup *g);
 /* Appends a tensor's dtype and extents for a kernel's note: no names, which would keep layers from sharing kernels. */
 void moe_cuda_shape_note(const MoeType *t, MoeStr *out);
 

@@ -1,5 +1,6 @@
 /* Matmul groups (codegen/gemm_group.h) on NVIDIA GPUs: one launch, the product (gemm.h) with the group's elementwise tail as a functor
- * over 8 columns of a row (device/gemm.cuh). A dispatch is a gather of rows as they are read.
+ * over 8 columns of a row (device/gemm.cuh). A dispatch is a gather of rows as they are read. Row sums leave the tail as sums of
+ * pieces of a row, in the workspace: [rows][sums][pieces], f32; a second launch for each adds them up.
  *
  * The functor's values are v0, v1, ... in the order of MoeGemmGroup's values. What is uniform is computed once by each thread
  * before the product, row scalars with each call, tiles and column vectors element by element; all loads of a call come
@@ -12,6 +13,9 @@
 #include "codegen/cuda/ew.h"
 #include "codegen/cuda/gemm.h"
 #include "codegen/cuda/gemm_hopper.h"
+#include "codegen/cuda/move.h"
+
+enum { FOLD_THREADS = 128 };
 
 /* A group while its kernel is written. */
 typedef struct {
@@ -20,6 +24,7 @@ typedef struct {
     int a, b[2]; /* buffers of the operands */
     int64_t n;
     bool whole; /* rows of the result are multiples of the tail's columns */
+    int work;   /* buffer of the row sums' pieces */
 } Tail;
 
 static const char *c_type(MoeDtype d) {
@@ -112,6 +117,20 @@ static void emit_scalar_outputs(const Tail *tail, MoeGemmLevel level, const char
     }
 }
 
+static int64_t pieces(const MoeType *product) {
+    return (product->dims[1].size + MOE_CUDA_SUM_COLS - 1) / MOE_CUDA_SUM_COLS;
+}
+
+static void emit_sums(const Tail *tail, const char *indent, MoeStr *out) {
+    const MoeGemmGroup *gg = &tail->group;
+    for (int s = 0; s < gg->n_sums; s++) {
+        char name[32];
+        operand(tail, moe_gemm_group_find(gg, gg->sum[s]->operands[0]), name, sizeof name);
+        moe_str_printf(out, "%s%ssum[%d] += %s;\n", indent,
+                       tail->whole ? "" : "if (i < live)\n            ", s, name);
+    }
+}
+
 static void emit_tail(const Tail *tail, MoeStr *out) {
     const MoeGemmGroup *gg = &tail->group;
     const char *in = "    ";
@@ -119,11 +138,11 @@ static void emit_tail(const Tail *tail, MoeStr *out) {
     emit_ops(tail, MOE_LEVEL_UNIFORM, "", out);
     emit_scalar_outputs(tail, MOE_LEVEL_UNIFORM, "", "blockIdx.x == 0 && threadIdx.x == 0", "",
                         out);
-    moe_str_printf(
-        out,
-        "auto tail = [&](int row, int col, int live, const float (&p)[%d][TAIL_COLS]) {\n"
-        "    const i64 at = (i64)row * %lld + col;\n",
-        gg->n_products, (long long)tail->n);
+    moe_str_printf(out, "auto %s = [&](int row, int col, int live, const float (&p)[%d][TAIL_COLS]",
+                   gg->n_sums ? "each" : "tail", gg->n_products);
+    if (gg->n_sums)
+        moe_str_printf(out, ", float (&sum)[%d]", gg->n_sums);
+    moe_str_printf(out, ") {\n    const i64 at = (i64)row * %lld + col;\n", (long long)tail->n);
     emit_inputs(tail, MOE_LEVEL_ROW, in, out);
     emit_ops(tail, MOE_LEVEL_ROW, in, out);
     emit_scalar_outputs(tail, MOE_LEVEL_ROW, in, "col == 0", " + row", out);
@@ -135,6 +154,7 @@ static void emit_tail(const Tail *tail, MoeStr *out) {
             moe_str_printf(out, "    float out%d[TAIL_COLS];\n", i);
     moe_str_append(out, "#pragma unroll\n    for (int i = 0; i < TAIL_COLS; i++) {\n");
     emit_ops(tail, MOE_LEVEL_TILE, "        ", out);
+    emit_sums(tail, "        ", out);
     for (int i = 0; i < gg->n_values; i++)
         if (gg->values[i].level == MOE_LEVEL_TILE && gg->values[i].buf_out >= 0 &&
             gg->values[i].product < 0)
@@ -151,6 +171,9 @@ static void emit_tail(const Tail *tail, MoeStr *out) {
                        tail->whole ? "true" : "false", c_type(x->v->type.dtype), x->buf_out, name);
     }
     moe_str_append(out, "};\n");
+    if (gg->n_sums)
+        moe_str_printf(out, "auto tail = sum_tail<%d>(each, buf<float>(a, %d), %lld);\n", gg->n_sums,
+                       tail->work, (long long)pieces(&gg->product[0]->results[0]->type));
 }
 
 /* ---- lowering ---- */
@@ -166,6 +189,7 @@ static void shapes(const MoeGemmGroup *gg, MoeCudaGemm *gemm) {
     gemm->products = gg->n_products;
     gemm->gather = gg->dispatch != NULL;
     gemm->plain = moe_gemm_group_plain(gg);
+    gemm->sums = gg->n_sums > 0;
     gemm->maps = true;
     gemm->rows = moe_row_space(&mm->results[0]->type, moe_attr_i(mm, "grouped") != 0, -1);
 }
@@ -180,11 +204,28 @@ static void note(const MoeGemmGroup *gg, MoeStr *out) {
         moe_str_append(out, ", rows gathered");
     if (gg->n_tail)
         moe_str_printf(out, ", then %d elementwise ops", gg->n_tail);
+    if (gg->n_sums)
+        moe_str_printf(out, ", %d row sum%s", gg->n_sums, gg->n_sums > 1 ? "s" : "");
+}
+
+/* Bytes of the row sums' pieces: of all rows, or of those that are expected. */
+static int64_t workspace(const MoeGroup *g, bool expected) {
+    MoeGemmGroup gg;
+    bool ok = moe_gemm_group(g->ops, g->n_ops, NULL, &gg);
+    MOE_ASSERT(ok && gg.n_products, "gemm: the group's ops do not fit together");
+    const MoeType *c = &gg.product[0]->results[0]->type;
+    MoeRowSpace rows = moe_row_space(c, moe_attr_i(gg.product[0], "grouped") != 0, -1);
+    return (expected ? rows.expected : rows.capacity) * gg.n_sums * pieces(c) *
+           (int64_t)sizeof(float);
 }
 
 int64_t moe_cuda_gemm_workspace(MoeCudaTarget *t, const MoeGroup *g) {
-    (void)t, (void)g;
-    return 0;
+    (void)t;
+    return workspace(g, false);
+}
+
+int64_t moe_cuda_gemm_workspace_expected(const MoeGroup *g) {
+    return workspace(g, true);
 }
 
 /* Buffers of the operands, and `Gemm g`. */
@@ -216,6 +257,40 @@ static void emit_operands(Tail *tail, const MoeCudaGemm *gemm, MoeStr *out) {
     moe_cuda_gemm_text(gemm, &o, out);
 }
 
+/* The launch that adds up the pieces of row sum s. */
+static void launch_fold(MoeCudaTarget *t, const MoeGemmGroup *gg, int s, MoeLowered *out) {
+    const MoeType *c = &gg->product[0]->results[0]->type;
+    const MoeValue *seg = moe_rows_seg(c);
+    MoeCudaRefs refs = {.n = 0};
+    MoeStr body = {0}, comment = {0};
+    int64_t n = pieces(c);
+    int table = seg ? moe_cuda_add_ref(&refs, moe_ref(seg)) : -1;
+    int work = moe_cuda_add_ref(&refs, moe_ref_work(0));
+    int y = moe_cuda_add_ref(&refs, moe_ref(gg->sum[s]->results[0]));
+    moe_str_append(&body, "using namespace moe;\n");
+    moe_cuda_live_range(&body, "live", c, table);
+    moe_str_printf(&body,
+                   "fold_row_sums<%d>(live.first, live.end, buf<const float>(a, %d) + %lld, %lld, "
+                   "%lld, buf<float>(a, %d));\n",
+                   n % 4 == 0 ? 4 : 1, work, (long long)(s * n), (long long)(gg->n_sums * n),
+                   (long long)n, y);
+    moe_str_printf(&comment, "row sums of %lld columns from sums of %d",
+                   (long long)c->dims[1].size, MOE_CUDA_SUM_COLS);
+    MoeCudaProductPlan plan = {
+        .threads = FOLD_THREADS,
+        .min_blocks = 1,
+        .blocks = moe_cuda_blocks(t, (c->dims[0].size + FOLD_THREADS - 1) / FOLD_THREADS, 8)};
+    moe_cuda_product_launch(t, &plan,
+                            &(MoeCudaProductKernel){.prefix = "row_fold",
+                                                    .note = moe_str_c(&comment),
+                                                    .parts = 1u << MOE_CUDA_PART_segs |
+                                                             1u << MOE_CUDA_PART_gemm,
+                                                    .body = &body,
+                                                    .refs = &refs},
+                            out);
+    moe_str_free(&comment);
+}
+
 MoeStatus moe_cuda_gemm_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *out) {
     Tail tail = {.n = 0};
     MoeGemmGroup *gg = &tail.group;
@@ -236,6 +311,8 @@ MoeStatus moe_cuda_gemm_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
     moe_str_append(&body, "using namespace moe;\n");
     emit_operands(&tail, &gemm, &body);
     bind(&tail, g);
+    if (gg->n_sums)
+        tail.work = moe_cuda_add_ref(&tail.refs, moe_ref_work(0));
     if (moe_gemm_group_plain(gg)) {
         moe_str_printf(&body, "%s(g, %sStoreTail<%s>{buf<float>(a, %d), %lld});\n", plan.call,
                        plan.maps, tail.whole ? "true" : "false", gg->values[0].buf_out,
@@ -256,5 +333,8 @@ MoeStatus moe_cuda_gemm_lower(MoeCudaTarget *t, const MoeGroup *g, MoeLowered *o
                             out);
     moe_cuda_dense_note(gg, g, tail.a, tail.b[0], out);
     moe_str_free(&comment);
+    for (int s = 0; s < gg->n_sums; s++)
+        if (moe_group_writes(g, gg->sum[s]->results[0]))
+            launch_fold(t, gg, s, out);
     return NULL;
 }

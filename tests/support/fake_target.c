@@ -43,7 +43,8 @@ static bool can_join(const MoeTarget *base, MoeOp *const *ops, size_t n, const M
     if (op->opcode == MOE_OP_MATMUL || op->opcode == MOE_OP_WEIGHT_GRAD)
         return (n == 1 && ops[0]->opcode == MOE_OP_DISPATCH) ||
                (op->opcode == MOE_OP_MATMUL && ops[n - 1]->opcode == MOE_OP_MATMUL);
-    return row_like(op) && (rows || (gemm && kind_of(op) == MOE_KIND_EW));
+    bool sums = op->opcode == MOE_OP_ROW_SUM && base->fuse.matmul_row_sums;
+    return row_like(op) && (rows || (gemm && (kind_of(op) == MOE_KIND_EW || sums)));
 }
 
 static int64_t workspace_bytes(MoeTarget *base, const MoeGroup *g) {
@@ -104,7 +105,7 @@ static void destroy(MoeTarget *t) {
 void moe_fake_target_init(MoeFakeTarget *t) {
     memset(t, 0, sizeof *t);
     snprintf(t->base.name, sizeof t->base.name, "fake:1");
-    t->base.fuse = (MoeFuseRules){true, true, true};
+    t->base.fuse = (MoeFuseRules){.row = true, .gather_matmul = true, .matmul_epilogue = true};
     t->base.object_file = "kernels.o";
     t->base.text_file = "kernels.ll";
     t->base.peak_flops_f32 = 1e11;

@@ -42,6 +42,7 @@ MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out) {
     moe_fake_target_init(&out->target);
     out->target.refuse_joins = o->refuse_joins;
     out->target.refuse_alias = o->refuse_alias;
+    out->target.base.fuse.matmul_row_sums = o->row_sums;
     out->cx = (MoePassContext){.module = m, .target = &out->target.base, .arena = m->arena};
     out->cx.options = (MoePassOptions){.batch = f.batch,
                                        .seq = f.seq,

@@ -21,6 +21,7 @@ typedef struct {
     const MoeCluster *cluster;  /* NULL: one host */
     const char *passes; /* NULL: all */
     bool refuse_joins, refuse_alias;
+    bool row_sums; /* the target puts row sums behind products */
 } MoePassModelOptions;
 
 typedef struct {

@@ -142,6 +142,42 @@ START_TEST(test_gate_and_up_are_one_kernel) {
 }
 END_TEST
 
+/* The gradient of the rows' weights is a row sum of dA' and the activation: behind the product that makes dA', or behind gate and up where
+ * they are computed again, however the layer is divided, since the sum's order is another one elsewhere. The products are not
+ * written. */
+START_TEST(test_the_weights_gradient_is_behind_its_product) {
+    static const MoeMesh meshes[] = {
+        {.dp = 1, .shard = 1, .ep = 1, .tp = 1, .dense_shard = 1},
+        {.dp = 1, .shard = 1, .ep = 2, .tp = 1, .dense_shard = 1},
+        {.dp = 2, .shard = 1, .ep = 2, .tp = 1, .dense_shard = 2},
+        {.dp = 1, .shard = 2, .ep = 1, .tp = 1, .dense_shard = 2},
+        {.dp = 1, .shard = 1, .ep = 1, .tp = 2, .dense_shard = 1},
+        {.dp = 1, .shard = 1, .ep = 2, .tp = 1, .dense_shard = 1, .extra_slots = 1}};
+    for (int i = 0; i < (int)(sizeof meshes / sizeof meshes[0]) * 6; i++) {
+        MoePassModelOptions o = {.bf16 = i % 2,
+                                 .row_sums = true,
+                                 .recompute = (MoeRecompute)(i / 2 % 3),
+                                 .mesh = meshes[i / 6],
+                                 .passes = "grad,decompose,place,shard,recompute,fuse"};
+        MoePassModel m;
+        ok(moe_pass_model_make(&o, &m));
+        MoeGroups gs = moe_groups_whole(train(&m), m.cx.arena);
+        int n = 0;
+        for (size_t s = 0; s < gs.n_groups; s++) {
+            const MoeGroup *grp = &gs.groups[s];
+            if (!count(grp, MOE_OP_MATMUL) || !count(grp, MOE_OP_ROW_SUM))
+                continue;
+            n++;
+            for (size_t k = 0; k < grp->n_ops; k++)
+                if (grp->ops[k]->opcode == MOE_OP_MATMUL)
+                    ck_assert(!moe_group_has_output(grp, grp->ops[k]->results[0]));
+        }
+        ck_assert_msg(n == 3, "mesh %d, recompute %d: %d of 3 layers", i / 6, i / 2 % 3, n);
+        moe_pass_model_free(&m);
+    }
+}
+END_TEST
+
 START_TEST(test_a_target_that_refuses_gets_single_ops) {
     MoePassModelOptions o = {.refuse_joins = true, .recompute = MOE_RECOMPUTE_CHEAP};
     MoePassModel m = fused(&o);
@@ -195,6 +231,32 @@ START_TEST(test_a_tail_that_row_sums_share_stays_out) {
     ck_assert_int_eq(group_of(g, "b"), group_of(g, "a"));
     ck_assert_int_eq(group_of(g, "c"), group_of(g, "a"));
     moe_module_destroy(m);
+}
+END_TEST
+
+/* A sum that only leaves may be behind the product, with what makes its other factor; where the target says so. */
+START_TEST(test_a_row_sum_that_leaves_joins_the_matmul) {
+    for (int sums = 0; sums < 2; sums++) {
+        MoeFakeTarget t;
+        moe_fake_target_init(&t);
+        t.base.fuse.matmul_row_sums = sums;
+        MoeModule *m =
+            fuse_text(HEAD "  %y = matmul %x, %w {tb = 1, grouped = 0} : f32[r<=8 @%tok, 16]\n"
+                           "  %a = sigmoid %x : f32[r<=8 @%tok, 16]\n"
+                           "  %b = mul %x, %a : f32[r<=8 @%tok, 16]\n"
+                           "  %c = mul %y, %b : f32[r<=8 @%tok, 16]\n"
+                           "  %s = row_sum %c : f32[r<=8 @%tok, 1]\n"
+                           "  %d = mul %y, %a : f32[r<=8 @%tok, 16]\n"
+                           "  output %s {name = \"s\"}\n  output %b {name = \"b\"}\n"
+                           "  output %d {name = \"d\"}\n}\n",
+                      &t);
+        const MoeGraph *g = m->graphs[0];
+        ck_assert_int_eq(group_of(g, "s") == group_of(g, "y"), sums);
+        ck_assert_int_eq(group_of(g, "b") == group_of(g, "y"), sums);
+        ck_assert_int_eq(group_of(g, "d") == group_of(g, "y"), sums);
+        ck_assert_int_eq(group_of(g, "s"), group_of(g, "d"));
+        moe_module_destroy(m);
+    }
 }
 END_TEST
 
@@ -281,9 +343,11 @@ int main(void) {
     tcase_add_test(c, test_update_is_one_group_a_parameter);
     tcase_add_test(c, test_gathered_rows_are_never_stored);
     tcase_add_test(c, test_gate_and_up_are_one_kernel);
+    tcase_add_test(c, test_the_weights_gradient_is_behind_its_product);
     tcase_add_test(c, test_a_target_that_refuses_gets_single_ops);
     tcase_add_test(c, test_residual_joins_the_matmul_though_a_norm_follows);
     tcase_add_test(c, test_a_tail_that_row_sums_share_stays_out);
+    tcase_add_test(c, test_a_row_sum_that_leaves_joins_the_matmul);
     tcase_add_test(c, test_nothing_in_a_group_reads_its_column_sum);
     tcase_add_test(c, test_rows_of_two_inputs_merge);
     tcase_add_test(c, test_scalars_join_their_only_reader);

@@ -2,7 +2,7 @@
  * by expert, one product and two with a tail, rows gathered, extents that are and that are not multiples of what a copy moves.
  *
  * Operands are small integers, so that every sum is exact in f32 whatever its order and results are compared bit by bit; that each
- * order is the one of docs/NUMBERS.md is for matrix_kernels.c. */
+ * order is the one of docs/NUMBERS.md is for matrix_kernels.c. Row sums behind products are of numbers that do tell their order. */
 #include <check.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,31 +21,32 @@ typedef struct {
     int products;
     bool tb, gather;
     int64_t capacity, live, experts, n, k;
+    bool sums; /* row sums behind it, where the target has them there */
 } Product;
 
 static const Product products[] = {
     /* 128 x 256 and 128 x 128 of bf16 */
-    {MOE_BF16, 1, true, false, 1792, 1790, 1, 2048, 24},
-    {MOE_BF16, 1, false, false, 1792, 1700, 1, 2048, 40},
-    {MOE_BF16, 1, true, false, 1408, 1300, 1, 1288, 72},
-    {MOE_BF16, 1, false, true, 900, 801, 5, 1160, 24},
+    {MOE_BF16, 1, true, false, 1792, 1790, 1, 2048, 24, true},
+    {MOE_BF16, 1, false, false, 1792, 1700, 1, 2048, 40, true},
+    {MOE_BF16, 1, true, false, 1408, 1300, 1, 1288, 72, true},
+    {MOE_BF16, 1, false, true, 900, 801, 5, 1160, 24, false},
     /* rows that are no multiples of 16 bytes; the last k alone in its slice */
-    {MOE_BF16, 1, true, false, 1408, 1300, 1, 1283, 65},
-    {MOE_BF16, 1, false, true, 900, 801, 5, 1161, 19},
+    {MOE_BF16, 1, true, false, 1408, 1300, 1, 1283, 65, true},
+    {MOE_BF16, 1, false, true, 900, 801, 5, 1161, 19, false},
     /* 64 x 64; more than 32 experts, most of them without rows */
-    {MOE_BF16, 1, true, true, 70, 70, 70, 72, 200},
-    {MOE_BF16, 1, false, true, 60, 3, 40, 67, 130},
+    {MOE_BF16, 1, true, true, 70, 70, 70, 72, 200, true},
+    {MOE_BF16, 1, false, true, 60, 3, 40, 67, 130, false},
     /* pairs */
-    {MOE_BF16, 2, true, true, 1000, 990, 4, 1032, 24},
-    {MOE_BF16, 2, false, false, 1408, 1390, 1, 680, 24},
-    {MOE_BF16, 2, true, true, 1000, 977, 4, 521, 25},
-    {MOE_BF16, 2, true, true, 40, 33, 3, 40, 136},
+    {MOE_BF16, 2, true, true, 1000, 990, 4, 1032, 24, true},
+    {MOE_BF16, 2, false, false, 1408, 1390, 1, 680, 24, true},
+    {MOE_BF16, 2, true, true, 1000, 977, 4, 521, 25, true},
+    {MOE_BF16, 2, true, true, 40, 33, 3, 40, 136, true},
     /* f32: 128 x 128, 128 x 64 of pairs, 64 x 64 */
-    {MOE_F32, 1, true, false, 1408, 1401, 1, 1284, 20},
-    {MOE_F32, 1, false, true, 900, 801, 5, 1161, 19},
-    {MOE_F32, 2, true, true, 1000, 990, 4, 460, 20},
-    {MOE_F32, 2, false, false, 1408, 1390, 1, 641, 17},
-    {MOE_F32, 1, true, true, 60, 57, 40, 70, 33},
+    {MOE_F32, 1, true, false, 1408, 1401, 1, 1284, 20, true},
+    {MOE_F32, 1, false, true, 900, 801, 5, 1161, 19, false},
+    {MOE_F32, 2, true, true, 1000, 990, 4, 460, 20, false},
+    {MOE_F32, 2, false, false, 1408, 1390, 1, 641, 17, true},
+    {MOE_F32, 1, true, true, 60, 57, 40, 70, 33, true},
 };
 enum { N_PRODUCTS = sizeof products / sizeof products[0] };
 
@@ -64,6 +65,11 @@ static void job_open(Job *j) {
     j->a = moe_arena_create();
 }
 
+/* What is summed: a product's column times this, which is no integer, so that the sum tells its order. */
+static double factor(int64_t col) {
+    return (double)(float)((double)(col * 17 % 29 - 14) / 7);
+}
+
 /* Inputs, with `live` rows; floats become integers from -4 to 4, so that no sum here leaves 2^24. */
 static void job_run(Job *j, const char *target, int64_t live) {
     MoeRandomOptions o = {.seed = 11, .rows = live, .shards = MOE_SHARDS_RANDOM};
@@ -74,6 +80,9 @@ static void job_run(Job *j, const char *target, int64_t live) {
             x = x * 1664525u + 1013904223u;
             j->in.items[i].t.f[e] = (double)((x >> 20) % 9) - 4;
         }
+    MoeTensor *z = moe_inputs_find(&j->in, "z");
+    for (int64_t e = 0; z && e < z->n; e++)
+        z->f[e] = factor(e);
     OK(moe_group_run_create(j->g, &(MoeGroupRunOptions){.target = target}, &j->run));
     OK(moe_group_run(j->run, &j->in));
 }
@@ -153,20 +162,50 @@ static double element(const Product *p, const double *x, const double *w, int64_
     return sum;
 }
 
+/* The sum of a row as device/gemm.cuh has it: pieces of 32 columns in ascending order, each four sums of 8 by halves. */
+static float row_sum(const float *y, int64_t row, int64_t n) {
+    float sum = 0;
+    for (int64_t piece = 0; piece < n; piece += 32) {
+        float part[4] = {0, 0, 0, 0};
+        for (int64_t col = piece; col < n && col < piece + 32; col++)
+            part[(col - piece) / 8] += y[row * n + col] * (float)factor(col);
+        sum += (part[0] + part[2]) + (part[1] + part[3]);
+    }
+    return sum;
+}
+
+static void check_sums(const char *target, const Product *p, int which, const float *y,
+                       const float *sums, int64_t rows) {
+    for (int64_t i = 0; i < rows; i++) {
+        float want = row_sum(y, i, p->n);
+        if (memcmp(&sums[i], &want, sizeof want) != 0)
+            ck_abort_msg("%s, product %d: the sum of row %lld is %.9g, not %.9g", target, which,
+                         (long long)i, (double)sums[i], (double)want);
+    }
+}
+
 static void check_product(const char *target, const Product *p, int which) {
     Job j;
     job_open(&j);
     Rows r = rows_open(&j, p->dtype, p->capacity, p->experts, p->gather, p->k);
     MoeValue *w[2] = {weights(&j, p, "w0"), p->products == 2 ? weights(&j, p, "w1") : NULL}, *c[2];
+    bool sums = p->sums && strncmp(target, "cuda:", 5) == 0;
+    MoeValue *sum = NULL, *z = NULL;
+    if (sums)
+        z = moe_build_input(j.g, "z", moe_type_1d(MOE_F32, p->n));
     size_t first = j.g->n_ops;
     MoeValue *a = gathered(&j, &r, r.x);
     for (int i = 0; i < p->products; i++)
         c[i] = moe_build(j.g, MOE_OP_MATMUL, (MoeValue *[]){a, w[i]}, 2, moe_ai("tb", p->tb),
                          moe_ai("grouped", p->experts > 1), MOE_END);
     MoeValue *y = p->products == 2 ? moe_build2(j.g, MOE_OP_SUB, c[0], c[1]) : c[0];
+    if (sums)
+        sum = moe_build1(j.g, MOE_OP_ROW_SUM, moe_build2(j.g, MOE_OP_MUL, y, z));
     for (size_t i = first; i < j.g->n_ops; i++)
         j.g->ops[i]->group = 1;
     moe_build_output(j.g, "y", y);
+    if (sums)
+        moe_build_output(j.g, "sum", sum);
     job_run(&j, target, p->live);
     Where where = where_open(&j, p->gather, p->experts * SHARDS);
     const double *x = moe_inputs_find(&j.in, "x")->f, *w0 = moe_inputs_find(&j.in, "w0")->f;
@@ -185,6 +224,8 @@ static void check_product(const char *target, const Product *p, int which) {
                                  want);
             }
     ck_assert_int_eq(seen, p->live * (p->gather ? CHOICES : 1));
+    if (sums)
+        check_sums(target, p, which, got, job_data(&j, "sum"), seen);
     free(where.seg);
     job_close(&j);
 }
@@ -206,12 +247,12 @@ END_TEST
 /* ---- weight gradients ---- */
 
 static const Product gradients[] = {
-    {MOE_BF16, 1, false, false, 600, 590, 4, 640, 768},
-    {MOE_BF16, 1, false, true, 240, 230, 5, 520, 648},
-    {MOE_BF16, 1, false, true, 130, 120, 5, 515, 645},
-    {MOE_BF16, 1, false, false, 1500, 1470, 1, 72, 136},
-    {MOE_F32, 1, false, true, 150, 140, 5, 516, 648},
-    {MOE_F32, 1, false, false, 1100, 1099, 1, 67, 70},
+    {MOE_BF16, 1, false, false, 600, 590, 4, 640, 768, false},
+    {MOE_BF16, 1, false, true, 240, 230, 5, 520, 648, false},
+    {MOE_BF16, 1, false, true, 130, 120, 5, 515, 645, false},
+    {MOE_BF16, 1, false, false, 1500, 1470, 1, 72, 136, false},
+    {MOE_F32, 1, false, true, 150, 140, 5, 516, 648, false},
+    {MOE_F32, 1, false, false, 1100, 1099, 1, 67, 70, false},
 };
 enum { N_GRADIENTS = sizeof gradients / sizeof gradients[0] };
 

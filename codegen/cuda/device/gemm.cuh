@@ -105,6 +105,71 @@ template <int BM, int BN> struct GemmWalk {
     }
 };
 
+/* ---- row sums behind a product ----
+ *
+ * A tail may add up values of its row: SumTail. A tile's row is cut into pieces of SUM_COLS columns, whatever the tile: 8 columns in
+ * ascending order from +0, then four such sums by halves. The sum of each piece goes to memory; once all tiles are done,
+ * fold_row_sums adds a row's pieces in ascending order. So the order depends on n alone. */
+
+constexpr int SUM_COLS = 4 * TAIL_COLS;
+
+/* each(row, col, live, p, sum) is the tail, which adds to `sum`. */
+template <int SUMS, class Each> struct SumTail {
+    Each each;
+    float *pieces; /* [rows][SUMS][n_pieces] */
+    int n_pieces;
+    float sum[SUMS];
+    template <int PRODUCTS>
+    __device__ __forceinline__ void operator()(int row, int col, int live,
+                                               const float (&p)[PRODUCTS][TAIL_COLS]) {
+        each(row, col, live, p, sum);
+    }
+};
+template <int SUMS, class Each>
+__device__ __forceinline__ SumTail<SUMS, Each> sum_tail(Each each, float *pieces, int n_pieces) {
+    return SumTail<SUMS, Each>{each, pieces, n_pieces, {}};
+}
+
+/* Before and after each call of a tail, by all lanes of a warp, whether their row and columns are there or not. NEIGHBOURS: so many
+ * lanes beside each other have columns of the same row, in ascending order, the first one at a multiple of them. */
+template <class Tail> __device__ __forceinline__ void tail_open(Tail &) {}
+template <int SUMS, class Each> __device__ __forceinline__ void tail_open(SumTail<SUMS, Each> &tail) {
+#pragma unroll
+    for (int s = 0; s < SUMS; s++)
+        tail.sum[s] = 0.0f;
+}
+template <int NEIGHBOURS, class Tail>
+__device__ __forceinline__ void tail_close(Tail &, bool, int, int) {}
+template <int NEIGHBOURS, int SUMS, class Each>
+__device__ __forceinline__ void tail_close(SumTail<SUMS, Each> &tail, bool is_there, int row, int col) {
+    static_assert(NEIGHBOURS % 4 == 0, "the lanes of a piece are in a row");
+#pragma unroll
+    for (int s = 0; s < SUMS; s++) {
+        float piece = warp_sum<4>(tail.sum[s]);
+        if (is_there && lane() % 4 == 0)
+            tail.pieces[((i64)row * SUMS + s) * tail.n_pieces + col / SUM_COLS] = piece;
+    }
+}
+
+/* y[row] = the row's pieces, pieces[row * stride ..], in ascending order; a thread a row. VEC: elements of a load, which divides n_pieces
+ * and stride. */
+template <int VEC>
+__device__ __forceinline__ void fold_row_sums(i64 first, i64 end, const float *pieces, i64 stride,
+                                              int n_pieces, float *y) {
+    for (i64 row = first + (i64)blockIdx.x * blockDim.x + threadIdx.x; row < end;
+         row += (i64)gridDim.x * blockDim.x) {
+        const float *of_row = pieces + row * stride;
+        float sum = 0.0f, v[VEC];
+        for (int i = 0; i < n_pieces; i += VEC) {
+            load_n<VEC>(of_row + i, v);
+#pragma unroll
+            for (int k = 0; k < VEC; k++)
+                sum += v[k];
+        }
+        y[row] = sum;
+    }
+}
+
 /* ---- what tails load and store: `live` columns at p; WHOLE: always all, at multiples of 16 bytes ---- */
 
 template <bool WHOLE, class T>

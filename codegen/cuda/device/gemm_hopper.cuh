@@ -102,6 +102,7 @@ template <int BN, int PRODUCTS> struct HopperTile {
                 for (int s = 0; s < 8 * GROUPS / 32; s++) {
                     const int i = lane() + s * 32, r = i / GROUPS, g = i % GROUPS * TAIL_COLS;
                     const int row = first + r, col = col0 + w * WIDTH + g;
+                    tail_open(tail);
                     if (row < end && col < cols) {
                         float v[PRODUCTS][TAIL_COLS];
 #pragma unroll
@@ -109,6 +110,7 @@ template <int BN, int PRODUCTS> struct HopperTile {
                             load_n<TAIL_COLS>(mine + r * STRIDE + p * WIDTH + g, v[p]);
                         tail(row, col, least(cols - col, TAIL_COLS), v);
                     }
+                    tail_close<GROUPS>(tail, row < end && col < cols, row, col);
                 }
             }
         }

@@ -201,6 +201,7 @@ template <int BM, int BN, int WM, int WN, int PRODUCTS, bool A_ROWS_K, bool B_RO
             for (int s = 0; s < 16 * GROUPS / 32; s++) {
                 int at = lane() + s * 32, r = at / GROUPS, g = at % GROUPS * TAIL_COLS;
                 int row = row0 + m0 + i * 16 + r, col = col0 + n0 + g;
+                tail_open(tail);
                 if (row < end && col < cols) {
                     float v[PRODUCTS][TAIL_COLS];
 #pragma unroll
@@ -208,6 +209,7 @@ template <int BM, int BN, int WM, int WN, int PRODUCTS, bool A_ROWS_K, bool B_RO
                         load_n<TAIL_COLS>(mine + r * OUT_STRIDE + p * TN + g, v[p]);
                     tail(row, col, least(cols - col, TAIL_COLS), v);
                 }
+                tail_close<GROUPS>(tail, row < end && col < cols, row, col);
             }
             __syncwarp();
         }

@@ -123,6 +123,7 @@ template <int BM, int BN, int PRODUCTS> struct SimtTile {
 #pragma unroll
         for (int i = 0; i < TM; i++) {
             int row = first + row0() + i;
+            tail_open(tail);
             if (row < end && col < cols) {
                 float v[PRODUCTS][TAIL_COLS];
 #pragma unroll
@@ -132,6 +133,7 @@ template <int BM, int BN, int PRODUCTS> struct SimtTile {
                         v[p][j] = c[p][i][j];
                 tail(row, col, least(cols - col, TAIL_COLS), v);
             }
+            tail_close<COLS>(tail, row < end && col < cols, row, col);
         }
     }
 };
