@@ -16,7 +16,9 @@ bool moe_test_simulate(const char *devices) {
     setenv("MOEC_CACHE", MOE_SIM_LIBRARIES "/cache", 0);
     return open_library(MOE_SIM_LIBRARIES "/libcuda.so.1") &&
            open_library(MOE_SIM_LIBRARIES "/libnvrtc.so.13") &&
-           open_library(MOE_SIM_LIBRARIES "/libcudnn.so.9");
+           open_library(MOE_SIM_LIBRARIES "/libcublasLt.so.13") &&
+           open_library(MOE_SIM_LIBRARIES "/libcudnn.so.9") &&
+           open_library(MOE_SIM_LIBRARIES "/libnccl.so.2");
 }
 
 static bool real(void) {

@@ -1,5 +1,6 @@
-/* runtime/exec_comm*.c: every collective on many meshes, ranks as threads, against what its definition says, bit for bit. The
- * plan is written here: a program whose steps are exchanges alone, with the runtime's inputs as operands. */
+/* runtime/exec_comm*.c: every collective on many meshes, ranks as threads, against what its definition says, bit for bit; on the
+ * CPU, and on some meshes over a (simulated) NCCL, from GPU to GPU. The plan is written here: a program whose steps are exchanges
+ * alone, with the runtime's inputs as operands. */
 #include <check.h>
 #include <math.h>
 #include <stdlib.h>
@@ -9,6 +10,7 @@
 #include "runtime/exec_comm.h"
 #include "runtime/ranks.h"
 #include "tests/support/check_main.h"
+#include "tests/support/exchange_gpu.h"
 #include "tests/support/mesh.h"
 #include "tests/support/status_checks.h"
 
@@ -19,6 +21,8 @@ static const MoeMesh meshes[] = {MESH(1, 1, 1, 1, 1), MESH(2, 1, 1, 1, 1), MESH(
                                  MESH(2, 2, 2, 1, 2), MESH(1, 2, 4, 1, 1), MESH(8, 1, 1, 1, 1),
                                  MESH(1, 1, 2, 2, 2), MESH(2, 1, 2, 2, 1), MESH(4, 2, 2, 1, 2)};
 #define N_MESHES (sizeof meshes / sizeof *meshes)
+
+static bool gpu; /* plans are for GPUs */
 
 /* ---- a plan with one program "t" ---- */
 
@@ -71,20 +75,13 @@ static MoeStatus load(const MoeMesh *m, int micro, int experts, Text *t, MoePlan
         BATCH, SEQ, V, micro, experts, moe_mesh_size(m), moe_mesh_slots(m, experts), m->dp,
         m->shard, m->ep, m->tp, m->dense_shard, (long long)t->slab, moe_str_c(&t->values),
         moe_str_c(&t->inputs), moe_str_c(&t->outputs), moe_str_c(&t->steps));
-    MoeStatus st = moe_plan_load_memory(moe_str_c(&s), s.len, "t", NULL, 0, out);
+    MoeStatus st = exchange_load(moe_str_c(&s), s.len, gpu, out);
     moe_str_free(&s);
     moe_str_free(&t->values);
     moe_str_free(&t->inputs);
     moe_str_free(&t->outputs);
     moe_str_free(&t->steps);
     return st;
-}
-
-static MoeStatus run_all(MoeExec *x) {
-    MoeExecProgram *g = moe_exec_program(x, "t");
-    for (size_t i = 0; i < g->plan->n_steps; i++)
-        MOE_TRY(moe_exec_comm_step(x, g, i));
-    return NULL;
 }
 
 /* ---- sliced tensors ---- */
@@ -170,7 +167,7 @@ static void check_reduced(const Sliced *s, MoeExec *x) {
 static MoeStatus sliced_rank(void *ctx, MoeComm *comm) {
     const Sliced *s = ctx;
     MoeExec *x;
-    OK(moe_exec_create(s->plan, comm, s->threads, &x));
+    OK(exchange_create(s->plan, comm, s->threads, &x));
     float *a = moe_exec_input(x, "t", "a"), *b = moe_exec_input(x, "t", "b");
     int32_t *c = moe_exec_input(x, "t", "c");
     for (int64_t i = 0; i < s->outer * s->elements; i++)
@@ -180,8 +177,10 @@ static MoeStatus sliced_rank(void *ctx, MoeComm *comm) {
         c[i] = (int32_t)(x->rank * 1000 + i);
     }
     for (int turn = 0; turn < 2; turn++) { /* staging memory is used again */
-        memset(x->slab, 0xee, (size_t)x->slab_bytes);
-        OK(run_all(x));
+        if (!gpu)
+            memset(x->slab, 0xee, (size_t)x->slab_bytes);
+        OK(exchange_run(x));
+        ck_assert(gpu == (x->device->links != NULL));
         check_reduced(s, x);
     }
     moe_exec_destroy(x);
@@ -391,10 +390,12 @@ static void check_rank(const Batch *b, MoeExec *x) {
 static MoeStatus ragged_rank(void *ctx, MoeComm *comm) {
     const Batch *b = ctx;
     MoeExec *x;
-    OK(moe_exec_create(b->plan, comm, 1, &x));
-    memset(x->slab, 0xee, (size_t)x->slab_bytes);
+    OK(exchange_create(b->plan, comm, 1, &x));
+    if (!gpu)
+        memset(x->slab, 0xee, (size_t)x->slab_bytes);
     fill_rank(b, x);
-    OK(run_all(x));
+    OK(exchange_run(x));
+        ck_assert(gpu == (x->device->links != NULL));
     check_rank(b, x);
     moe_exec_destroy(x);
     return NULL;
@@ -474,6 +475,31 @@ START_TEST(test_ragged) {
 }
 END_TEST
 
+/* ---- GPUs ---- */
+
+static const int on_gpus[] = {1, 4, 5, 7, 9}; /* of meshes: with at most 8 ranks */
+
+START_TEST(test_sliced_gpu) {
+    gpu = true;
+    if (!exchange_gpus())
+        return;
+    sliced_case(&meshes[on_gpus[_i]], "data", "dense_shard", 5000, 3, true);
+    sliced_case(&meshes[on_gpus[_i]], "expert_data", "expert_shard", 40961, 1, false);
+    sliced_case(&meshes[on_gpus[_i]], "data", "dense_shard", 1, 1, false);
+}
+END_TEST
+
+START_TEST(test_ragged_gpu) {
+    gpu = true;
+    if (!exchange_gpus())
+        return;
+    int slots = moe_mesh_slots(&meshes[on_gpus[_i]], E);
+    for (int routing = 0; routing < 3; routing++)
+        ragged_case(&meshes[on_gpus[_i]], 1, routing ? 2 : BATCH, routing, routing ? slots : 1);
+    ragged_case(&meshes[on_gpus[_i]], 2, BATCH - 6, 0, slots);
+}
+END_TEST
+
 /* ---- failures ---- */
 
 static MoeStatus failing_rank(void *ctx, MoeComm *comm) {
@@ -506,6 +532,8 @@ int main(void) {
     tcase_set_timeout(t, 120);
     tcase_add_loop_test(t, test_sliced, 0, N_MESHES);
     tcase_add_loop_test(t, test_ragged, 0, N_MESHES);
+    tcase_add_loop_test(t, test_sliced_gpu, 0, sizeof on_gpus / sizeof *on_gpus);
+    tcase_add_loop_test(t, test_ragged_gpu, 0, sizeof on_gpus / sizeof *on_gpus);
     tcase_add_test(t, test_failures);
     suite_add_tcase(s, t);
     return moe_check_main(s);

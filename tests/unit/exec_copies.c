@@ -10,6 +10,7 @@
 #include "runtime/exec_comm.h"
 #include "runtime/plan.h"
 #include "runtime/ranks.h"
+#include "tests/support/exchange_gpu.h"
 #include "tests/support/status_checks.h"
 
 enum { E = 6, RANKS = 4, SLOTS = 4, G = RANKS * SLOTS, V = 8, LEAF = 4, COLS = 600, MOST = 64 };
@@ -135,7 +136,7 @@ static const struct {
               {"place", E, false}};
 enum { N_INPUTS = sizeof inputs / sizeof inputs[0] };
 
-static MoePlan *make_plan(void) {
+static MoePlan *make_plan(bool gpu) {
     MoeStr s = {0};
     MoePlan *p;
     moe_str_printf(&s,
@@ -168,7 +169,7 @@ static MoePlan *make_plan(void) {
                    "\"out\": 1, \"group\": \"ep\", \"row_bytes\": %d, \"slots\": %d, \"experts\": "
                    "%d, \"leaf\": %d}]}]}}}",
                    COLS * 4, SLOTS, E, COLS * 4, SLOTS, E, LEAF);
-    OK(moe_plan_load_memory(moe_str_c(&s), s.len, "t", NULL, 0, &p));
+    OK(exchange_load(moe_str_c(&s), s.len, gpu, &p));
     moe_str_free(&s);
     return p;
 }
@@ -232,44 +233,47 @@ static void check_rank(const Case *c, MoeExec *x) {
     }
 }
 
-static MoeStatus run_steps(MoeExec *x) {
-    MoeExecProgram *g = moe_exec_program(x, "t");
-    for (size_t i = 0; i < g->plan->n_steps; i++)
-        MOE_TRY(moe_exec_comm_step(x, g, i));
-    return NULL;
-}
-
 static MoeStatus rank(void *ctx, MoeComm *comm) {
     const Case *c = ctx;
     MoeExec *x;
-    OK(moe_exec_create(c->plan, comm, 1, &x));
+    OK(exchange_create(c->plan, comm, 1, &x));
     fill_rank(c, x);
     moe_exec_comm_begin_run(x);
-    OK(run_steps(x));
+    OK(exchange_run(x));
     check_rank(c, x);
     moe_exec_destroy(x);
     return NULL;
 }
 
-START_TEST(test_random) {
-    MoePlan *p = make_plan();
+static void random_cases(MoePlan *p, int first, int n) {
     int most_roots = 0;
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < n; i++) {
         static Case c;
-        c = (Case){.plan = p, .seed = (uint64_t)(_i * 100 + i)};
+        c = (Case){.plan = p, .seed = (uint64_t)(first + i)};
         make_map(&c);
         make_rows(&c, i % 3 == 2);
         for (int g = 0; g < G; g++) {
             MoeSplitRoot r[MOE_COPY_ROOTS];
-            int n = c.copies[g] < 0 ? 0
+            int roots = c.copies[g] < 0 ? 0
                                     : moe_split_roots(c.counts + c.copies[g] * V, V, LEAF, c.runs[g],
                                                       r, MOE_COPY_ROOTS);
-            most_roots = n > most_roots ? n : most_roots;
+            most_roots = roots > most_roots ? roots : most_roots;
         }
         OK(moe_ranks_run(RANKS, 0, rank, &c));
     }
     ck_assert_msg(most_roots > 1, "no copy has more than one root: the cases are too easy");
     moe_plan_free(p);
+}
+
+START_TEST(test_random) {
+    random_cases(make_plan(false), _i * 100, 20);
+}
+END_TEST
+
+/* From GPU to GPU, over a (simulated) NCCL. */
+START_TEST(test_random_gpu) {
+    if (exchange_gpus())
+        random_cases(make_plan(true), 0, 8);
 }
 END_TEST
 
@@ -297,7 +301,7 @@ static MoeStatus once(void *ctx, MoeComm *comm) {
 }
 
 START_TEST(test_once_a_run) {
-    MoePlan *p = make_plan();
+    MoePlan *p = make_plan(false);
     static Case c;
     c = (Case){.plan = p, .seed = 5};
     make_map(&c);
@@ -323,7 +327,7 @@ static MoeStatus wrong_map(void *ctx, MoeComm *comm) {
 }
 
 START_TEST(test_wrong_map) {
-    MoePlan *p = make_plan();
+    MoePlan *p = make_plan(false);
     static Case c;
     c = (Case){.plan = p, .seed = 9};
     make_map(&c);
@@ -354,6 +358,7 @@ int main(void) {
     TCase *t = tcase_create("exec_copies");
     tcase_set_timeout(t, 120);
     tcase_add_loop_test(t, test_random, 0, 5);
+    tcase_add_test(t, test_random_gpu);
     tcase_add_test(t, test_once_a_run);
     tcase_add_test(t, test_wrong_map);
     tcase_add_test(t, test_no_roots);
