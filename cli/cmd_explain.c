@@ -255,6 +255,11 @@ static void print_md(const Report *r) {
            p->dir ? p->dir : "plan", r->program->name, p->target, (long long)p->batch,
            (long long)p->seq, p->dtype, p->virtual_shards, p->micro_batches,
            p->micro_batches == 1 ? "" : "es");
+    if (p->fast_reduce)
+        printf("compiled with --fast-reduce: weight gradients add up a rank's rows in one chain, so bits depend on ranks, "
+               "micro-batches, placement and copies (two runs of this plan have the same)\n\n");
+    else
+        printf("weight gradients: trees over leaves of %d rows, the same bits at any layout\n\n", p->leaf_rows);
     printf("| op | phase | kind | launches | GFLOP | MB | predicted ms "
            "|%s\n|---|---|---|---:|---:|---:|---:|%s\n",
            r->has_measured ? " measured ms | GFLOP/s | GB/s |" : "",
@@ -317,6 +322,8 @@ static void print_json(const Report *r) {
     }
     json_t *root = json_pack("{s:s, s:s, s:o, s:f}", "program", p->name, "target", r->plan->target,
                              "ops", ops, "predicted_seconds", r->predicted);
+    json_object_set_new(root, "leaf_rows", json_integer(r->plan->leaf_rows));
+    json_object_set_new(root, "fast_reduce", json_boolean(r->plan->fast_reduce));
     if (r->has_measured)
         json_object_set_new(root, "measured_seconds", json_real(r->measured));
     if (!isnan(r->log_seconds))

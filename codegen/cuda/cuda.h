@@ -8,7 +8,7 @@
 #include "codegen/row_plan.h"
 
 /* Rows of a leaf of weight gradients where nothing says otherwise: docs/GPU.md has the arithmetic. */
-enum { MOE_CUDA_LEAF_ROWS = 128 };
+enum { MOE_CUDA_LEAF_ROWS = 512 };
 
 typedef struct MoeCudaTarget {
     MoeTarget base; /* first */

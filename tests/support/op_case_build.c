@@ -355,6 +355,8 @@ static bool over_experts(const MoeOpCase *c) {
 
 MoeGraph *moe_op_case_build(MoeModule *m, const MoeOpCase *c) {
     Build b = {moe_module_add_graph(m, "case"), c, {0, NULL}, 0};
+    b.g->leaf_rows = c->leaf_rows;
+    b.g->fast_reduce = c->fast_reduce;
     if (c->shards && c->form != MOE_FORM_RECEIVED) {
         MoeValue *seg = over_experts(c)
                             ? moe_build_input(b.g, "seg", moe_type_segs(c->experts, c->shards))

@@ -43,7 +43,8 @@ static void make_id(MoeOpCase *c) {
                   {"ranks", c->ranks},  {"slots", c->slots}, {"chunks", c->chunks},
                   {"rank", c->ep_rank}, {"h", c->heads},     {"kv", c->kv_heads},
                   {"d", c->head_dim},   {"seq", c->seq},     {"win", c->window},
-                  {"N", c->vocab},      {"tb", c->tb},       {"inverse", c->inverse}};
+                  {"N", c->vocab},      {"tb", c->tb},       {"inverse", c->inverse},
+                  {"leaf", c->leaf_rows}, {"fast", c->fast_reduce}};
     MoeStr s = {0};
     moe_str_printf(&s, "%s/%s/T=%lld", moe_op_info(c->op)->name, moe_dtype_name(c->dtype),
                    (long long)c->rows);

@@ -59,6 +59,8 @@ typedef struct {
     bool tb, grouped, inverse;
     MoeShardLayout layout;
     MoeRouting routing;
+    int leaf_rows; /* of the graph (ir/graph.h); 0: not said */
+    bool fast_reduce;
     MoeTolerance tolerance[3]; /* by output */
 } MoeOpCase;
 

@@ -136,7 +136,40 @@ void moe_cases_matmul(MoeCaseList *l) {
                                 .tolerance = {moe_tol_sum(33)}});
 }
 
+/* Leaves that are not the usual ones, and none: on both sides of their edges. */
+static const struct {
+    int leaf_rows;
+    bool fast_reduce;
+    int64_t rows, shards;
+} leaves[] = {{64, false, 1023, 8},  {64, false, 65, 1},  {512, false, 1500, 2}, {1024, false, 1500, 1},
+              {4096, false, 700, 2}, {0, true, 1500, 8},  {0, true, 129, 1},     {0, true, 0, 8},
+              {512, true, 17, 8}};
+
+static void leaf_case(MoeCaseList *l, MoeOpCase c, size_t i) {
+    c.leaf_rows = leaves[i].leaf_rows;
+    c.fast_reduce = leaves[i].fast_reduce;
+    c.rows = leaves[i].rows;
+    c.shards = leaves[i].shards;
+    c.layout = MOE_SHARDS_RANDOM;
+    c.tolerance[0] = c.tolerance[1] = moe_tol_sum(2 * leaves[i].rows);
+    moe_case_add(l, c);
+}
+
+static void leaf_grads(MoeCaseList *l) {
+    for (size_t i = 0; i < LEN(leaves); i++)
+        for (int way = 0; way < 4; way++)
+            leaf_case(l,
+                      (MoeOpCase){.op = MOE_OP_WEIGHT_GRAD,
+                                  .grouped = way & 1,
+                                  .experts = way & 1 ? 3 : 0,
+                                  .dtype = way & 2 ? MOE_BF16 : MOE_F32,
+                                  .k = way & 2 ? 48 : 33,
+                                  .n = i % 2 ? 40 : 17},
+                      i);
+}
+
 void moe_cases_weight_grad(MoeCaseList *l) {
+    leaf_grads(l);
     for (size_t i = 0; i < MOE_N_LEAF_SHAPES; i++)
         for (int way = 0; way < 4; way++) {
             const size_t j = (i * 7 + 3) % LEN(gemms);
@@ -159,6 +192,18 @@ void moe_cases_weight_grad(MoeCaseList *l) {
 
 /* Slots for copies: none, one or three a rank. */
 void moe_cases_copies(MoeCaseList *l, MoeOpcode op) {
+    for (size_t i = 0; i < LEN(leaves); i += 2)
+        leaf_case(l,
+                  (MoeOpCase){.op = op,
+                              .dtype = op == MOE_OP_ROOT_GRAD && i % 4 ? MOE_BF16 : MOE_F32,
+                              .topk = 2,
+                              .experts = 5,
+                              .k = op == MOE_OP_ROOT_GRAD ? 33 : 0,
+                              .n = op == MOE_OP_ROOT_GRAD ? 17 : 0,
+                              .ranks = 2,
+                              .ep_rank = op == MOE_OP_ROOT_PLAN,
+                              .slots = 4},
+                  i);
     for (size_t i = 0; i < MOE_N_LEAF_SHAPES; i++)
         for (int way = 0; way < (op == MOE_OP_COPY_PLAN ? 3 : 6); way++) {
             const size_t j = (i * 5 + 2) % LEN(gemms);
