@@ -16,6 +16,10 @@
  * moe_rt_fold          source, out, n (number), slots (number), slot 0 .. 31: out[i] = slot[s-1][i] + ( .. (slot[0][i] + source[i]));
  *                      f32; out may be one of the others
  * moe_rt_add_i32       source, sum, n (number): sum[i] += source[i]
+ * moe_rt_peer_word     mode (number), out, in, n, code (numbers): 0: out = whether in is set; 1: whether one of the n words that the addresses
+ *                      at `in` say is; 2: out = code where in is set (int32)
+ * moe_rt_peer_pull     MoeRtPeerOp[], n (number): what this rank gets from others (device/peer.cuh)
+ * moe_rt_peer_fold     MoeRtPeerOp, a MOE_PEER_FOLD_PLAN that has run: the sums
  * moe_rt_window        all, window, entries (number), lo, hi (numbers: indexes into all): all[k] within [all[lo], all[hi]]
  * moe_rt_guard_rows    MoeRtElastic[], n (number), code (number): notes the rows; stop = code where they are more than fit
  * moe_rt_guard_finite  a, b: stop = MOE_RT_NOT_FINITE unless the first float of both is finite
@@ -34,6 +38,9 @@
     X(moe_rt_widen, 3)                                                                             \
     X(moe_rt_fold, 4 + MOE_RT_SLOTS)                                                               \
     X(moe_rt_add_i32, 3)                                                                           \
+    X(moe_rt_peer_word, 5)                                                                         \
+    X(moe_rt_peer_pull, 2)                                                                         \
+    X(moe_rt_peer_fold, 1)                                                                         \
     X(moe_rt_window, 5)                                                                            \
     X(moe_rt_guard_rows, 3)                                                                        \
     X(moe_rt_guard_finite, 2)                                                                      \
@@ -49,6 +56,32 @@ typedef enum {
 #undef X
         MOE_RT_N_KERNELS
 } MoeRtKernel;
+
+/* Exchanges between ranks whose memory a device reaches (docs/GPU.md, "Exchanges between peers"): one op of one rank. `n` members in the
+ * group's order, this rank is number `self`; what the numbers and tables are says device/peer.cuh, op by op. Addresses. */
+#define MOE_RT_PEERS 32 /* members at most */
+typedef enum {
+    MOE_PEER_GATHER,
+    MOE_PEER_ROWS,
+    MOE_PEER_DISPATCH,
+    MOE_PEER_COMBINE,
+    MOE_PEER_EXPERTS,
+    MOE_PEER_CLEAR,
+    MOE_PEER_SUM,
+    MOE_PEER_SUM_I32,
+    MOE_PEER_FOLD_PLAN
+} MoeRtPeerKind;
+typedef struct {
+    int32_t kind, n, self;
+    int32_t word; /* bytes that are copied at a time: 16, 8, 4, 2; of a sum 16: four elements, else one */
+    int64_t a[8];
+    uint64_t t[4];     /* this rank's tables */
+    uint64_t to, work; /* the result; scratch memory */
+    uint64_t from[MOE_RT_PEERS], table[MOE_RT_PEERS], index[MOE_RT_PEERS]; /* the members' */
+    int64_t at[MOE_RT_PEERS], count[MOE_RT_PEERS];
+} MoeRtPeerOp;
+/* Of MOE_PEER_FOLD_PLAN, for each slot; and so many int32 for each slot and shard, and one more a slot. */
+#define MOE_RT_PEER_FOLD_BYTES (8 + 12 * 4 * MOE_RT_PEERS)
 
 /* An elastic value on the device. */
 typedef struct {

@@ -32,6 +32,7 @@ enum { /* CUresult */
        MOE_CU_NOT_FOUND = 500,
        MOE_CU_NOT_READY = 600,
        MOE_CU_ILLEGAL_ADDRESS = 700,
+       MOE_CU_PEER_ACCESS_ALREADY_ENABLED = 704,
        MOE_CU_LAUNCH_OUT_OF_RESOURCES = 701,
        MOE_CU_LAUNCH_TIMEOUT = 702,
        MOE_CU_ILLEGAL_INSTRUCTION = 715,
@@ -68,7 +69,10 @@ enum {
     MOE_CU_ALLOCATION_PINNED = 1,
     MOE_CU_ACCESS_READWRITE = 3,
     MOE_CU_GRANULARITY_MINIMUM = 0,
-    MOE_CU_GRANULARITY_RECOMMENDED = 1
+    MOE_CU_GRANULARITY_RECOMMENDED = 1,
+    MOE_CU_OP_WAIT_VALUE_32 = 1, /* CUstreamBatchMemOpType */
+    MOE_CU_OP_WRITE_VALUE_32 = 2,
+    MOE_CU_WAIT_VALUE_GEQ = 0
 };
 
 enum { /* CUtensorMap...: of cuTensorMapEncodeTiled */
@@ -109,6 +113,17 @@ typedef struct { /* CUtensorMap */
     _Alignas(64) uint64_t opaque[16];
 } MoeCuTensorMap;
 
+typedef union { /* CUstreamBatchMemOpParams: of its members those on 32-bit values */
+    struct {
+        int operation;
+        MoeCuPtr address;
+        uint64_t value;
+        unsigned flags;
+        MoeCuPtr alias;
+    } on;
+    uint64_t pad[6];
+} MoeCuStreamOp;
+
 /* X(member, name in the library, parameters): a CUresult each. */
 #define MOE_CUDA_DRIVER_FUNCTIONS(X)                                                               \
     X(init, "cuInit", (unsigned flags))                                                            \
@@ -142,6 +157,11 @@ typedef struct { /* CUtensorMap */
     X(stream_synchronize, "cuStreamSynchronize", (MoeCuStream stream))                             \
     X(stream_query, "cuStreamQuery", (MoeCuStream stream))                                         \
     X(stream_wait, "cuStreamWaitEvent", (MoeCuStream stream, MoeCuEvent event, unsigned flags))    \
+    X(stream_ops, "cuStreamBatchMemOp_v2",                                                         \
+      (MoeCuStream stream, unsigned n, MoeCuStreamOp *ops, unsigned flags))                        \
+    X(can_access_peer, "cuDeviceCanAccessPeer",                                                    \
+      (int *can, MoeCuDevice device, MoeCuDevice peer))                                            \
+    X(peer_enable, "cuCtxEnablePeerAccess", (MoeCuContext peer, unsigned flags))                   \
     X(event_create, "cuEventCreate", (MoeCuEvent * event, unsigned flags))                         \
     X(event_destroy, "cuEventDestroy_v2", (MoeCuEvent event))                                      \
     X(event_record, "cuEventRecord", (MoeCuEvent event, MoeCuStream stream))                       \

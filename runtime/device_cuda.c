@@ -1,7 +1,7 @@
 /* An NVIDIA GPU as a device: opened through the driver API, in the primary context of the device, which ranks that are threads
  * share. See device_cuda.h. */
-#include "runtime/device_cuda.h"
 #include "runtime/device_cuda_nccl.h"
+#include "runtime/device_cuda_peer.h"
 
 #include <ctype.h>
 #include <stdlib.h>
@@ -32,8 +32,27 @@ MoeStatus moe_cuda_check(MoeDeviceCuda *d, MoeCuResult r, const char *what, ...)
     return st;
 }
 
+/* For an event. */
+MoeStatus moe_cuda_await(MoeDeviceCuda *d, MoeCuEvent e, const char *what) {
+    if (d->peers)
+        return moe_cuda_peers_await(d, e);
+    MOE_TRY(moe_cuda_nccl_await(d, e));
+    return moe_cuda_check(d, d->cu->event_synchronize(e),
+                          "waiting for %s, running program %s up to step %s", what,
+                          d->program ? d->program : "none", d->step ? d->step : "none");
+}
+
+/* With peers: their part first, which an end of theirs ends. */
+static MoeStatus await_peers(MoeDeviceCuda *d) {
+    if (!d->peers)
+        return NULL;
+    MOE_TRY(moe_cuda_check(d, d->cu->event_record(d->peers->idle, d->stream), "cuEventRecord"));
+    return moe_cuda_peers_await(d, d->peers->idle);
+}
+
 MoeStatus moe_cuda_wait(MoeDeviceCuda *d) {
     MOE_TRY(moe_cuda_nccl_wait(d, d->stream));
+    MOE_TRY(await_peers(d));
     MoeCuResult r = d->cu->stream_synchronize(d->stream);
     d->transfer.gone = d->transfer.sent;
     if (!d->step)
@@ -102,7 +121,7 @@ static void cuda_close(MoeDevice *base) {
         moe_cuda_cudnn_close(d);
         moe_cuda_unbind(d);
         moe_cuda_transfer_close(d);
-        if (d->stop)
+        if (d->stop && !d->keep_memory)
             (void)cu->mem_free(d->stop);
         if (d->begin)
             (void)cu->event_destroy(d->begin);
@@ -113,6 +132,7 @@ static void cuda_close(MoeDevice *base) {
         (void)cu->context_release(d->device);
     }
     free(d->failed);
+    free(d->access);
     free(d->has);
     free(d->chunks);
     free(d);
@@ -124,11 +144,12 @@ static MoeStatus cuda_meet(MoeDevice *base, MoeExec *x) {
     if (d->met)
         return NULL;
     d->met = true;
-    return moe_cuda_nccl_open(d, x, d->exchange);
+    MOE_TRY(moe_cuda_peers_open(d, x));
+    return d->peers ? NULL : moe_cuda_nccl_open(d, x, d->exchange);
 }
 
 static void cuda_leave(MoeDevice *base, MoeExec *x) {
-    (void)x;
+    moe_cuda_peers_close((MoeDeviceCuda *)base, x);
     moe_cuda_nccl_close((MoeDeviceCuda *)base);
 }
 
@@ -157,6 +178,8 @@ static const MoeDeviceOps ops = {
     .settle = moe_cuda_settle,
     .guard = moe_cuda_guard,
     .replay = moe_cuda_replay,
+    .carries = moe_cuda_carries,
+    .exchange = moe_cuda_exchange,
 };
 
 static MoeStatus open_device(MoeDeviceCuda *d, const MoeDevicePlace *place) {

@@ -39,11 +39,11 @@ typedef struct {
 /* Steps of a range of phases, captured. */
 typedef struct {
     MoePlanPhase lo, hi;
-    bool counting;
+    bool counting, filled; /* filled: without the steps that fill slots of experts' copies */
     MoeCuGraphExec exec; /* NULL: this range cannot be captured */
 } MoeCudaGraph;
 
-enum { MOE_CUDA_MAX_GRAPHS = 6 };
+enum { MOE_CUDA_MAX_GRAPHS = 12 };
 
 typedef struct {
     MoeCudaLaunch *launches; /* [n_steps]; of other steps empty */
@@ -119,12 +119,18 @@ typedef struct {
     MoeCudaProgram *programs; /* like plan->programs */
     struct MoeCudaBlasLt *blaslt; /* NULL: not open */
     struct MoeCudaCudnn *cudnn;   /* the same */
+    struct MoeCudaPeers *peers; /* device_cuda_peer.h; NULL: exchanges do not go so */
+    MoeComm *comm;            /* with peers: the ranks without which this device may wait for ever */
+    MoeCuAccess *access;      /* [n_access]: devices that reach the slab; NULL: this one alone */
+    size_t n_access;
+    bool keep_memory;         /* a rank that did not end may still touch it: it is the process's until its end */
 } MoeDeviceCuda;
 
 /* device_cuda.c: before any call; a result as a status, remembered unless it is that memory is short. */
 MoeStatus moe_cuda_enter(MoeDeviceCuda *d);
 MoeStatus moe_cuda_check(MoeDeviceCuda *d, MoeCuResult r, const char *what, ...) MOE_PRINTF(3, 4);
 MoeStatus moe_cuda_wait(MoeDeviceCuda *d); /* for all that was launched */
+MoeStatus moe_cuda_await(MoeDeviceCuda *d, MoeCuEvent e, const char *what);
 
 /* device_cuda_memory.c */
 MoeStatus moe_cuda_alloc(MoeDevice *d, int64_t bytes, const char *what, char **out);
@@ -141,6 +147,8 @@ MoeStatus moe_cuda_table(MoeDeviceCuda *d, int64_t bytes, const char *what, MoeC
 MoeStatus moe_cuda_map(MoeDeviceCuda *d, int64_t at, int64_t bytes);
 /* The same for a host's address, wherever it is. */
 MoeStatus moe_cuda_need(MoeDeviceCuda *d, const void *host, int64_t bytes);
+/* The slab's memory, now and later, for the devices in d->access. */
+MoeStatus moe_cuda_share_slab(MoeDeviceCuda *d);
 /* Bytes from `at` on that have memory, less the slack. */
 int64_t moe_cuda_mapped(const MoeDeviceCuda *d, int64_t at);
 /* What an elastic value of so many rows needs: as many more as a kernel's tile may read beyond them (docs/GPU.md). */
@@ -167,6 +175,13 @@ bool moe_cuda_rows_known(const MoePlanProgram *g, int v, size_t i);
 /* A kernel of the runtime (base/cuda_abi.h) on a stream, over n elements. */
 MoeStatus moe_cuda_runtime(MoeDeviceCuda *d, MoeRtKernel k, MoeCuStream stream, int64_t n,
                            const uint64_t *bufs, size_t n_bufs);
+/* A kernel of the runtime (base/cuda_abi.h) on a stream, over n elements, unless the word at `stop` is set. */
+MoeStatus moe_cuda_runtime_under(MoeDeviceCuda *d, MoeRtKernel k, MoeCuPtr stop, MoeCuStream stream,
+                                 int64_t n, const uint64_t *bufs, size_t n_bufs);
+/* The guards of elastic values that step i begins. The device's limits are those of now: look_at does it itself, at the price of
+ * a wait. */
+MoeStatus moe_cuda_look_before(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c, size_t i);
+MoeStatus moe_cuda_limits(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c);
 MoeStatus moe_cuda_run(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
 /* Its kernel, whatever was chosen to run it. */
 MoeStatus moe_cuda_launch_step(MoeDeviceCuda *d, const MoeExecProgram *g, const MoeCudaProgram *c,

@@ -78,6 +78,11 @@ void moe_cuda_release(MoeDevice *base, char *at, int64_t bytes) {
         return;
     MoeCudaRegion *r = &d->regions[find(d, at) - d->regions];
     (void)d->cu->context_set(d->context);
+    if (d->keep_memory) { /* other ranks' devices may still read it */
+        moe_free_big(r->host, (size_t)r->bytes);
+        *r = d->regions[--d->n_regions];
+        return;
+    }
     (void)d->cu->stream_synchronize(d->stream);
     if (r->mapped) {
         for (size_t i = 0; i < d->n_chunks; i++) {
@@ -133,9 +138,24 @@ static MoeStatus map_run(MoeDeviceCuda *d, MoeCudaRegion *r, int64_t first, int6
     d->chunks[d->n_chunks++] = c;
     memset(d->has + first, 1, (size_t)(end - first));
     d->grew = true;
-    MOE_TRY(moe_cuda_check(d, d->cu->mem_access(at, (size_t)c.bytes, &access, 1), "cuMemSetAccess"));
+    MOE_TRY(moe_cuda_check(d,
+                           d->cu->mem_access(at, (size_t)c.bytes, d->access ? d->access : &access,
+                                             d->access ? d->n_access : 1),
+                           "cuMemSetAccess"));
     return moe_cuda_check(d, d->cu->set_bytes(at, 0, (size_t)c.bytes, d->stream),
                           "cuMemsetD8Async of the slab");
+}
+
+/* For what is mapped already. */
+MoeStatus moe_cuda_share_slab(MoeDeviceCuda *d) {
+    const MoeCudaRegion *r = slab_of(d);
+    for (size_t i = 0; r && i < d->n_chunks; i++)
+        MOE_TRY(moe_cuda_check(d,
+                               d->cu->mem_access(r->at + (MoeCuPtr)d->chunks[i].at,
+                                                 (size_t)d->chunks[i].bytes, d->access,
+                                                 d->n_access),
+                               "cuMemSetAccess"));
+    return NULL;
 }
 
 MoeStatus moe_cuda_map(MoeDeviceCuda *d, int64_t at, int64_t bytes) {
@@ -256,6 +276,8 @@ MoeStatus moe_cuda_slab(MoeDevice *base, int64_t bytes, int64_t fixed, char **ou
 MoeStatus moe_cuda_read(MoeDevice *base, const char *at, int64_t bytes) {
     MoeDeviceCuda *d = (MoeDeviceCuda *)base;
     MOE_TRY(moe_cuda_enter(d));
+    if (d->peers) /* a copy to memory that is not pinned waits by itself, and hears of no failure */
+        MOE_TRY(moe_cuda_wait(d));
     MOE_TRY(moe_cuda_nccl_wait(d, d->stream)); /* the driver would wait for ever */
     MOE_TRY(moe_cuda_check(d,
                            d->cu->copy_out((void *)(uintptr_t)at, moe_cuda_address(d, at),

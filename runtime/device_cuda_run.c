@@ -3,20 +3,21 @@
 
 #include "base/assert.h"
 #include "runtime/device_cuda_nccl.h"
+#include "runtime/device_cuda_peer.h"
 
 #define MOST_BLOCKS 4096 /* of a kernel of the runtime */
 
 /* ---- kernels of the runtime ---- */
 
 /* n: elements, one a thread as far as blocks go. args: buffers and numbers. */
-MoeStatus moe_cuda_runtime(MoeDeviceCuda *d, MoeRtKernel k, MoeCuStream stream, int64_t n,
-                           const uint64_t *bufs, size_t n_bufs) {
+MoeStatus moe_cuda_runtime_under(MoeDeviceCuda *d, MoeRtKernel k, MoeCuPtr stop, MoeCuStream stream,
+                                 int64_t n, const uint64_t *bufs, size_t n_bufs) {
     static const size_t counts[] = {
 #define X(name, bufs) bufs,
         MOE_RT_KERNELS(X)
 #undef X
     };
-    uint64_t args[1 + 4 + MOE_RT_SLOTS] = {d->stop};
+    uint64_t args[1 + 4 + MOE_RT_SLOTS] = {stop};
     void *params[] = {args};
     int64_t blocks = (n + MOE_RT_THREADS - 1) / MOE_RT_THREADS;
     MOE_ASSERT(n_bufs <= counts[k] && counts[k] < sizeof args / sizeof *args, "%zu buffers", n_bufs);
@@ -27,6 +28,11 @@ MoeStatus moe_cuda_runtime(MoeDeviceCuda *d, MoeRtKernel k, MoeCuStream stream, 
                                         0, stream, params, NULL),
                           "launching a kernel of the runtime, behind step %s",
                           d->step ? d->step : "none");
+}
+
+MoeStatus moe_cuda_runtime(MoeDeviceCuda *d, MoeRtKernel k, MoeCuStream stream, int64_t n,
+                           const uint64_t *bufs, size_t n_bufs) {
+    return moe_cuda_runtime_under(d, k, d->stop, stream, n, bufs, n_bufs);
 }
 
 static MoeStatus launch_runtime(MoeDeviceCuda *d, MoeRtKernel k, int64_t n, const uint64_t *bufs,
@@ -112,23 +118,34 @@ static MoeStatus read_elastic(MoeDeviceCuda *d, MoeCudaProgram *c) {
                           d->step ? d->step : "none");
 }
 
-/* Values [from, end): what does not fit stops with this code; 0: they all do. */
-static MoeStatus look_at(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c, size_t from,
-                         size_t end, size_t code) {
-    if (from == end)
+MoeStatus moe_cuda_limits(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c) {
+    if (!c->n_elastic)
         return NULL;
     if (d->grew)
         for (size_t k = 0; k < d->plan->n_programs; k++)
             d->programs[k].stale = true;
     d->grew = false;
-    if (c->stale) {
-        MOE_TRY(read_elastic(d, c));
-        MOE_TRY(moe_cuda_wait(d));
-        MOE_TRY(send_limits(d, g, c));
-    }
+    if (!c->stale)
+        return NULL;
+    MOE_TRY(moe_cuda_wait(d));
+    MOE_TRY(read_elastic(d, c));
+    MOE_TRY(moe_cuda_wait(d));
+    return send_limits(d, g, c);
+}
+
+/* Values [from, end): what does not fit stops with this code; 0: they all do. */
+static MoeStatus look_at(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c, size_t from,
+                         size_t end, size_t code) {
+    if (from == end)
+        return NULL;
+    MOE_TRY(moe_cuda_limits(d, g, c));
     uint64_t bufs[] = {c->table + from * sizeof *c->elastic, end - from, code};
     d->looked = true;
     return launch_runtime(d, MOE_RT_ID_moe_rt_guard_rows, 1, bufs, 3);
+}
+
+MoeStatus moe_cuda_look_before(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram *c, size_t i) {
+    return c->n_elastic ? look_at(d, g, c, c->before[i], c->after[i], 1 + i) : NULL;
 }
 
 /* A value that a step of the host begins has its memory from then on: the host knows the rows. */
@@ -145,7 +162,7 @@ MoeStatus moe_cuda_stepped(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_
     MoeDeviceCuda *d = (MoeDeviceCuda *)base;
     MoeCudaProgram *c = moe_cuda_program(d, x, g);
     MOE_TRY(moe_cuda_enter(d));
-    if (g->plan->steps[i].kernel)
+    if (g->plan->steps[i].kernel || moe_device_carries(base, x, g, i))
         return look_at(d, g, c, c->after[i], c->before[i + 1], 0);
     for (size_t k = c->before[i]; k < c->before[i + 1]; k++)
         MOE_TRY(make_room(d, x, g, c->value[k]));
@@ -172,8 +189,7 @@ MoeStatus moe_cuda_run(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t i)
     const MoePlanStep *s = &g->plan->steps[i];
     bool timed = x->profile || x->watch;
     MOE_TRY(moe_cuda_enter(d));
-    if (c->n_elastic)
-        MOE_TRY(look_at(d, g, c, c->before[i], c->after[i], 1 + i));
+    MOE_TRY(moe_cuda_look_before(d, g, c, i));
     if (timed)
         MOE_TRY(moe_cuda_check(d, d->cu->event_record(d->begin, d->stream), "cuEventRecord"));
     if (s->slot_hi)
@@ -196,9 +212,7 @@ MoeStatus moe_cuda_timed(MoeDevice *base, double *out_seconds) {
     if (!d->timed)
         return NULL;
     d->timed = false;
-    MOE_TRY(moe_cuda_nccl_await(d, d->end));
-    MOE_TRY(moe_cuda_check(d, d->cu->event_synchronize(d->end), "running program %s up to step %s",
-                           d->program, d->step));
+    MOE_TRY(moe_cuda_await(d, d->end, "a step that is timed"));
     MOE_TRY(moe_cuda_check(d, d->cu->event_ms(&ms, d->begin, d->end), "cuEventElapsedTime"));
     *out_seconds = ms * 1e-3;
     return NULL;
@@ -225,7 +239,7 @@ static MoeStatus grow(MoeDeviceCuda *d, const MoeExecProgram *g, MoeCudaProgram 
                              g->plan->steps[step].name, g->plan->name,
                              (long long)c->elastic[k].need, (long long)(v->bytes / v->row_bytes));
     }
-    if (!d->grew)
+    if (!d->grew && !d->peers) /* with peers it may be another rank that lacked it */
         return moe_error(MOE_E_INTERNAL,
                          "step %s of program %s stopped for lack of memory, and nothing lacks it",
                          g->plan->steps[step].name, g->plan->name);
@@ -241,9 +255,10 @@ MoeStatus moe_cuda_settle(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t
     if (!c->n_elastic)
         return d->guarded ? clear_stop(d) : NULL;
     if (!d->looked && !d->guarded)
-        return NULL; /* nothing can have stopped since */
+        return d->peers ? moe_cuda_peers_settle(d, x, g, *out_again)
+                        : NULL; /* nothing can have stopped since */
     d->looked = false;
-    MOE_TRY(moe_cuda_nccl_wait(d, d->stream));
+    MOE_TRY(moe_cuda_wait(d)); /* a copy to memory that is not pinned waits by itself, and hears of no failure */
     MOE_TRY(moe_cuda_check(d, d->cu->copy_out(&stop, d->stop, sizeof stop, d->stream),
                            "reading the stop flag, behind step %s", d->step ? d->step : "none"));
     MOE_TRY(read_elastic(d, c));
@@ -252,14 +267,16 @@ MoeStatus moe_cuda_settle(MoeDevice *base, MoeExec *x, MoeExecProgram *g, size_t
         if (c->elastic[k].seen)
             moe_exec_elastic_used(x, g, c->value[k],
                                   c->elastic[k].seen * g->plan->values[c->value[k]].row_bytes);
-    if (!stop)
-        return NULL;
-    MOE_TRY(clear_stop(d));
+    if (stop)
+        MOE_TRY(clear_stop(d));
     if (stop == MOE_RT_NOT_FINITE)
         return NULL;
-    MOE_ASSERT(stop > 0 && (size_t)stop <= g->plan->n_steps, "stopped by %d", stop);
-    *out_again = (size_t)stop - 1;
-    return grow(d, g, c, *out_again);
+    if (stop) {
+        MOE_ASSERT(stop > 0 && (size_t)stop <= g->plan->n_steps, "stopped by %d", stop);
+        *out_again = (size_t)stop - 1;
+        MOE_TRY(grow(d, g, c, *out_again));
+    }
+    return d->peers ? moe_cuda_peers_settle(d, x, g, *out_again) : NULL;
 }
 
 static MoeCuPtr output_address(const MoeDeviceCuda *d, const MoeExecProgram *g, const char *name) {

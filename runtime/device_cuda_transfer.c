@@ -50,10 +50,7 @@ static MoeStatus take_slot(MoeDeviceCuda *d, char **out) {
     MoeCudaTransfer *t = &d->transfer;
     int i = (int)(t->sent % MOE_CUDA_SLOTS);
     if (t->sent >= t->gone + MOE_CUDA_SLOTS) {
-        MOE_TRY(moe_cuda_nccl_await(d, t->left[i]));
-        MOE_TRY(moe_cuda_check(d, d->cu->event_synchronize(t->left[i]),
-                               "waiting for copies in, behind step %s",
-                               d->step ? d->step : "none"));
+        MOE_TRY(moe_cuda_await(d, t->left[i], "copies in"));
         t->gone = t->sent + 1 - MOE_CUDA_SLOTS;
     }
     *out = t->ring + i * SLOT_BYTES;
@@ -129,6 +126,8 @@ MoeStatus moe_cuda_ask(MoeDevice *base, const char *at, int64_t bytes, const voi
         d->transfer.block = 0, d->transfer.filled = 0;
     d->transfer.asking = true;
     MOE_TRY(make_room(d, bytes, &to));
+    if (d->peers && !d->transfer.blocks[d->transfer.block].pinned)
+        MOE_TRY(moe_cuda_wait(d)); /* such a copy waits by itself, and hears of no failure */
     *out = to;
     return moe_cuda_check(d, d->cu->copy_out(to, moe_cuda_address(d, at), (size_t)bytes, d->stream),
                           "copying %lld bytes out, behind step %s", (long long)bytes,
@@ -146,10 +145,7 @@ MoeStatus moe_cuda_answers(MoeDevice *base) {
     MoeDeviceCuda *d = (MoeDeviceCuda *)base;
     MOE_TRY(moe_cuda_enter(d));
     d->transfer.asking = false;
-    MOE_TRY(moe_cuda_nccl_await(d, d->transfer.answered));
-    MOE_TRY(moe_cuda_check(d, d->cu->event_synchronize(d->transfer.answered),
-                           "running program %s up to step %s", d->program ? d->program : "none",
-                           d->step ? d->step : "none"));
+    MOE_TRY(moe_cuda_await(d, d->transfer.answered, "results"));
     if (d->transfer.marked > d->transfer.gone)
         d->transfer.gone = d->transfer.marked;
     return NULL;

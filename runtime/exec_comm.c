@@ -305,13 +305,20 @@ void moe_exec_comm_begin_run(MoeExec *x) {
         x->between->run++;
 }
 
-/* Whether the slots of copies that step i fills are filled already: once a run is enough, as micro-batches change no parameter. */
-static bool is_filled(const MoeExec *x, const MoeExecProgram *g, size_t i) {
-    int64_t *filled = &x->between->filled[g - x->programs][i];
-    if (g->plan->steps[i].comm[0].op != MOE_PLAN_COPY_EXPERTS)
-        return false;
-    bool done = *filled == x->between->run;
-    *filled = x->between->run;
+bool moe_exec_is_filled(const MoeExec *x, const MoeExecProgram *g, size_t i) {
+    const MoePlanStep *s = &g->plan->steps[i];
+    return s->n_comm && s->comm[0].op == MOE_PLAN_COPY_EXPERTS &&
+           x->between->filled[g - x->programs][i] == x->between->run;
+}
+
+void moe_exec_set_filled(MoeExec *x, const MoeExecProgram *g, size_t i, bool filled) {
+    x->between->filled[g - x->programs][i] = filled ? x->between->run : 0;
+}
+
+/* The same, and they are from now on. */
+static bool is_filled(MoeExec *x, const MoeExecProgram *g, size_t i) {
+    bool done = moe_exec_is_filled(x, g, i);
+    moe_exec_set_filled(x, g, i, true);
     return done;
 }
 

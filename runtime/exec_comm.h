@@ -16,6 +16,10 @@ MoeStatus moe_exec_comm_create(MoeExec *x);
 void moe_exec_comm_destroy(MoeExec *x);
 /* A program begins, with parameters that may have changed. */
 void moe_exec_comm_begin_run(MoeExec *x);
+/* Whether the slots of copies that step i fills (copy_experts) are filled already: once a run is enough, as micro-batches change no
+ * parameter. */
+bool moe_exec_is_filled(const MoeExec *x, const MoeExecProgram *g, size_t i);
+void moe_exec_set_filled(MoeExec *x, const MoeExecProgram *g, size_t i, bool filled);
 /* Step i of the program, an exchange or a wait. */
 MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i);
 int64_t moe_exec_comm_bytes(const MoeExec *x); /* of staging memory */

@@ -358,10 +358,11 @@ static MoeStepResult results(const Asked *a) {
                            .tokens = of_i32(a->tokens)};
 }
 
-/* Whether the update is kernels alone: a device that can guard them need not ask the host before. */
+/* Whether the update is the device's alone: one that can guard its steps need not ask the host before. */
 static bool updates_alone(const MoeExec *x, const MoeExecProgram *g) {
     for (size_t i = 0; i < g->plan->n_steps; i++)
-        if (g->plan->steps[i].phase == MOE_PHASE_UPD && !g->plan->steps[i].kernel)
+        if (g->plan->steps[i].phase == MOE_PHASE_UPD && !g->plan->steps[i].kernel &&
+            !moe_device_carries(x->device, x, g, i))
             return false;
     return x->device->ops->guard != NULL;
 }

@@ -42,7 +42,7 @@ bool moe_cuda_runs_here(const char *arch);
     X(prelude)                                                                                     \
     X(ptx) X(math) X(row) X(tree) X(rope) X(segs) X(sort) X(move) X(gemm) X(gemm_simt) X(gemm_mma) \
         X(gemm_hopper) X(wgrad) X(wgrad_hopper) X(attn) X(attn_simt) X(attn_mma) X(xent) X(route)  \
-            X(split) X(embed) X(runtime)
+            X(split) X(embed) X(runtime) X(peer)
 typedef enum {
 #define X(name) MOE_CUDA_PART_##name,
     MOE_CUDA_PARTS(X)

@@ -10,6 +10,9 @@
     X(moe_rt_widen, "moe::rt_widen(a);")                                                           \
     X(moe_rt_fold, "moe::rt_fold(a);")                                                             \
     X(moe_rt_add_i32, "moe::rt_add_i32(a);")                                                       \
+    X(moe_rt_peer_word, "moe::rt_peer_word(a);")                                                   \
+    X(moe_rt_peer_pull, "moe::rt_peer_pull(a);")                                                   \
+    X(moe_rt_peer_fold, "moe::rt_peer_fold<256>(a);")                                              \
     X(moe_rt_window, "moe::rt_window(a);")                                                         \
     X(moe_rt_guard_rows, "moe::rt_guard_rows(a);")                                                 \
     X(moe_rt_guard_finite, "moe::rt_guard_finite(a, %d);")                                         \
@@ -18,6 +21,18 @@
     X(moe_rt_copy, "moe::rt_copy(a);")                                                             \
     X(moe_rt_rows_fill, "moe::rt_rows_fill(a);")                                                   \
     X(moe_rt_rows_differ, "moe::rt_rows_differ(a);")
+
+static uint32_t parts_of(int kernel) {
+    const uint32_t plain = 1u << MOE_CUDA_PART_runtime;
+    switch (kernel) {
+    case MOE_RT_ID_moe_rt_peer_word:
+    case MOE_RT_ID_moe_rt_peer_pull:
+    case MOE_RT_ID_moe_rt_peer_fold:
+        return plain | 1u << MOE_CUDA_PART_segs | 1u << MOE_CUDA_PART_sort |
+               1u << MOE_CUDA_PART_split | 1u << MOE_CUDA_PART_peer;
+    }
+    return plain;
+}
 
 void moe_cuda_add_runtime(MoeCudaTarget *t) {
     static const struct {
@@ -39,7 +54,7 @@ void moe_cuda_add_runtime(MoeCudaTarget *t) {
                                .exact = true,
                                .n_bufs = kernels[i].n_bufs,
                                .threads = MOE_RT_THREADS,
-                               .parts = 1u << MOE_CUDA_PART_runtime,
+                               .parts = parts_of(i),
                                .body = i == MOE_RT_ID_moe_rt_guard_finite
                                            ? moe_arena_printf(t->arena, bodies[i], MOE_RT_NOT_FINITE)
                                            : bodies[i]});

@@ -10,6 +10,7 @@
 
 CUstream moe_sim_streams;
 
+enum { OPS_A_QUERY = 64 };
 enum { PATIENCE = 60 }; /* seconds in which nothing happens at all until a wait is given up */
 
 static double now(void) {
@@ -304,14 +305,17 @@ MOE_SIM_EXPORT CUresult cuStreamSynchronize(CUstream s) {
     return moe_sim_leave(r);
 }
 
-/* Somebody asks whether it is done: one more op runs, its own or, where that waits, another stream's. */
+/* Somebody asks whether it is done: some more ops run, its own or, where that waits, another stream's. */
 static CUresult query(CUstream s, uint64_t number) {
     if (!s || done(s, number))
         return CUDA_SUCCESS;
-    bool moved;
-    CUresult r = moe_sim_step(s, &moved);
-    if (!r && !moved)
-        (void)drive(s);
+    bool moved = true;
+    CUresult r = CUDA_SUCCESS;
+    for (int k = 0; k < OPS_A_QUERY && moved && !r && !done(s, number); k++) {
+        r = moe_sim_step(s, &moved);
+        if (!r && !moved)
+            moved = drive(s);
+    }
     moe_sim_memory_leave();
     return r ? r : done(s, number) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }

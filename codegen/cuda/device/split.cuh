@@ -51,6 +51,8 @@ __device__ __forceinline__ u32 power_below(u32 n) {
 template <int SHARDS, int LEAF> struct SplitRows {
     const i32 *prefix;
 
+    static __device__ __forceinline__ constexpr int shards() { return SHARDS; }
+    static __device__ __forceinline__ constexpr int leaf() { return LEAF; }
     __device__ __forceinline__ i32 count(int v) const { return prefix[v + 1] - prefix[v]; }
     __device__ __forceinline__ int leaves(int v) const { return (count(v) + LEAF - 1) / LEAF; }
     /* The shard that has row `row`; SHARDS at the end. */
@@ -68,6 +70,25 @@ template <int SHARDS, int LEAF> struct SplitRows {
     __device__ __forceinline__ SplitEdge edge_at(i32 row) const {
         int v = shard_at(row);
         return SplitEdge{row, v, v < SHARDS ? (row - prefix[v]) / LEAF : 0};
+    }
+};
+
+/* The same where both are known when it runs. */
+struct SplitRowsAny {
+    const i32 *prefix;
+    int n_shards, leaf_rows;
+
+    __device__ __forceinline__ int shards() const { return n_shards; }
+    __device__ __forceinline__ int leaf() const { return leaf_rows; }
+    __device__ __forceinline__ i32 count(int v) const { return prefix[v + 1] - prefix[v]; }
+    __device__ __forceinline__ int leaves(int v) const {
+        return (count(v) + leaf_rows - 1) / leaf_rows;
+    }
+    __device__ __forceinline__ SplitEdge edge_at(i32 row) const {
+        int v = 0;
+        while (v < n_shards && prefix[v + 1] <= row)
+            v++;
+        return SplitEdge{row, v, v < n_shards ? (row - prefix[v]) / leaf_rows : 0};
     }
 };
 
@@ -95,32 +116,31 @@ __device__ __forceinline__ int subtree_end(int i, int hi, int end) {
     return (i64)i + size < end ? (int)((u32)i + size) : end;
 }
 
-template <int MOST, int SHARDS, int LEAF>
-__device__ __forceinline__ void put_leaves(const SplitRows<SHARDS, LEAF> &x, int shard, int lo,
-                                           int hi, SplitRoots<MOST> &r) {
+template <int MOST, class Rows>
+__device__ __forceinline__ void put_leaves(const Rows &x, int shard, int lo, int hi,
+                                           SplitRoots<MOST> &r) {
     i32 count = x.count(shard);
     int leaves = x.leaves(shard);
     for (int i = lo, end; i < hi && r.n <= r.enough; i = end) {
         end = subtree_end(i, hi, leaves);
-        i32 last = end == leaves ? count : end * LEAF;
-        r.put(last - i * LEAF, SplitRoot{0, 0, shard, 1, i, end});
+        i32 last = end == leaves ? count : end * x.leaf();
+        r.put(last - i * x.leaf(), SplitRoot{0, 0, shard, 1, i, end});
     }
 }
 
-template <int MOST, int SHARDS, int LEAF>
-__device__ __forceinline__ void put_shards(const SplitRows<SHARDS, LEAF> &x, int lo, int hi,
-                                           SplitRoots<MOST> &r) {
+template <int MOST, class Rows>
+__device__ __forceinline__ void put_shards(const Rows &x, int lo, int hi, SplitRoots<MOST> &r) {
     for (int i = lo, end; i < hi && r.n <= r.enough; i = end) {
-        end = subtree_end(i, hi, SHARDS);
+        end = subtree_end(i, hi, x.shards());
         i32 rows = x.prefix[end] - x.prefix[i];
         if (rows)
             r.put(rows, SplitRoot{0, 0, i, end - i, 0, 0});
     }
 }
 
-template <int MOST, int SHARDS, int LEAF>
-__device__ __forceinline__ void put_roots(const SplitRows<SHARDS, LEAF> &x, SplitEdge a,
-                                          SplitEdge b, SplitRoots<MOST> &r) {
+template <int MOST, class Rows>
+__device__ __forceinline__ void put_roots(const Rows &x, SplitEdge a, SplitEdge b,
+                                          SplitRoots<MOST> &r) {
     if (a.row >= b.row)
         return;
     int first = a.shard;
