@@ -31,7 +31,8 @@ static const char *const dirs[] = {
 };
 
 #define INSTALL                                                                                    \
-    "`pip install nvidia-nccl-cu13` in an active virtual environment, or apt-get install libnccl2 " \
+    "`pip install nvidia-nccl-cu13` in an active virtual environment, or apt-get install "         \
+    "libnccl2 "                                                                                    \
     "(of NVIDIA's repository); without it, GPUs of several processes exchange rows through the "   \
     "host's memory"
 

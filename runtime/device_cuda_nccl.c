@@ -12,9 +12,9 @@
 #include "base/pool.h"
 #include "runtime/emulate.h"
 
-#define MEET_LIMITS     8   /* silence limits, for all ranks to come into the communicator */
-#define VERDICT_SECONDS 3   /* until the host's communicator has named the rank that NCCL misses */
-#define FLUSH_SECONDS   5   /* at the end */
+#define MEET_LIMITS     8 /* silence limits, for all ranks to come into the communicator */
+#define VERDICT_SECONDS 3 /* until the host's communicator has named the rank that NCCL misses */
+#define FLUSH_SECONDS   5 /* at the end */
 
 /* ---- waiting ---- */
 
@@ -109,11 +109,12 @@ static MoeStatus wait_until(MoeDeviceCuda *d, MoeCuStream stream, MoeCuEvent eve
                                   d->program ? d->program : "none", d->step ? d->step : "none");
         MOE_TRY(look(d));
         if (moe_now() - began > patience(d->nccl))
-            return give_up(d, moe_error(MOE_E_PEER,
-                                        "rank %d, GPU %d: nothing has moved for %.0f s up to step "
-                                        "%s, though all ranks live: a link between GPUs stands still",
-                                        d->nccl->host->rank, d->ordinal, patience(d->nccl),
-                                        d->step ? d->step : "none"));
+            return give_up(d,
+                           moe_error(MOE_E_PEER,
+                                     "rank %d, GPU %d: nothing has moved for %.0f s up to step "
+                                     "%s, though all ranks live: a link between GPUs stands still",
+                                     d->nccl->host->rank, d->ordinal, patience(d->nccl),
+                                     d->step ? d->step : "none"));
         pause_a_little(&idle);
     }
 }
@@ -197,8 +198,8 @@ static MoeStatus can_open(MoeDeviceCuda *d, MoeComm *host, MoeExchange asked, bo
     Card mine, *all = calloc((size_t)host->size, sizeof *all);
     bool surprise = false;
     *out = false;
-    MoeStatus st = all ? fill_card(d, &mine)
-                       : moe_error(MOE_E_NOMEM, "no memory for %d ranks", host->size);
+    MoeStatus st =
+        all ? fill_card(d, &mine) : moe_error(MOE_E_NOMEM, "no memory for %d ranks", host->size);
     if (!st)
         st = moe_comm_all_gather(host, &mine, sizeof mine, all, "which GPUs there are");
     MoeStatus no = st ? NULL : refusal(all, host->size, &surprise);

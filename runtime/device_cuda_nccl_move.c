@@ -91,14 +91,14 @@ static MoeStatus add_sends(MoeDeviceCuda *d, const MoeBlock *blocks, size_t n, i
             MOE_TRY(moe_cuda_need(d, b->base, b->n * b->row_bytes));
         if (p->direct)
             continue;
-        MOE_TRY(push_copy(&c->before,
-                          (MoeNcclCopy){.copy = {.to = p->at,
-                                                 .from = moe_cuda_address(d, b->base),
-                                                 .index = b->index ? moe_cuda_address(d, b->index)
-                                                                   : 0,
-                                                 .row_bytes = b->row_bytes,
-                                                 .n = b->n},
-                                        .to_stage = true}));
+        MOE_TRY(
+            push_copy(&c->before,
+                      (MoeNcclCopy){.copy = {.to = p->at,
+                                             .from = moe_cuda_address(d, b->base),
+                                             .index = b->index ? moe_cuda_address(d, b->index) : 0,
+                                             .row_bytes = b->row_bytes,
+                                             .n = b->n},
+                                    .to_stage = true}));
         p->at += (uint64_t)(b->n * b->row_bytes);
     }
     return NULL;
@@ -130,13 +130,13 @@ static MoeStatus add_copies(MoeDeviceCuda *d, const MoeExecCopy *copies, size_t 
     for (size_t i = 0; i < n; i++) {
         const MoeExecCopy *k = &copies[i];
         MOE_TRY(moe_cuda_need(d, k->to, k->n * k->row_bytes));
-        MOE_TRY(push_copy(&d->nccl->before,
-                          (MoeNcclCopy){.copy = {.to = moe_cuda_address(d, k->to),
-                                                 .from = moe_cuda_address(d, k->from),
-                                                 .index = k->index ? moe_cuda_address(d, k->index)
-                                                                   : 0,
-                                                 .row_bytes = k->row_bytes,
-                                                 .n = k->n}}));
+        MOE_TRY(
+            push_copy(&d->nccl->before,
+                      (MoeNcclCopy){.copy = {.to = moe_cuda_address(d, k->to),
+                                             .from = moe_cuda_address(d, k->from),
+                                             .index = k->index ? moe_cuda_address(d, k->index) : 0,
+                                             .row_bytes = k->row_bytes,
+                                             .n = k->n}}));
     }
     return NULL;
 }

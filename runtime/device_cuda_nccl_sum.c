@@ -8,18 +8,14 @@ MoeStatus moe_cuda_nccl_sum(MoeDevice *base, const MoeDeviceTerms *t) {
     int64_t own = (t->rows - 1) * t->own_stride + 4 * t->columns,
             out = (t->rows - 1) * t->out_stride + 4 * t->columns;
     MOE_TRY(moe_cuda_enter(d));
-    MOE_TRY(moe_cuda_need(d, t->own, own)); /* beyond the live rows it is added up, and never looked at */
+    MOE_TRY(moe_cuda_need(d, t->own,
+                          own)); /* beyond the live rows it is added up, and never looked at */
     MOE_TRY(moe_cuda_need(d, t->out, out));
-    uint64_t bufs[] = {moe_cuda_address(d, t->own),
-                       moe_cuda_address(d, t->others),
-                       moe_cuda_address(d, t->out),
-                       (uint64_t)t->n,
-                       (uint64_t)t->self,
-                       (uint64_t)t->rows,
-                       (uint64_t)t->columns,
-                       (uint64_t)t->own_stride / 4,
-                       (uint64_t)t->out_stride / 4,
-                       t->integers};
+    uint64_t bufs[] = {moe_cuda_address(d, t->own), moe_cuda_address(d, t->others),
+                       moe_cuda_address(d, t->out), (uint64_t)t->n,
+                       (uint64_t)t->self,           (uint64_t)t->rows,
+                       (uint64_t)t->columns,        (uint64_t)t->own_stride / 4,
+                       (uint64_t)t->out_stride / 4, t->integers};
     return moe_cuda_runtime(d, MOE_RT_ID_moe_rt_rank_sum, d->stream, t->rows * t->columns, bufs,
                             sizeof bufs / sizeof *bufs);
 }
@@ -71,7 +67,6 @@ MoeStatus moe_cuda_nccl_clear(MoeDevice *base, char *at, int64_t bytes) {
     MoeDeviceCuda *d = (MoeDeviceCuda *)base;
     MOE_TRY(moe_cuda_enter(d));
     MOE_TRY(moe_cuda_need(d, at, bytes));
-    return moe_cuda_check(d,
-                          d->cu->set_bytes(moe_cuda_address(d, at), 0, (size_t)bytes, d->stream),
+    return moe_cuda_check(d, d->cu->set_bytes(moe_cuda_address(d, at), 0, (size_t)bytes, d->stream),
                           "cuMemsetD8Async of %lld bytes", (long long)bytes);
 }

@@ -43,9 +43,10 @@ struct MoeDeviceLinks {
     MoeStatus (*finish)(MoeDevice *d, MoeExec *x, int flight);
     MoeStatus (*sum)(MoeDevice *d, const MoeDeviceTerms *t);
     /* Roots of a gradient, n floats each, added up as `program` says (base/split_rows.h); out may be one of them. */
-    MoeStatus (*fold)(MoeDevice *d, const float *const *roots, const uint8_t *program, int n_program,
-                      float *out, int64_t n);
-    MoeStatus (*clear)(MoeDevice *d, char *at, int64_t bytes); /* zeros; the mirror is not touched */
+    MoeStatus (*fold)(MoeDevice *d, const float *const *roots, const uint8_t *program,
+                      int n_program, float *out, int64_t n);
+    MoeStatus (*clear)(MoeDevice *d, char *at,
+                       int64_t bytes); /* zeros; the mirror is not touched */
     MoeStatus (*settle)(MoeDevice *d); /* waits for all that was started */
 };
 

@@ -60,7 +60,7 @@ typedef struct {
     int64_t bytes;
     bool on_device; /* the staging memory is the device's */
     bool busy;
-    MoeRequest *request; /* NULL: none of its ranks is another */
+    MoeRequest *request;   /* NULL: none of its ranks is another */
     MoeExecRange *results; /* what the exchange writes, where a device must be told */
     size_t n_results, cap_results;
 } MoeExecFlight;

@@ -244,8 +244,8 @@ static ncclResult_t message(bool send, void *at, size_t n, int type, int peer, n
         return r;
     if (type != 0 || peer < 0 || peer >= c->n || peer == c->rank || !depth)
         return moe_sim_nccl_fail(c, ncclInvalidArgument,
-                                 "%s of type %d to rank %d of %d%s: not simulated", call, type, peer,
-                                 c->n, depth ? "" : ", outside of a group");
+                                 "%s of type %d to rank %d of %d%s: not simulated", call, type,
+                                 peer, c->n, depth ? "" : ", outside of a group");
     return add(c, stream, (MoeSimMessage){send, peer, at, n, 0});
 }
 

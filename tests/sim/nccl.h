@@ -96,7 +96,8 @@ long moe_sim_nccl_fault(const char *name);
 
 /* ---- nccl_wire.c ---- */
 
-bool moe_sim_nccl_enter(ncclComm_t c, const char *gpu); /* the shared room; false: it cannot be had */
+bool moe_sim_nccl_enter(ncclComm_t c,
+                        const char *gpu); /* the shared room; false: it cannot be had */
 void moe_sim_nccl_leave(ncclComm_t c);
 /* All ranks are there. */
 bool moe_sim_nccl_complete(ncclComm_t c);

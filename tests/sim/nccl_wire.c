@@ -86,9 +86,8 @@ static bool move_one(MoeSimGroup *g, MoeSimMessage *m) {
             return false;
         if (w->total != (int64_t)m->bytes) {
             c->room->broken = 1;
-            moe_sim_nccl_fail(c, ncclInvalidUsage,
-                              "rank %d sends %lld bytes, rank %d receives %zu", from,
-                              (long long)w->total, to, m->bytes);
+            moe_sim_nccl_fail(c, ncclInvalidUsage, "rank %d sends %lld bytes, rank %d receives %zu",
+                              from, (long long)w->total, to, m->bytes);
             return false;
         }
         copy(m->at + m->done, w->data, (size_t)w->bytes, m->at + m->done);
@@ -108,7 +107,8 @@ static bool is_over(const MoeSimMessage *m, bool moved) {
 /* Whether message i is the first of its way that is not over: they go in order. */
 static bool is_next(const MoeSimGroup *g, size_t i) {
     for (size_t k = 0; k < i; k++)
-        if (g->messages[k].send == g->messages[i].send && g->messages[k].peer == g->messages[i].peer)
+        if (g->messages[k].send == g->messages[i].send &&
+            g->messages[k].peer == g->messages[i].peer)
             return false;
     return true;
 }
@@ -122,7 +122,8 @@ static void look_for_the_dead(MoeSimGroup *g) {
 static bool check_memory(MoeSimGroup *g) {
     for (size_t i = 0; i < g->n; i++)
         if (!g->messages[i].done && g->messages[i].bytes &&
-            !moe_sim_memory_holds((CUdeviceptr)(uintptr_t)g->messages[i].at, g->messages[i].bytes)) {
+            !moe_sim_memory_holds((CUdeviceptr)(uintptr_t)g->messages[i].at,
+                                  g->messages[i].bytes)) {
             moe_sim_nccl_fail(g->comm, ncclUnhandledCudaError,
                               "%zu bytes at %p are not all device memory", g->messages[i].bytes,
                               (void *)g->messages[i].at);

@@ -395,7 +395,7 @@ static MoeStatus ragged_rank(void *ctx, MoeComm *comm) {
         memset(x->slab, 0xee, (size_t)x->slab_bytes);
     fill_rank(b, x);
     OK(exchange_run(x));
-        ck_assert(gpu == (x->device->links != NULL));
+    ck_assert(gpu == (x->device->links != NULL));
     check_rank(b, x);
     moe_exec_destroy(x);
     return NULL;

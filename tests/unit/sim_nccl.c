@@ -137,8 +137,8 @@ static void as_ranks(int n, bool one_gpu, int patience, void *(*run)(void *), Ra
     OK(moe_nccl(&nccl));
     ck_assert_int_eq(nccl->get_id(&id), MOE_NCCL_SUCCESS);
     for (int i = 0; i < n; i++) {
-        ranks[i] = (Rank){
-            .id = id, .rank = i, .n = n, .device = one_gpu ? 0 : i, .patience = patience};
+        ranks[i] =
+            (Rank){.id = id, .rank = i, .n = n, .device = one_gpu ? 0 : i, .patience = patience};
         ck_assert(!pthread_create(&threads[i], NULL, run, &ranks[i]));
     }
     for (int i = 0; i < n; i++)
@@ -180,8 +180,8 @@ static void *run_early(void *ctx) {
     ck_assert(!r->cu->mem_alloc(&at, 64));
     for (int i = 0; i < 2; i++) {
         r->nccl->group_start();
-        r->result = r->nccl->send((void *)(uintptr_t)at, 8, MOE_NCCL_INT8, 1 - r->rank, r->comm,
-                                  r->stream);
+        r->result =
+            r->nccl->send((void *)(uintptr_t)at, 8, MOE_NCCL_INT8, 1 - r->rank, r->comm, r->stream);
         r->nccl->group_end();
     }
     return NULL;
@@ -200,7 +200,8 @@ START_TEST(test_faults) {
     as_ranks(1, false, 0, run_join, ranks);
     ck_assert_int_eq(ranks[0].result, MOE_NCCL_INTERNAL_ERROR);
     setenv("MOE_SIM_NCCL_FAULT", "group:1", 1);
-    as_ranks(2, false, 1000, run_alike, ranks); /* one group fails, the other has nobody to talk to */
+    as_ranks(2, false, 1000, run_alike,
+             ranks); /* one group fails, the other has nobody to talk to */
     int failed = ranks[0].result == MOE_NCCL_INTERNAL_ERROR ? 0 : 1;
     ck_assert_int_eq(ranks[failed].result, MOE_NCCL_INTERNAL_ERROR);
     ck_assert_int_eq(ranks[1 - failed].result, STANDS);
