@@ -60,12 +60,12 @@ class Moec:
             f.write(text)
         return path
 
-    def compile(self, source, name, batch, seq, cache=None):
+    def compile(self, source, name, batch, seq, cache=None, flags=()):
         """The plan and the seconds it took."""
         plan = os.path.join(self.work, name + ".plan")
         shutil.rmtree(plan, ignore_errors=True)
         began = time.perf_counter()
-        self.run(["compile", source, "-o", plan, "--batch", str(batch), "--seq", str(seq), "--dtype", "bf16", "--target", self.target, "-q"],
+        self.run(["compile", source, "-o", plan, "--batch", str(batch), "--seq", str(seq), "--dtype", "bf16", "--target", self.target, "-q", *flags],
                  dict(os.environ, MOEC_CACHE=cache) if cache else None)
         return plan, time.perf_counter() - began
 

@@ -90,6 +90,7 @@ void moe_cuda_hopper_maps(const MoeCudaGemm *g, const MoeCudaProductPlan *plan, 
 
 /* ---- weight gradients ---- */
 
+/* Where tiles of the trees wait in shared memory; without trees stages have all of it. */
 enum { WGRAD_STAGES = 4 };
 
 bool moe_cuda_hopper_wgrad(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCudaProductPlan *out) {
@@ -100,8 +101,9 @@ bool moe_cuda_hopper_wgrad(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCud
     int bn = w->k > 64 && w->results * row_tiles * ceil_div(w->k, 128) >= t->arch->multiprocessors
                  ? 128
                  : 64;
-    int64_t stages_bytes =
-        WGRAD_STAGES * ((TILE_ROWS + (int64_t)bn) * STAGE_K * 2 + 16) + OUT_BYTES + 1024;
+    int64_t stage = (TILE_ROWS + (int64_t)bn) * STAGE_K * 2 + 16, room = t->arch->shared_bytes - 1024 - OUT_BYTES;
+    int64_t stages = w->leaf_rows ? WGRAD_STAGES : least(room / stage, MOST_STAGES);
+    int64_t stages_bytes = stages * stage + OUT_BYTES + 1024;
     *out = (MoeCudaProductPlan){
         .bm = TILE_ROWS,
         .bn = bn,
@@ -120,7 +122,7 @@ bool moe_cuda_hopper_wgrad(const MoeCudaTarget *t, const MoeCudaWgrad *w, MoeCud
         snprintf(out->maps, sizeof out->maps, "m0, m%d, ", out->n_maps - 1);
     else
         snprintf(out->maps, sizeof out->maps, "MoeMap{}, MoeMap{}, ");
-    snprintf(out->call, sizeof out->call, "wgrad_hopper<%d, %d, %d, %d, %s, %s>", bn, WGRAD_STAGES,
+    snprintf(out->call, sizeof out->call, "wgrad_hopper<%d, %d, %d, %d, %s, %s>", bn, (int)stages,
              out->shared_slots, (int)w->leaf_rows, word(!w->gather_dy), word(!w->gather_x));
     return true;
 }
