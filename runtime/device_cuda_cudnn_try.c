@@ -56,10 +56,15 @@ static int64_t row_bytes(const Result *r) {
 
 /* Numbers in [-1, 1), the same in every sequence. */
 static MoeStatus fill(const Trial *t, int v, int64_t cols, int seed, bool half) {
-    const uint64_t bufs[] = {value(t, v),         (uint64_t)t->a->rows, (uint64_t)cols,
-                             (uint64_t)t->a->seq, (uint64_t)seed,       half};
+    const uint64_t bufs[] = {value(t, v),
+                             (uint64_t)t->a->rows,
+                             (uint64_t)cols,
+                             (uint64_t)t->a->seq,
+                             (uint64_t)seed,
+                             half,
+                             0};
     return moe_cuda_runtime(t->d, MOE_RT_ID_moe_rt_rows_fill, t->d->stream, t->a->rows * cols, bufs,
-                            6);
+                            7);
 }
 
 /* All rows of the table are live. */

@@ -206,11 +206,22 @@ START_TEST(against_the_definition) {
     static const struct {
         MoeAttnShape s;
         int64_t batch;
-    } cases[] = {{{4, 4, 16, 12, 0, 0.25f}, 3},
-                 {{4, 2, 64, 33, 0, 0.125f}, 2}, /* two query heads a key head; an odd length */
-                 {{6, 2, 8, 65, 16, 0.35f}, 2},  /* a window */
-                 {{2, 1, 128, 40, 7, 0.09f}, 1},
-                 {{3, 1, 24, 1, 0, 0.2f}, 2}};
+    } cases[] = {
+        {{4, 4, 16, 12, 0, 0.25f}, 3},
+        {{4, 2, 64, 33, 0, 0.125f}, 2}, /* two query heads a key head; an odd length */
+        {{6, 2, 8, 65, 16, 0.35f}, 2},  /* a window */
+        {{2, 1, 128, 40, 7, 0.09f}, 1},
+        /* those of the op suite with heads of a multiple of 8 (tests/support/op_cases_model.c) */
+        {{1, 1, 8, 1, 0, 0.35f}, 1},
+        {{4, 1, 8, 7, 0, 0.35f}, 3},
+        {{4, 2, 24, 17, 0, 0.2f}, 2},
+        {{4, 4, 16, 64, 0, 0.25f}, 1},
+        {{2, 1, 24, 129, 1, 0.2f}, 1},
+        {{3, 1, 64, 130, 64, 0.125f}, 1},
+        {{4, 2, 8, 9, 3, 0.35f}, 2},
+        {{8, 4, 32, 48, 0, 0.18f}, 2},
+        {{2, 1, 128, 150, 40, 0.09f}, 1},
+        {{3, 1, 24, 1, 0, 0.2f}, 2}};
     begin("on");
     check_case(cases[_i].s, cases[_i].batch);
 }
@@ -293,7 +304,7 @@ int main(void) {
     Suite *s = suite_create("cuDNN's attention, simulated");
     TCase *t = tcase_create("graphs");
     tcase_set_timeout(t, 60);
-    tcase_add_loop_test(t, against_the_definition, 0, 5);
+    tcase_add_loop_test(t, against_the_definition, 0, 14);
     tcase_add_test(t, strict);
     tcase_add_test(t, no_engine);
     tcase_add_test(t, does_not_run);
