@@ -30,8 +30,8 @@
  * moe_rt_transpose     from, to, n, rows, cols (numbers): n matrices of 4-byte elements: to[i][c][r] = from[i][r][c]
  * moe_rt_widen         from, to, n (number): to[i] = from[i], bf16 to f32; both at multiples of 16
  * moe_rt_copy          to, from, bytes (number): a copy; both at multiples of 16
- * moe_rt_rows_fill     out, rows, columns, period, seed, bf16 (numbers): numbers in [-1, 1) by row % period and column; bf16 if the last is 1,
- *                      else f32
+ * moe_rt_rows_fill     out, rows, columns, period, seed, bf16, mirror (numbers): numbers in [-1, 1) by row % period and column; bf16 if that is
+ *                      1, else f32. mirror 1: the last columns are the first ones in reverse, 2: rows are so, 3: columns, with the other sign
  * moe_rt_rows_differ   rows, want, n, row_bytes, period (numbers), flag: flag[0] = 1 (int32) if row i is not want's row i % period, in any bit */
 #define MOE_RT_KERNELS(X)                                                                          \
     X(moe_rt_transpose, 5)                                                                         \
@@ -47,7 +47,7 @@
     X(moe_rt_gather, 3)                                                                            \
     X(moe_rt_rank_sum, 10)                                                                         \
     X(moe_rt_copy, 3)                                                                              \
-    X(moe_rt_rows_fill, 6)                                                                         \
+    X(moe_rt_rows_fill, 7)                                                                         \
     X(moe_rt_rows_differ, 6)
 
 typedef enum {

@@ -6,9 +6,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/cublaslt.h"
 #include "base/cuda_driver.h"
 #include "base/cudnn.h"
-#include "base/dynlib.h"
 #include "base/nccl.h"
 #include "base/pool.h"
 #include "base/str.h"
@@ -163,40 +163,17 @@ static void see_cudnn(void) {
     say("ok", "cuDNN", text);
 }
 
-/* Libraries of which one function is enough to see that they are there. */
-typedef struct {
-    size_t (*cublaslt)(void);
-} Versions;
-static Versions versions;
-
-static const char *const library_dirs[] = {"$MOEC_CUDA_PATH/lib64",
-                                           "$CUDA_HOME/lib64",
-                                           "/usr/local/cuda/lib64",
-                                           "/usr/local/cuda-*/lib64",
-                                           "$VIRTUAL_ENV/lib/python3*/site-packages/nvidia/*/lib",
-                                           "$HOME/.local/lib/python3*/site-packages/nvidia/*/lib",
-                                           NULL};
-static const char *const cublaslt_names[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
-static const MoeDynSymbol cublaslt_symbols[] = {
-    {"cublasLtGetVersion", offsetof(Versions, cublaslt)}};
-
-static MoeDynLib libraries[] = {
-    {.what = "cuBLASLt",
-     .sonames = cublaslt_names,
-     .dirs = library_dirs,
-     .install = "moec does not need it: benchmarks compare with it; pip install nvidia-cublas",
-     .symbols = cublaslt_symbols,
-     .n_symbols = 1,
-     .table = &versions,
-     MOE_DYNLIB_CLOSED},
-};
-
-static void see_library(MoeDynLib *l) {
-    MoeStatus st = moe_dynlib_open(l);
-    if (st)
-        say_missing(l->what, st);
-    else
-        say("ok", l->what, l->path);
+static void see_cublaslt(void) {
+    const MoeCublasLt *lt;
+    char version[24], text[640];
+    MoeStatus st = moe_cublaslt(&lt);
+    if (st) {
+        say_missing("cuBLASLt", st);
+        return;
+    }
+    snprintf(text, sizeof text, "%s: moec run --dense auto|cublaslt (%s)",
+             moe_cublaslt_version_text(lt->version(), version), moe_cublaslt_path());
+    say("ok", "cuBLASLt", text);
 }
 
 MoeStatus moe_cmd_doctor(const MoeOptions *o) {
@@ -210,7 +187,6 @@ MoeStatus moe_cmd_doctor(const MoeOptions *o) {
     see_nvrtc();
     see_nccl();
     see_cudnn();
-    for (size_t i = 0; i < sizeof libraries / sizeof *libraries; i++)
-        see_library(&libraries[i]);
+    see_cublaslt();
     return NULL;
 }

@@ -26,24 +26,32 @@ typedef struct {
     MoeCudaDense each[MAX_TRIES];
     int n_tries;
     int64_t period, row_bytes; /* different rows of the operand; of a row of the result */
+    bool parameter; /* b is one */
     MoeCuPtr want, flag;
     float *emitted, *plain; /* [period][n]: the result by the plan's kernel; without c */
 } Trial;
 
 /* ---- memory and numbers ---- */
 
+enum { PLAIN, MIRROR_COLS, MIRROR_ROWS, MIRROR_SIGNED }; /* base/cuda_abi.h */
+
 static MoeStatus fill(const Trial *t, MoeCuPtr at, int64_t rows, int64_t cols, int64_t period,
-                      int seed, MoePlanDtype dtype) {
-    uint64_t bufs[] = {at,           (uint64_t)rows, (uint64_t)cols,
-                       (uint64_t)period, (uint64_t)seed, dtype == MOE_PLAN_BF16};
-    return moe_cuda_runtime(t->d, MOE_RT_ID_moe_rt_rows_fill, t->d->stream, rows * cols, bufs, 6);
+                      int seed, MoePlanDtype dtype, int mirror) {
+    uint64_t bufs[] = {at,
+                       (uint64_t)rows,
+                       (uint64_t)cols,
+                       (uint64_t)period,
+                       (uint64_t)seed,
+                       dtype == MOE_PLAN_BF16,
+                       (uint64_t)mirror};
+    return moe_cuda_runtime(t->d, MOE_RT_ID_moe_rt_rows_fill, t->d->stream, rows * cols, bufs, 7);
 }
 
 /* The result's memory before a launch: what is added, where that lies there, else no number. */
 static MoeStatus prepare(const Trial *t) {
     int64_t rows = t->tries[0];
     if (t->at.at_c == t->at.at_out)
-        return fill(t, t->at.at_c, rows, t->of->shape.n, t->period, 3, MOE_PLAN_F32);
+        return fill(t, t->at.at_c, rows, t->of->shape.n, t->period, 3, MOE_PLAN_F32, PLAIN);
     return moe_cuda_check(t->d,
                           t->d->cu->set_bytes(t->at.at_out, 0xff, (size_t)(rows * t->row_bytes),
                                               t->d->stream),
@@ -103,15 +111,28 @@ static void list_tries(Trial *t) {
         t->tries[t->n_tries++] = most - 1;
 }
 
+/* Whether b is the model's own memory: its numbers are to stay. */
+static bool is_parameter(const Trial *t, const MoeExec *x) {
+    const MoePlanProgram *g = &x->plan->programs[t->of->program];
+    return g->values[t->s->buf_value[t->of->shape.b]].kind == MOE_VALUE_BUFFER;
+}
+
+/* nothing: sums of k terms that cancel, so that what is left is rounding. */
+static MoeStatus fill_factors(const Trial *t, bool nothing) {
+    const MoePlanDense *p = &t->of->shape;
+    int64_t rows = p->transposed ? p->n : p->k, cols = p->transposed ? p->k : p->n;
+    int mirror = p->transposed ? MIRROR_COLS : MIRROR_ROWS;
+    MOE_TRY(fill(t, t->at.at_a, p->rows, p->k, t->period, 1, p->dtype,
+                 nothing ? MIRROR_SIGNED : PLAIN));
+    return t->parameter ? NULL
+                        : fill(t, t->at.at_b, rows, cols, rows, 2, p->dtype, nothing ? mirror : PLAIN);
+}
+
 static MoeStatus fill_operands(const Trial *t, const MoeExec *x) {
     const MoePlanDense *p = &t->of->shape;
-    const MoePlanProgram *g = &x->plan->programs[t->of->program];
-    bool parameter = g->values[t->s->buf_value[p->b]].kind == MOE_VALUE_BUFFER;
-    MOE_TRY(fill(t, t->at.at_a, p->rows, p->k, t->period, 1, p->dtype));
-    if (!parameter) /* else it holds the model's numbers, which are to stay */
-        MOE_TRY(fill(t, t->at.at_b, p->n, p->k, p->n, 2, p->dtype));
+    MOE_TRY(fill_factors(t, false));
     if (t->at.at_c && t->at.at_c != t->at.at_out)
-        MOE_TRY(fill(t, t->at.at_c, p->rows, p->n, t->period, 3, MOE_PLAN_F32));
+        MOE_TRY(fill(t, t->at.at_c, p->rows, p->n, t->period, 3, MOE_PLAN_F32, PLAIN));
     return set_live(t, x);
 }
 
@@ -151,6 +172,7 @@ static MoeStatus trial_open(MoeDeviceCuda *d, MoeExec *x, size_t i, Trial *t) {
                            .at_b = args[p->b],
                            .at_c = p->c >= 0 ? args[p->c] : 0,
                            .at_out = args[p->out]};
+    t->parameter = is_parameter(t, x);
     list_tries(t);
     for (int k = 0; k < t->n_tries; k++) {
         t->each[k] = t->at;
@@ -292,6 +314,11 @@ static MoeStatus check(const Trial *t, const MoeLtAlgo *algo, bool *good) {
     if (!*good)
         return NULL;
     MOE_TRY(check_rows(t, algo, good));
+    if (*good && t->of->shape.out_dtype == MOE_PLAN_BF16 && !t->parameter) {
+        MOE_TRY(fill_factors(t, true)); /* rounded to bf16, other sums hide nearly all that they do */
+        MOE_TRY(check_rows(t, algo, good));
+        MOE_TRY(fill_factors(t, false));
+    }
     if (!*good)
         return NULL;
     float *with = malloc((size_t)(t->period * t->of->shape.n) * sizeof *with);

@@ -13,15 +13,15 @@
 #include "base/cublaslt.h"
 #include "tests/sim/driver.h"
 
-enum { BLOCK = 32, TILE = 100, WORKSPACE_BIG = 64 << 20 };
+enum { BLOCK = 32, TILE = 12, PLACE = 10, WORKSPACE_BIG = 64 << 20 };
 
 /* What is peculiar about an algorithm. */
 typedef enum {
     GOOD,    /* sums of blocks of 32 products, one after another */
     FAST,    /* four interleaved sums: other bits, as good */
     SPLIT_K, /* k in two parts, whatever the caller said of reductions */
-    BY_ROWS, /* FAST's order for more than 100 rows, GOOD's for fewer */
-    BY_PLACE, /* FAST's order for rows from 64 on */
+    BY_ROWS, /* FAST's order for more than 12 rows, GOOD's for fewer */
+    BY_PLACE, /* FAST's order for rows from 10 on */
     COARSE,  /* inputs rounded to 10 bits, as TF32 */
     BIG,     /* wants 64 MiB of workspace */
     FEW,     /* does not run with fewer than 8 rows, and says so at the launch alone */
@@ -335,7 +335,7 @@ static float interleaved(const Product *p, int64_t row, int64_t col) {
 
 static float product(const Product *p, int64_t row, int64_t col, float c) {
     Kind kind = (Kind)p->algo.data[WORD_KIND];
-    bool other = kind == FAST || (kind == BY_ROWS && p->rows > TILE) || (kind == BY_PLACE && row >= 64);
+    bool other = kind == FAST || (kind == BY_ROWS && p->rows > TILE) || (kind == BY_PLACE && row >= PLACE);
     if (other)
         return interleaved(p, row, col) + c;
     if (kind == SPLIT_K)

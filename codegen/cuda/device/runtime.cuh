@@ -230,11 +230,19 @@ __device__ __forceinline__ float random_number(u64 counter) {
     return (float)(z >> 40) * 0x1p-23f - 1.0f;
 }
 
-__device__ __forceinline__ void rt_rows_fill(const MoeArgs<6> &a) {
+/* A row mirrored with the other sign times a column that is mirrored sums up to nothing: all that is left is rounding, in which every
+ * change of order shows. */
+__device__ __forceinline__ void rt_rows_fill(const MoeArgs<7> &a) {
     const i64 rows = number(a, 1), columns = number(a, 2), period = number(a, 3), n = rows * columns;
     const u64 seed = (u64)number(a, 4) << 48;
+    const int mirror = (int)number(a, 6);
     for (i64 i = first_index(); i < n; i += index_stride()) {
-        const float v = random_number(seed + (u64)(i / columns % period * columns + i % columns + 1));
+        const i64 row = i / columns % period, col = i % columns;
+        const i64 r = mirror == 2 ? least(row, rows - 1 - row) : row;
+        const i64 c = mirror & 1 ? least(col, columns - 1 - col) : col;
+        float v = random_number(seed + (u64)(r * columns + c + 1));
+        if (mirror == 3)
+            v = 2 * col < columns - 1 ? v : 2 * col == columns - 1 ? 0.0f : -v;
         if (number(a, 5))
             store(buf<bf16>(a, 0) + i, v);
         else
