@@ -134,7 +134,7 @@ static int shared_device; /* of all ranks; -1: each has its own */
 static MoeStatus run_rank(void *ctx, MoeComm *comm) {
     const MoePlan *p = ctx;
     MoeExec *x;
-    OK(moe_exec_create_on(p, comm, 1, &(MoeDevicePlace){shared_device, -1, MOE_EXCHANGE_AUTO}, &x));
+    OK(moe_exec_create_on(p, comm, 1, &(MoeDevicePlace){.device = shared_device, .local = -1}, &x));
     OK(moe_init_params(p, x, 7));
     OK(moe_init_states(p, x));
     Outcome *o = &of_rank[comm->rank];
@@ -330,14 +330,14 @@ START_TEST(test_devices) {
     FakePlanOptions o = options("cuda:sm_80");
     MoePlan *p = fake_cuda_plan(&o);
     MoeExec *x;
-    FAILS(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){4, -1, MOE_EXCHANGE_AUTO}, &x), MOE_E_INPUT, "sm_80",
+    FAILS(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){.device = 4, .local = -1}, &x), MOE_E_INPUT, "sm_80",
           "GPU 4", "9.0", "--target=cuda:native");
-    FAILS(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){-1, 9, MOE_EXCHANGE_AUTO}, &x), MOE_E_INPUT, "GPU 4");
-    OK(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){-1, 8, MOE_EXCHANGE_AUTO}, &x));
+    FAILS(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){.device = -1, .local = 9}, &x), MOE_E_INPUT, "GPU 4");
+    OK(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){.device = -1, .local = 8}, &x));
     moe_exec_destroy(x);
-    OK(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){0, 9, MOE_EXCHANGE_AUTO}, &x));
+    OK(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){.device = 0, .local = 9}, &x));
     moe_exec_destroy(x);
-    FAILS(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){5, -1, MOE_EXCHANGE_AUTO}, &x), MOE_E_MISUSE, "5");
+    FAILS(moe_exec_create_on(p, NULL, 1, &(MoeDevicePlace){.device = 5, .local = -1}, &x), MOE_E_MISUSE, "5");
     moe_plan_free(p);
 }
 END_TEST
