@@ -119,8 +119,8 @@ static void local_op(MoeCudaRows *w, const MoeRowOp *o) {
                        (long long)in->cols, (long long)out->cols, local_memory(w, o->in[0]),
                        local_memory(w, o->in[1]), local_memory(w, o->out));
     moe_str_printf(s, "%*steam_sync<%d>();\n", w->indent, "", w->width);
-    if (out->cls == MOE_ROW_SCALAR)
-        moe_str_printf(s, "%*sconst %s %s = *%s;\n", w->indent, "",
+    if (out->cls == MOE_ROW_SCALAR) /* not read by name where only other row-local ops read it */
+        moe_str_printf(s, "%*s[[maybe_unused]] const %s %s = *%s;\n", w->indent, "",
                        moe_cuda_row_value_type(out->dtype), name, local_memory(w, o->out));
     if (out->buf_out >= 0)
         moe_str_printf(s,

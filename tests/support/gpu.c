@@ -21,6 +21,11 @@ bool moe_test_simulate(const char *devices) {
            open_library(MOE_SIM_LIBRARIES "/libnccl.so.2");
 }
 
+void moe_test_compile_plainly(void) {
+    setenv("MOE_SIM_OPTIMIZE", "0", 0);
+    setenv("MOEC_CACHE", MOE_SIM_LIBRARIES "/cache-plain", 0);
+}
+
 static bool real(void) {
     const char *which = getenv("MOE_TEST_GPU");
     return which && strcmp(which, "real") == 0;

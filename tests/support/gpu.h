@@ -9,6 +9,9 @@
 /* Opens the simulator's libraries, so that what asks for libcuda and libnvrtc finds them, with devices of these compute
  * capabilities ("90,80"); false where it was not built. Before the first use of a driver in this process. */
 bool moe_test_simulate(const char *devices);
+/* For a program whose kernels take longer to compile than to run: the simulator's compiler does not optimize. Before anything
+ * else of this header; such kernels are kept beside the others, in build/tests/sim/cache-plain. */
+void moe_test_compile_plainly(void);
 /* Whether code for the target runs in this process. A "cuda:" target gets a device that can, simulated unless MOE_TEST_GPU is
  * real: then "cuda:sm_80", which is in every test's list, stands for the machine's GPU, whatever it is, and
  * the other CUDA targets are passed over. Other targets: moe_target_runs_here. */

@@ -178,6 +178,7 @@ START_TEST(every_op_has_cases) {
 END_TEST
 
 int main(void) {
+    moe_test_compile_plainly();
     Suite *s = suite_create("ops");
     TCase *tc = tcase_create("ops");
     tcase_set_timeout(tc, 1200);
