@@ -18,8 +18,10 @@ export MOEC_CACHE=$WORK/cache
 # beyond them, those that plan exchanges and copies and add up the copies' gradients.
 tiny_config "$WORK/config.json" num_hidden_layers=1 hidden_size=64 intermediate_size=64 num_key_value_heads=4
 NAME=copies
-compile() { # compile ARCH DTYPE [SECONDS]: $WORK/ARCH-DTYPE.plan, what moec says in .log
-  timeout -s KILL "${3:-300}" "$MOEC" compile "$WORK/config.json" -o "$WORK/$1-$2.plan" --target "cuda:$1" --dtype "$2" --batch 4 --seq 16 \
+compile() { # compile ARCH DTYPE [SECONDS]: $WORK/ARCH-DTYPE.plan, what moec says in .log; DTYPE fast: bf16 with --fast-reduce
+  local flags=(--dtype "$2")
+  [ "$2" != fast ] || flags=(--dtype bf16 --fast-reduce)
+  timeout -s KILL "${3:-300}" "$MOEC" compile "$WORK/config.json" -o "$WORK/$1-$2.plan" --target "cuda:$1" "${flags[@]}" --batch 4 --seq 16 \
     --ranks 2 --expert-parallel-degree 2 --extra-slots 1 >"$WORK/$1-$2.log" 2>&1
 }
 rows() { # rows ARCH DTYPE: the table's. Kernels are told apart by what they compute: their numbers change with any that comes before
@@ -58,6 +60,13 @@ every_part() { # each part of the device library is in a plan
 }
 if [ ${#compiled[@]} = ${#all[@]} ]; then expect "every part of the device library" every_part; fi
 
+# Weight gradients without trees; all other kernels come from the cache.
+fast_grads() { NAME=grads rows "$1" fast | grep -E " (wgrad|xent_dw)"; }
+for arch in sm_80 sm_90a; do
+  expect "$arch, --fast-reduce compiles" compile $arch fast
+  expect "$arch, --fast-reduce spills nothing" spill_nothing "$WORK/$arch-fast.plan"
+done
+
 # Again: nothing is compiled.
 read -r arch dtype <<<"${compiled[0]}"
 plan=$WORK/$arch-$dtype.plan
@@ -71,6 +80,7 @@ expect "the same code" cmp "$WORK/first.cubin" "$plan/kernels.cubin"
   echo "# NVRTC $VERSION: what ptxas makes of the kernels of tests/e2e/cuda_compile.sh; MOE_BLESS=1 with that script writes this file."
   echo "# arch, dtype, plan, registers a thread, bytes of shared memory a block, of stack a thread, spilled; how many such kernels; which"
   for each in "${compiled[@]}"; do rows $each; done
+  for arch in sm_80 sm_90a; do fast_grads $arch; done
 } >"$WORK/table"
 if [ -n "${MOE_BLESS:-}" ]; then
   if [ ${#compiled[@]} = ${#all[@]} ]; then mkdir -p "${TABLE%/*}" && cp "$WORK/table" "$TABLE" && ok "written: $TABLE"
