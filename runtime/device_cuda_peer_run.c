@@ -149,11 +149,13 @@ static MoeStatus start(MoeDeviceCuda *d, const MoeExec *x, const MoeExecProgram 
     return moe_cuda_check(d, d->cu->event_record(e->over, p->stream), "cuEventRecord");
 }
 
-/* Step j waits for the exchange of step i. */
+/* Step j waits for the exchange of step i; that may be over, or not have been needed. */
 static MoeStatus join(MoeDeviceCuda *d, const MoeExec *x, const MoeExecProgram *g, size_t i,
                       size_t j) {
     MoePeerProgram *q = program_of(d, x, g);
     MoePeerExchange *e = &q->exchanges[i];
+    if (!e->open)
+        return NULL;
     e->open = false;
     MOE_TRY(moe_cuda_check(d, d->cu->stream_wait(d->stream, e->over, 0), "cuStreamWaitEvent"));
     return e->guarded ? word_kernel(d, d->stop, d->stream, STOP_IF, d->stop,

@@ -33,6 +33,8 @@ static CUresult copy_in(const char *call, CUdeviceptr to, const void *from, size
         r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "%s: its source is device memory", call);
     if (!s || !moe_sim_memory_pinned(from, n))
         moe_sim_count_wait();
+    if (!r)
+        moe_sim_count(COUNT_BYTES_IN, n);
     if (!r && n)
         r = copy(c, (char *)(uintptr_t)to, from, n, !moe_sim_memory_pinned(from, n), s);
     return moe_sim_leave(r);
@@ -56,6 +58,8 @@ static CUresult copy_out(const char *call, void *to, CUdeviceptr from, size_t n,
         r = moe_sim_complain(CUDA_ERROR_INVALID_VALUE, "%s: its target is device memory", call);
     if (!s || !moe_sim_memory_pinned(to, n))
         moe_sim_count_wait();
+    if (!r)
+        moe_sim_count(COUNT_BYTES_OUT, n);
     if (!r && n)
         r = copy(c, to, (const char *)(uintptr_t)from, n, false, s);
     if (!r && n && s && !s->graph && !moe_sim_memory_pinned(to, n))

@@ -44,6 +44,22 @@ void moe_sim_count_wait(void) {
     n_waits++;
 }
 
+static size_t counts[N_COUNTS];
+
+void moe_sim_count(MoeSimCount what, size_t n) {
+    counts[what] += n;
+}
+
+__attribute__((destructor)) static void write_counts(void) {
+    const char *path = getenv("MOE_SIM_TRAFFIC");
+    FILE *f = path && *path ? fopen(path, "w") : NULL;
+    if (!f)
+        return;
+    fprintf(f, "bytes_in %zu\nbytes_out %zu\nkernels %zu\ngraphs %zu\n", counts[COUNT_BYTES_IN],
+            counts[COUNT_BYTES_OUT], counts[COUNT_KERNELS], counts[COUNT_GRAPHS]);
+    fclose(f);
+}
+
 long moe_sim_waits(void) {
     pthread_mutex_lock(&lock);
     long n = n_waits;
@@ -319,6 +335,7 @@ CUresult moe_sim_launch_fault(CUcontext c, const char *kernel) {
         n_launches = 0;
     }
     n_launches++;
+    moe_sim_count(COUNT_KERNELS, 1);
     if (lost && *lost && n_launches > atol(lost))
         return c->error = moe_sim_complain(CUDA_ERROR_UNKNOWN,
                                            "the device is gone (MOE_SIM_LOST_AFTER=%s)", lost);

@@ -11,6 +11,8 @@
  *   MOE_SIM_MEMORY=BYTES      of each device (default 16 GiB): what is beyond is out of memory
  *   MOE_SIM_FAIL_LAUNCH=N     the N-th launch from now fails; or a kernel's name, or how it begins
  *   MOE_SIM_LOST_AFTER=N      after N launches the device is gone: every call says so
+ *   MOE_SIM_GRANULARITY=BYTES of mapped memory (a multiple of 4096; default 2 MiB)
+ *   MOE_SIM_TRAFFIC=FILE      at the end: how many bytes went in and out, how many kernels and graphs were launched
  *   MOE_SIM_NO_PEER=1         no device reaches another's memory
  *   MOE_SIM_NO_STREAM_VALUES=1  streams cannot wait for values in memory
  *   MOE_SIM_NO_PINNED=1       the host has no pinned memory to give
@@ -112,6 +114,8 @@ MOE_SIM_EXPORT const char *moe_sim_last_words(void);
  * or to memory that is not pinned, or since memory is freed. */
 MOE_SIM_EXPORT long moe_sim_waits(void);
 void moe_sim_count_wait(void);
+typedef enum { COUNT_BYTES_IN, COUNT_BYTES_OUT, COUNT_KERNELS, COUNT_GRAPHS, N_COUNTS } MoeSimCount;
+void moe_sim_count(MoeSimCount what, size_t n);
 /* Counts a launch; whether it is one that fails, by the environment. */
 CUresult moe_sim_launch_fault(CUcontext c, const char *kernel);
 /* Something was asked for, or has run: who waits looks again. */

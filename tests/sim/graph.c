@@ -103,6 +103,7 @@ MOE_SIM_EXPORT CUresult cuGraphLaunch(CUgraphExec g, CUstream s) {
     CUresult r = moe_sim_enter("cuGraphLaunch", &c);
     if (!r)
         r = g ? moe_sim_check_stream(s) : CUDA_ERROR_INVALID_VALUE;
+    moe_sim_count(COUNT_GRAPHS, 1);
     for (size_t i = 0; !r && i < g->ops.n; i++) {
         MoeSimOp op;
         copy_op(&op, &g->ops.ops[i]);

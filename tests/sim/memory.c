@@ -7,7 +7,12 @@
 #include <unistd.h>
 #include "tests/sim/driver.h"
 
-enum { PAGE = 4096, ALIGN = 256, PATTERN = 0xff, GRANULARITY = 2 << 20 };
+enum { PAGE = 4096, ALIGN = 256, PATTERN = 0xff };
+
+static size_t granularity(void) {
+    const char *s = getenv("MOE_SIM_GRANULARITY");
+    return s && *s ? (size_t)strtoull(s, NULL, 10) : (size_t)2 << 20;
+}
 
 /* Memory that can be touched: an allocation, a mapping into a reserved range, or pinned memory of the host. */
 typedef struct {
@@ -283,7 +288,7 @@ typedef struct {
 MOE_SIM_EXPORT CUresult cuMemGetAllocationGranularity(size_t *out, const AllocationProp *prop,
                                                       int which) {
     CUresult r = moe_sim_enter_bare("cuMemGetAllocationGranularity");
-    *out = GRANULARITY;
+    *out = granularity();
     return moe_sim_leave(
         r || (prop->type == 1 && prop->location.type == 1 && (which == 0 || which == 1))
             ? r
@@ -291,10 +296,10 @@ MOE_SIM_EXPORT CUresult cuMemGetAllocationGranularity(size_t *out, const Allocat
 }
 
 static CUresult granular(const char *call, uint64_t a, uint64_t b) {
-    return a % GRANULARITY || b % GRANULARITY || b == 0
+    return a % granularity() || b % granularity() || b == 0
                ? moe_sim_complain(CUDA_ERROR_INVALID_VALUE,
-                                  "%s: %llu and %llu are not multiples of the granularity, %d",
-                                  call, (unsigned long long)a, (unsigned long long)b, GRANULARITY)
+                                  "%s: %llu and %llu are not multiples of the granularity, %zu",
+                                  call, (unsigned long long)a, (unsigned long long)b, granularity())
                : CUDA_SUCCESS;
 }
 
@@ -310,7 +315,7 @@ MOE_SIM_EXPORT CUresult cuMemAddressReserve(CUdeviceptr *out, size_t bytes, size
         r = granular("cuMemAddressReserve", alignment, bytes);
     if (r)
         return moe_sim_leave(r);
-    size_t align = alignment ? alignment : GRANULARITY;
+    size_t align = alignment ? alignment : granularity();
     char *all = mmap(NULL, bytes + 2 * align, PROT_NONE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (all == MAP_FAILED)

@@ -317,7 +317,7 @@ static CUresult query(CUstream s, uint64_t number) {
             moved = drive(s);
     }
     moe_sim_memory_leave();
-    return r ? r : done(s, number) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    return r ? r : CUDA_ERROR_NOT_READY; /* as it was when asked */
 }
 
 MOE_SIM_EXPORT CUresult cuStreamQuery(CUstream s) {
