@@ -49,8 +49,8 @@ static MoeStatus look_at_ranks(MoeDeviceCuda *d) {
 }
 
 MoeStatus moe_cuda_nccl_check(MoeDeviceCuda *d, int result, const char *what) {
-    MoeStatus st = moe_nccl_status(result, d->nccl->comm, "rank %d, GPU %d: exchange \"%s\"",
-                                   d->nccl->host->rank, d->ordinal, what);
+    MoeStatus st = moe_nccl_status(result, d->nccl->comm, "GPU %d (%s): exchange \"%s\"",
+                                   d->ordinal, d->name, what);
     return st ? explain(d, st) : NULL;
 }
 
@@ -71,10 +71,10 @@ static MoeStatus ready_within(MoeDeviceCuda *d, double seconds, const char *what
         MOE_TRY(look_at_ranks(d));
         if (moe_now() - began > seconds)
             return give_up(d, moe_error(MOE_E_PEER,
-                                        "rank %d, GPU %d: NCCL does not get on with \"%s\" in %.0f "
+                                        "GPU %d (%s): NCCL does not get on with \"%s\" in %.0f "
                                         "s, though all ranks live; NCCL_DEBUG=INFO in the "
                                         "environment says more, --exchange host does without NCCL",
-                                        d->nccl->host->rank, d->ordinal, what, seconds));
+                                        d->ordinal, d->name, what, seconds));
         pause_a_little(&idle);
     }
 }
@@ -109,12 +109,11 @@ static MoeStatus wait_until(MoeDeviceCuda *d, MoeCuStream stream, MoeCuEvent eve
                                   d->program ? d->program : "none", d->step ? d->step : "none");
         MOE_TRY(look(d));
         if (moe_now() - began > patience(d->nccl))
-            return give_up(d,
-                           moe_error(MOE_E_PEER,
-                                     "rank %d, GPU %d: nothing has moved for %.0f s up to step "
-                                     "%s, though all ranks live: a link between GPUs stands still",
-                                     d->nccl->host->rank, d->ordinal, patience(d->nccl),
-                                     d->step ? d->step : "none"));
+            return give_up(
+                d, moe_error(MOE_E_PEER,
+                             "GPU %d (%s): nothing has moved for %.0f s up to step "
+                             "%s, though all ranks live: a link between GPUs stands still",
+                             d->ordinal, d->name, patience(d->nccl), d->step ? d->step : "none"));
         pause_a_little(&idle);
     }
 }
