@@ -1,4 +1,6 @@
 /* "attention" of a step: which one begins with it (docs/PLAN.md). See plan_reader.h. */
+#include <string.h>
+
 #include "base/arena.h"
 #include "runtime/plan_reader.h"
 
@@ -66,7 +68,8 @@ void moe_plan_check_attn(MoePlanReader *r, const MoePlanProgram *g) {
             continue;
         moe_plan_at(r, "programs.%s.steps[%zu].attention", g->name, i);
         for (size_t k = 1; k < (size_t)a->steps && !r->st; k++)
-            if (i + k >= g->n_steps || !g->steps[i + k].kernel || g->steps[i + k].attn)
-                moe_plan_fail(r, "steps", "is %d, more kernels than follow", a->steps);
+            if (i + k >= g->n_steps || !g->steps[i + k].kernel || g->steps[i + k].attn ||
+                strcmp(g->steps[i + k].name, g->steps[i].name))
+                moe_plan_fail(r, "steps", "is %d, more kernels of its name than follow", a->steps);
     }
 }

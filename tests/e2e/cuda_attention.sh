@@ -48,6 +48,26 @@ PY
 must compile one
 must compile two --micro-batches 2
 must compile ranks --ranks 2 --expert-parallel-degree 2
+# What a plan says of attention, and what it must not say.
+damage() { # damage PLAN KEY VALUE: of every step that begins an attention
+  rm -rf "$WORK/bad.plan"; cp -r "$WORK/one.plan" "$WORK/bad.plan"
+  python3 - "$WORK/bad.plan/plan.json" "$@" <<'PY'
+import json, sys
+path, key, value = sys.argv[1:]
+plan = json.load(open(path))
+noted = [s["attention"] for p in plan["programs"].values() for s in p["steps"] if "attention" in s]
+assert noted and {n["steps"] for n in noted if n["grad"]} == {3} and {n["steps"] for n in noted if not n["grad"]} == {1}
+for n in noted:
+    (n["values"] if key in n["values"] else n)[key] = json.loads(value)
+json.dump(plan, open(path, "w"))
+PY
+}
+refused() { damage "$1" "$2" && ! "$MOEC" explain "$WORK/bad.plan" >"$WORK/.bad" 2>&1 && { grep -q "damaged plan.*attention.*$3" "$WORK/.bad" || { cat "$WORK/.bad"; return 1; }; }; }
+expect "a plan with heads that do not divide" refused kv_heads 3 heads
+expect "a plan with more rows than its values hold" refused rows 1600 'too few'
+expect "a plan with a value that is not there" refused lse 99999 'is not a value'
+expect "a plan whose attention goes on past its steps" refused steps 16 steps
+
 must train on own one --attention emitted
 must train on cudnn one --attention cudnn
 expect "cuDNN runs forward and gradient" chosen cudnn cudnn 2
