@@ -286,6 +286,7 @@ static MoeStatus recompile(const char *dir, const json_t *json, MoePlan **out) {
     o.quiet = true;
     int64_t batch = 0, seq = 0, micro = 1, layers = 0, horizon = -1;
     const char *line = "", *dtype = "f32", *recompute = "auto";
+    bool keep_weights = false;
     json_t *model = NULL, *mesh = NULL;
     MoeCompiled c = {0};
     MoeStatus st = NULL;
@@ -297,10 +298,12 @@ static MoeStatus recompile(const char *dir, const json_t *json, MoePlan **out) {
     MOE_TRY_GOTO(st, moe_json_object(json, dir, "model", true, &model), done);
     MOE_TRY_GOTO(st, moe_json_str(json, dir, "recompute", false, &recompute), done);
     MOE_TRY_GOTO(st, moe_json_i64(json, dir, "recompute_layers", false, &layers), done);
+    MOE_TRY_GOTO(st, moe_json_bool(json, dir, "keep_weights", false, &keep_weights), done);
     MOE_TRY_GOTO(st, moe_json_i64(json, dir, "loading_horizon", false, &horizon), done);
     o.compile_line = line;
     o.pass.recompute = moe_recompute_from_name(recompute);
     o.pass.recompute_layers = (int)layers;
+    o.pass.keep_weights = keep_weights;
     o.pass.offload = horizon >= 0;
     o.pass.loading_horizon = (int)horizon;
     o.frontend.batch = batch;

@@ -101,6 +101,8 @@ typedef struct {
 } MoeFuseRules;
 
 struct MoeTarget {
+    bool rounds_weights; /* products read bf16 weights as they lie in memory: each rounding is a pass over the weight, worth keeping
+                            for the backward phase where memory allows. Else they are packed for each product anyway */
     char name[64]; /* "cpu:znver4": enough to build the same target again */
     char code_note[256]; /* a line for people on the code that finish made; empty: nothing to say */
     const char *object_file, *text_file; /* their names in the plan: "kernels.o", "kernels.ll" */

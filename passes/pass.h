@@ -24,6 +24,8 @@ typedef struct {
     bool mixed_bf16;
     MoeRecompute recompute; /* AUTO: the cheapest that fits memory_limit (CHEAP without a limit) */
     int64_t memory_limit;   /* bytes for the training slab, parameters and states; 0 = none */
+    bool keep_weights;    /* CHEAP and LAYER: bf16 copies of weights are kept for the backward phase. recompute writes here what
+                             AUTO came to */
     int recompute_layers; /* LAYER: only the first so many layers; 0 = all. recompute writes here, and to
                                     `recompute`, what AUTO came to */
     MoeMesh mesh;         /* the ranks (docs/RANKS.md); all zero: one rank */

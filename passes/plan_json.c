@@ -325,6 +325,8 @@ static void add_header(json_t *root, const MoePassContext *cx, const MoePlanInfo
     set_i(root, "slots", moe_mesh_slots(&mesh, info->experts));
     set_s(root, "recompute", recompute_name(o->recompute));
     set_i(root, "recompute_layers", o->recompute_layers);
+    if (o->keep_weights)
+        set(root, "keep_weights", json_true());
     set_i(root, "memory_limit", o->memory_limit);
     if (o->offload)
         set_i(root, "loading_horizon", o->loading_horizon);

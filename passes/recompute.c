@@ -9,7 +9,9 @@
  * LAYER: in the first n layers everything but routing and top-k is computed again from what enters the layer (Chen et
  *        al. 2016); elsewhere CHEAP. The last layers are left out first: the peak is at the start of the backward phase,
  *        where their values are needed anyway.
- * AUTO:  CHEAP if that fits memory_limit, else the fewest layers that do, found by planning memory for copies of @train.
+ * AUTO:  CHEAP if that fits memory_limit, else the fewest layers that do, found by planning memory for copies of @train. Where the
+ *        target gains by it and the limit has room, the bf16 copies of weights are kept, too: 2 bytes a parameter, of which
+ *        rounding again reads 4 and writes 2.
  * Rows that came from other ranks are sent again (LAYER), by all ranks: it is one program; the plans of who sends what are kept.
  * A value is computed again once, just before its first reader; other readers share it. Parameters that ranks share out are
  * gathered again rather than kept: the backward phase has them anyway. */
@@ -91,13 +93,13 @@ static bool has_backward(const MoeGraph *g) {
     return false;
 }
 
-static void apply(MoeGraph *g, MoeRecompute level, int64_t n_layers) {
+static void apply(MoeGraph *g, MoeRecompute level, int64_t n_layers, bool keep_weights) {
     if (level == MOE_RECOMPUTE_NONE || !has_backward(g))
         return;
     MoeArena *scratch = moe_arena_create();
     moe_graph_renumber(g);
     MoeRecomputeChoice c =
-        moe_recompute_choose(g, level == MOE_RECOMPUTE_LAYER ? n_layers : 0, scratch);
+        moe_recompute_choose(g, level == MOE_RECOMPUTE_LAYER ? n_layers : 0, keep_weights, scratch);
     rewrite(g, &c, scratch);
     moe_arena_destroy(scratch);
 }
@@ -153,7 +155,7 @@ static MoeStatus predict(const MoePassContext *cx, MoeGraph *train, MoeRecompute
         .module = m, .options = cx->options, .target = cx->target, .arena = m->arena};
     sub.sharded = cx->sharded;
     MoeMemoryPlan plan = {0};
-    apply(m->graphs[0], level, n_layers);
+    apply(m->graphs[0], level, n_layers, cx->options.keep_weights);
     MoeStatus st = moe_pass_fuse(&sub);
     if (!st)
         st = moe_pass_offload(&sub);
@@ -202,6 +204,13 @@ static MoeStatus choose_auto(MoePassContext *cx, MoeGraph *train) {
     int64_t room = o->memory_limit - params - states, slab = 0, hi = count_layers(cx->module),
             lo = 0;
     o->recompute = MOE_RECOMPUTE_CHEAP;
+    o->keep_weights = o->mixed_bf16 && cx->target->rounds_weights;
+    if (o->keep_weights) {
+        MOE_TRY(predict(cx, train, MOE_RECOMPUTE_CHEAP, 0, &slab));
+        if (slab <= room)
+            return NULL;
+        o->keep_weights = false;
+    }
     MOE_TRY(predict(cx, train, MOE_RECOMPUTE_CHEAP, 0, &slab));
     if (slab <= room)
         return NULL;
@@ -237,6 +246,6 @@ MoeStatus moe_pass_recompute(MoePassContext *cx) {
     }
     int64_t n_layers = o->recompute_layers > 0 ? o->recompute_layers : count_layers(cx->module);
     for (size_t i = 0; i < cx->module->n_graphs; i++)
-        apply(cx->module->graphs[i], o->recompute, n_layers);
+        apply(cx->module->graphs[i], o->recompute, n_layers, o->keep_weights);
     return NULL;
 }

@@ -141,9 +141,9 @@ static Fact *find_facts(const MoeGraph *g, MoeArena *a) {
     return facts;
 }
 
-/* The parameter that is gathered, rounded or not, with slots of copies filled or not; NULL: something else is. */
-static const MoeOp *param_of(const MoeOp *gather) {
-    const MoeOp *d = gather->operands[0]->def;
+/* The parameter that v is, rounded or not, with slots of copies filled or not; NULL: something else. */
+static const MoeOp *param_of(const MoeValue *v) {
+    const MoeOp *d = v->def;
     if (d->opcode == MOE_OP_CONVERT)
         d = d->operands[0]->def;
     if (d->opcode == MOE_OP_COPY_EXPERTS)
@@ -154,13 +154,13 @@ static const MoeOp *param_of(const MoeOp *gather) {
 bool moe_recompute_is_param(const MoeOp *gather) {
     if (gather->opcode != MOE_OP_ALL_GATHER)
         return false;
-    return param_of(gather) != NULL;
+    return param_of(gather->operands[0]) != NULL;
 }
 
 MoeOp *moe_recompute_twin(MoeOp *const *ops, size_t n, const MoeOp *gather) {
     for (size_t i = 0; i < n; i++)
         if (ops[i]->phase == MOE_PHASE_BACKWARD && moe_recompute_is_param(ops[i]) &&
-            param_of(ops[i]) == param_of(gather) &&
+            param_of(ops[i]->operands[0]) == param_of(gather->operands[0]) &&
             moe_type_equal(&ops[i]->results[0]->type, &gather->results[0]->type))
             return ops[i];
     return NULL;
@@ -193,7 +193,8 @@ static int64_t cost_again(const MoeValue *v) {
     return v->def->opcode == MOE_OP_DISPATCH_WEIGHT ? 2 * bytes : (bytes >> AGAIN_SHIFT) + 1;
 }
 
-MoeRecomputeChoice moe_recompute_choose(const MoeGraph *g, int64_t n_layers, MoeArena *a) {
+MoeRecomputeChoice moe_recompute_choose(const MoeGraph *g, int64_t n_layers, bool keep_weights,
+                                        MoeArena *a) {
     int n = 2 * g->n_values + 2, source = n - 2, sink = n - 1;
     Flow f = {.a = a, .n_nodes = n};
     f.first = MOE_NEW_N(a, int, n);
@@ -215,7 +216,9 @@ MoeRecomputeChoice moe_recompute_choose(const MoeGraph *g, int64_t n_layers, Moe
             int64_t bytes = moe_value_expected_bytes(v);
             int64_t layer = moe_attr_i_or(op, "layer", -1);
             bool stays = x->crossing && layer >= 0 && layer < n_layers;
-            bool repeat = !x->free_ && !stays && may_repeat(op, n_layers);
+            bool weight = op->opcode == MOE_OP_CONVERT && param_of(v);
+            bool repeat = !x->free_ && !stays && !(weight && keep_weights) &&
+                          may_repeat(op, n_layers);
             bool twin = repeat && moe_recompute_is_param(op) &&
                         moe_recompute_twin(g->ops, g->n_ops, op); /* comes again anyway */
             add_edge(&f, 2 * v->id, 2 * v->id + 1, x->free_ ? 0 : bytes);

@@ -89,6 +89,7 @@ MoeStatus moe_cuda_target_create(const char *arch, MoeTarget **out) {
     t->base.text_file = "kernels.cu";
     t->base.fuse = (MoeFuseRules){
         .row = true, .gather_matmul = true, .matmul_epilogue = true, .matmul_row_sums = true};
+    t->base.rounds_weights = true;
     t->base.leaf_rows = MOE_CUDA_LEAF_ROWS;
     t->base.implements = moe_implements_primitives;
     t->base.can_join = moe_group_can_join;

@@ -43,6 +43,7 @@ MoeStatus moe_pass_model_make(const MoePassModelOptions *o, MoePassModel *out) {
     out->target.refuse_joins = o->refuse_joins;
     out->target.refuse_alias = o->refuse_alias;
     out->target.base.fuse.matmul_row_sums = o->row_sums;
+    out->target.base.rounds_weights = o->rounds_weights;
     out->cx = (MoePassContext){.module = m, .target = &out->target.base, .arena = m->arena};
     out->cx.options = (MoePassOptions){.batch = f.batch,
                                        .seq = f.seq,

@@ -22,6 +22,7 @@ typedef struct {
     const char *passes; /* NULL: all */
     bool refuse_joins, refuse_alias;
     bool row_sums; /* the target puts row sums behind products */
+    bool rounds_weights; /* the target gains by keeping rounded weights */
 } MoePassModelOptions;
 
 typedef struct {

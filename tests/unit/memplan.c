@@ -677,6 +677,38 @@ START_TEST(test_auto_keeps_the_limit_with_the_fewest_layers) {
 }
 END_TEST
 
+/* Where the target gains by it, the bf16 copies of weights are kept as long as the limit has room for them: no parameter is rounded
+ * twice. */
+START_TEST(test_auto_keeps_weights_where_there_is_room) {
+    MoePassModelOptions o = {.layers = 6, .batch = 8, .seq = 64, .bf16 = true, .recompute = MOE_RECOMPUTE_CHEAP};
+    int64_t cheap = train_slab(&o, NULL), fixed = declared(&o);
+    o.recompute = MOE_RECOMPUTE_AUTO;
+    o.rounds_weights = true;
+    MoePassOptions chosen;
+    ck_assert_int_eq(train_slab(&o, &chosen), cheap); /* no limit */
+    ck_assert(!chosen.keep_weights);
+    o.memory_limit = 2 * (fixed + cheap);
+    int64_t kept = train_slab(&o, &chosen);
+    ck_assert(chosen.keep_weights && chosen.recompute == MOE_RECOMPUTE_CHEAP);
+    ck_assert_int_gt(kept, cheap);
+    o.memory_limit = fixed + kept;
+    ck_assert_int_eq(train_slab(&o, &chosen), kept);
+    MoePassModel m;
+    ok(moe_pass_model_make(&o, &m));
+    const MoeGraph *g = moe_module_find(m.cx.module, "train");
+    for (size_t i = 0; i < g->n_ops; i++)
+        if (g->ops[i]->opcode == MOE_OP_CONVERT && g->ops[i]->phase == MOE_PHASE_BACKWARD)
+            ck_assert(g->ops[i]->operands[0]->def->opcode != MOE_OP_PARAM);
+    moe_pass_model_free(&m);
+    o.memory_limit = fixed + kept - 1;
+    ck_assert_int_eq(train_slab(&o, &chosen), cheap);
+    ck_assert(!chosen.keep_weights && chosen.recompute == MOE_RECOMPUTE_CHEAP);
+    o.memory_limit = 2 * (fixed + cheap);
+    o.rounds_weights = false;
+    ck_assert_int_eq(train_slab(&o, &chosen), cheap);
+}
+END_TEST
+
 START_TEST(test_recompute_repeats_what_it_may) {
     for (int level = MOE_RECOMPUTE_CHEAP; level <= MOE_RECOMPUTE_LAYER; level++) {
         MoePassModelOptions o = {.recompute = (MoeRecompute)level, .passes = "grad,decompose"};
@@ -771,6 +803,7 @@ int main(void) {
     tcase_add_test(c, test_assign_needs_the_old_value_no_more);
     tcase_add_test(c, test_recompute_levels_save_memory);
     tcase_add_test(c, test_auto_keeps_the_limit_with_the_fewest_layers);
+    tcase_add_test(c, test_auto_keeps_weights_where_there_is_room);
     tcase_add_test(c, test_recompute_repeats_what_it_may);
     tcase_add_test(c, test_recompute_between_ranks);
     suite_add_tcase(s, c);
