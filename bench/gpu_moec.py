@@ -26,7 +26,8 @@ class Failed(Exception):
 
 class Run:
     """steps: the train program's, as plan.json has them; seconds: of each, by device events, of one step of training;
-    counts: rows of each expert of layer 0 in that step; log: lines of log.jsonl; least_free, clocks: of the device meanwhile."""
+    counts: rows of each expert of layer 0 in that step; log: lines of log.jsonl; least_free, clocks: of the device meanwhile; notes: what moec chose by
+    measurement."""
 
     def groups(self):
         """{(phase, kind, name without layer): times, bytes, seconds}: launches of one name are one group; their bytes stand at the first."""
@@ -97,7 +98,7 @@ class Moec:
         run.least_free, run.clocks = device.free() if device else 0, None
         with open(os.path.join(self.work, "moec.err"), "w+") as err:
             process = subprocess.Popen([self.program, "run", plan, "--data", data, "--format", "u16", "--out", out, "--steps", str(total + 100000), "--lr", lr,
-                                        "--min-lr", lr, "--warmup", "0", "--eval-fraction", "0", "--profile-step", str(total), "-q"], stdout=err, stderr=err)
+                                        "--min-lr", lr, "--warmup", "0", "--eval-fraction", "0", "--profile-step", str(total)], stdout=err, stderr=err)
             try:
                 while process.poll() is None and not (len(lines) >= total and os.path.exists(profile)):
                     time.sleep(0.02)
@@ -115,6 +116,8 @@ class Moec:
                 if process.poll() is None:
                     process.send_signal(signal.SIGKILL)
                 process.wait()
+            err.seek(0)
+            run.notes = re.findall(r"note: ((?:dense product|attention) .*)", err.read())
         run.log = [json.loads(line) for line in lines[:total]]
         run.steps = self.plan(plan)["programs"]["train"]["steps"]
         run.seconds = [0.0] * len(run.steps)

@@ -1,5 +1,6 @@
 /* Dense products of a GPU by cuBLASLt (docs/GPU.md, "Dense products"): what device_cuda_blaslt.c (the library, products and their
- * launches), device_cuda_blaslt_try.c (algorithms: which there are, whether a row's bits depend on its neighbours, how fast) and
+ * launches), device_cuda_blaslt_find.c (algorithms: which there are), device_cuda_blaslt_try.c (whether a row's bits depend on its
+ * neighbours, how fast) and
  * device_cuda_blaslt_choose.c (which runs a product, on all ranks) share. */
 #ifndef MOE_RUNTIME_DEVICE_CUDA_BLASLT_H
 #define MOE_RUNTIME_DEVICE_CUDA_BLASLT_H
@@ -53,6 +54,17 @@ MoeLtResult moe_cuda_blaslt_matmul(MoeDeviceCuda *d, const MoeCudaDense *s, cons
 MoeStatus moe_cuda_blaslt_bind(MoeDeviceCuda *d, MoeExec *x);
 void moe_cuda_blaslt_unbind(MoeDeviceCuda *d);
 
+/* ---- device_cuda_blaslt_find.c ---- */
+
+/* Adds what the library proposes for product i with the rows of these layouts: out[0 .. *n), each once, `most` in all. */
+MoeStatus moe_cuda_blaslt_find(MoeDeviceCuda *d, size_t i, const MoeCudaDense *layouts, MoeLtAlgo *out,
+                               int most, int *n);
+/* Whether an algorithm may be tried at all: no split-K, no reduction, sums in f32 of the product's own dtype. */
+bool moe_cuda_blaslt_allowed(MoeDeviceCuda *d, size_t i, const MoeLtAlgo *algo);
+void moe_cuda_blaslt_config(MoeDeviceCuda *d, const MoeLtAlgo *algo, MoeLtConfig *out);
+/* The algorithm of these attributes in this version of the library; false: there is none. */
+bool moe_cuda_blaslt_rebuild(MoeDeviceCuda *d, size_t i, const MoeLtConfig *config, MoeLtAlgo *out);
+
 /* ---- device_cuda_blaslt_try.c ---- */
 
 /* Whether the choice's algorithm runs product i at all its rows with the same bits for a row wherever it stands: *out_good. */
@@ -60,7 +72,4 @@ MoeStatus moe_cuda_blaslt_verify(MoeDeviceCuda *d, MoeExec *x, size_t i, const M
                                  bool *out_good);
 /* The fastest algorithm of product i that does, with rates; library false where none does. */
 MoeStatus moe_cuda_blaslt_measure(MoeDeviceCuda *d, MoeExec *x, size_t i, MoeDenseChoice *out);
-/* The algorithm of these attributes in this version of the library; false: there is none. */
-bool moe_cuda_blaslt_rebuild(MoeDeviceCuda *d, size_t i, const MoeLtConfig *config, MoeLtAlgo *out);
-
 #endif

@@ -11,12 +11,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PERIOD = 61, MAX_TRIES = 32, ASKED = 12, MAX_CANDIDATES = 24, MOST_TURNS = 20 };
+enum { PERIOD = 61, MAX_TRIES = 32, MAX_CANDIDATES = 24, MOST_TURNS = 20 };
 #define TIMED_SECONDS 0.01
 
 /* One product under trial. */
 typedef struct {
     MoeDeviceCuda *d;
+    size_t product;
     const MoeDenseProduct *of;
     const MoeCudaProduct *run;
     const MoePlanStep *s;
@@ -158,13 +159,19 @@ static MoeStatus launch_kernel(const Trial *t) {
                           "launching step %s (%s)", t->s->name, t->s->kernel);
 }
 
+/* Odd, so that a row comes to stand at other places of a tile, and at most half of the rows, so that each comes twice. */
+static int64_t period_of(int64_t rows) {
+    int64_t half = rows / 2 > PERIOD ? PERIOD : rows / 2;
+    return half < 1 ? 1 : half - (half % 2 == 0);
+}
+
 static MoeStatus trial_open(MoeDeviceCuda *d, MoeExec *x, size_t i, Trial *t) {
     const MoeDenseProduct *of = &d->blaslt->products[i];
     const MoePlanDense *p = &of->shape;
-    *t = (Trial){.d = d, .of = of, .run = &d->blaslt->run[i]};
+    *t = (Trial){.d = d, .product = i, .of = of, .run = &d->blaslt->run[i]};
     t->s = &x->plan->programs[of->program].steps[of->step];
     t->kernel = &d->programs[of->program].launches[of->step];
-    t->period = p->rows < PERIOD ? p->rows : PERIOD;
+    t->period = period_of(p->rows);
     t->row_bytes = p->n * (p->out_dtype == MOE_PLAN_BF16 ? 2 : 4);
     const uint64_t *args = t->kernel->args + 1;
     t->at = (MoeCudaDense){.product = t->run,
@@ -192,26 +199,6 @@ static MoeStatus trial_open(MoeDeviceCuda *d, MoeExec *x, size_t i, Trial *t) {
 }
 
 /* ---- whether an algorithm may be used ---- */
-
-/* Configured without split-K, of f32 sums of the product's own dtype. What an algorithm does not say is not held against it: the
- * results are compared. */
-static bool is_allowed(const Trial *t, const MoeLtAlgo *algo) {
-    const MoeCublasLt *lt = t->d->blaslt->lt;
-    int32_t split = 1;
-    uint32_t reduction = 0;
-    uint64_t numerics = 0;
-    size_t n;
-    if (lt->config_get(algo, MOE_LT_CONFIG_split_k, &split, sizeof split, &n) ||
-        lt->config_get(algo, MOE_LT_CONFIG_reduction, &reduction, sizeof reduction, &n) ||
-        split > 1 || split < 0 || reduction)
-        return false;
-    if (lt->cap_get(algo, MOE_LT_CAP_NUMERICS, &numerics, sizeof numerics, &n))
-        numerics = 0;
-    uint64_t inputs = numerics & MOE_LT_NUMERICS_INPUTS, sums = numerics & MOE_LT_NUMERICS_ACCUMULATORS,
-             own = t->of->shape.dtype == MOE_PLAN_BF16 ? MOE_LT_NUMERICS_INPUT_16BF
-                                                       : MOE_LT_NUMERICS_INPUT_32F;
-    return (!inputs || inputs == own) && (!sums || sums == MOE_LT_NUMERICS_ACCUMULATOR_32F);
-}
 
 /* Whether it can run with these rows at all, in the workspace. */
 static bool fits(const Trial *t, const MoeLtAlgo *algo, int k) {
@@ -308,7 +295,7 @@ static MoeStatus check_sum(const Trial *t, const MoeLtAlgo *algo, const float *w
 }
 
 static MoeStatus check(const Trial *t, const MoeLtAlgo *algo, bool *good) {
-    *good = is_allowed(t, algo);
+    *good = moe_cuda_blaslt_allowed(t->d, t->product, algo);
     for (int k = 0; k < t->n_tries && *good; k++)
         *good = fits(t, algo, k);
     if (!*good)
@@ -371,74 +358,6 @@ static MoeStatus rate_of(const Trial *t, const MoeLtAlgo *algo, double *out) {
     return NULL;
 }
 
-/* ---- which there are ---- */
-
-/* What the library proposes for try k. */
-static void propose(const Trial *t, MoeLtPrefer prefer, int k, MoeLtAlgo *out, int *n) {
-    const MoeCudaBlasLt *b = t->d->blaslt;
-    const MoeCudaDense *s = &t->each[k];
-    MoeLtFound found[ASKED];
-    int have = 0;
-    memset(found, 0, sizeof found);
-    if (b->lt->heuristic(b->handle, t->run->desc, t->run->b, s->a, s->out, s->out, prefer, ASKED,
-                         found, &have))
-        return; /* it has nothing for so many rows */
-    for (int i = 0; i < have && *n < MAX_CANDIDATES; i++) {
-        bool known = found[i].state != MOE_LT_SUCCESS;
-        for (int j = 0; j < *n && !known; j++)
-            known = !memcmp(&out[j], &found[i].algo, sizeof *out);
-        if (!known)
-            out[(*n)++] = found[i].algo;
-    }
-}
-
-/* For the plan's rows, and for few: an algorithm that is the choice for other rows may do for all. */
-static MoeStatus list_candidates(const Trial *t, MoeLtAlgo *out, int *n) {
-    const MoeCublasLt *lt = t->d->blaslt->lt;
-    MoeLtPrefer prefer = NULL;
-    uint64_t workspace = (uint64_t)MOE_BLASLT_WORKSPACE;
-    uint32_t none = 0, align = MOE_BLASLT_ALIGN;
-    *n = 0;
-    MOE_TRY(moe_cublaslt_status(lt->prefer_create(&prefer), "product %s", t->of->key));
-    MoeLtResult r = lt->prefer_set(prefer, MOE_LT_PREFER_WORKSPACE_BYTES, &workspace, sizeof workspace);
-    if (!r)
-        r = lt->prefer_set(prefer, MOE_LT_PREFER_REDUCTION_MASK, &none, sizeof none);
-    for (int a = MOE_LT_PREFER_ALIGN_A; a <= MOE_LT_PREFER_ALIGN_D && !r; a++)
-        r = lt->prefer_set(prefer, a, &align, sizeof align);
-    for (int k = 0; k < t->n_tries && !r; k++)
-        if (k < t->of->n_rows || t->tries[k] == 1 || t->tries[k] == 128)
-            propose(t, prefer, k, out, n);
-    (void)lt->prefer_destroy(prefer);
-    return moe_cublaslt_status(r, "preferences for product %s", t->of->key);
-}
-
-static void read_config(const Trial *t, const MoeLtAlgo *algo, MoeLtConfig *out) {
-    size_t n;
-    memset(out, 0, sizeof *out);
-#define X(member, value, type)                                                                     \
-    if (t->d->blaslt->lt->config_get(algo, value, &out->member, sizeof out->member, &n))           \
-        out->member = 0;
-    MOE_LT_CONFIG(X)
-#undef X
-}
-
-bool moe_cuda_blaslt_rebuild(MoeDeviceCuda *d, size_t i, const MoeLtConfig *config, MoeLtAlgo *out) {
-    const MoeCudaBlasLt *b = d->blaslt;
-    const MoePlanDense *p = &b->products[i].shape;
-    bool half = p->dtype == MOE_PLAN_BF16;
-    int in = half ? MOE_LT_R_16BF : MOE_LT_R_32F,
-        result = p->out_dtype == MOE_PLAN_BF16 ? MOE_LT_R_16BF : MOE_LT_R_32F;
-    memset(out, 0, sizeof *out);
-    MoeLtResult r = b->lt->algo_init(b->handle, half ? MOE_LT_COMPUTE_32F : MOE_LT_COMPUTE_32F_PEDANTIC,
-                                     MOE_LT_R_32F, in, in, result, result, config->id, out);
-#define X(member, value, type)                                                                     \
-    if (!r && value != MOE_LT_CONFIG_id)                                                           \
-        r = b->lt->config_set(out, value, &config->member, sizeof config->member);
-    MOE_LT_CONFIG(X)
-#undef X
-    return r == MOE_LT_SUCCESS;
-}
-
 /* ---- all of it ---- */
 
 MoeStatus moe_cuda_blaslt_verify(MoeDeviceCuda *d, MoeExec *x, size_t i, const MoeDenseChoice *c,
@@ -456,7 +375,9 @@ static MoeStatus measure(const Trial *t, MoeDenseChoice *out) {
     MoeLtAlgo candidates[MAX_CANDIDATES];
     int n = 0;
     MOE_TRY(rate_of(t, NULL, &out->emitted_rate));
-    MOE_TRY(list_candidates(t, candidates, &n));
+    for (int k = 0; k < t->n_tries; k++) /* the choice for other rows may do for all */
+        if (k < t->of->n_rows || t->tries[k] == 1 || t->tries[k] == 128)
+            MOE_TRY(moe_cuda_blaslt_find(t->d, t->product, &t->each[k], candidates, MAX_CANDIDATES, &n));
     for (int i = 0; i < n; i++) {
         bool good;
         double rate;
@@ -470,7 +391,7 @@ static MoeStatus measure(const Trial *t, MoeDenseChoice *out) {
         out->rate = rate;
         out->version = t->d->blaslt->version;
         out->algo = candidates[i];
-        read_config(t, &candidates[i], &out->config);
+        moe_cuda_blaslt_config(t->d, &candidates[i], &out->config);
     }
     return NULL;
 }
