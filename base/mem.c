@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -47,6 +48,19 @@ void moe_free_big(void *p, size_t n_bytes) {
         return;
     MOE_ASSERT(mapping_bytes(n_bytes, &n), "free of %zu bytes", n_bytes);
     MOE_ASSERT(munmap(p, n) == 0, "munmap of %zu bytes: %s", n, strerror(errno));
+}
+
+bool moe_make_room(void *items, size_t n, size_t *cap, size_t item_bytes) {
+    size_t more = *cap ? 2 * *cap : 16, bytes;
+    void *p;
+    if (n < *cap)
+        return true;
+    memcpy(&p, items, sizeof p); /* *items is a pointer to something else than void */
+    if (more < *cap || !moe_mul_size(more, item_bytes, &bytes) || !(p = realloc(p, bytes)))
+        return false;
+    memcpy(items, &p, sizeof p);
+    *cap = more;
+    return true;
 }
 
 bool moe_mul_i64(int64_t a, int64_t b, int64_t *out) {

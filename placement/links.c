@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mem.h"
+
 /* The first span that ends after `time`. */
 static size_t first_after(const MoeTimeline *t, double time) {
     size_t lo = 0, hi = t->n;
@@ -38,14 +40,8 @@ double moe_timeline_free(const MoeTimeline *a, const MoeTimeline *b, double read
 }
 
 MoeStatus moe_timeline_add(MoeTimeline *t, double from, double to) {
-    if (t->n == t->cap) {
-        size_t cap = t->cap ? 2 * t->cap : 16;
-        MoeSpan *spans = realloc(t->spans, cap * sizeof *spans);
-        if (!spans)
-            return moe_error(MOE_E_NOMEM, "out of memory for emulated transfers");
-        t->spans = spans;
-        t->cap = cap;
-    }
+    if (!MOE_ROOM(t->spans, t->n, t->cap))
+        return moe_error(MOE_E_NOMEM, "out of memory for emulated transfers");
     size_t first = 0, end;
     for (size_t hi = t->n; first < hi;) { /* the first span that touches or follows [from, to] */
         size_t mid = first + (hi - first) / 2;

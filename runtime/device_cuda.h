@@ -75,7 +75,7 @@ typedef struct {
     MoeCuEvent left[MOE_CUDA_SLOTS]; /* of each slot: what it held is in the device's memory */
     uint64_t sent, gone; /* copies in, counted; slot n % SLOTS had copy n. gone: those known to be over */
     MoeCudaBlock *blocks; /* of answers */
-    size_t n_blocks, block; /* block: the next answer's, behind `filled` bytes */
+    size_t n_blocks, cap_blocks, block; /* block: the next answer's, behind `filled` bytes */
     int64_t filled;
     bool asking;         /* since the last answers something was asked for */
     MoeCuEvent answered; /* recorded by moe_cuda_asked, when copy `marked` was the next */

@@ -59,7 +59,8 @@ static MoeStatus add_region(MoeDeviceCuda *d, int64_t bytes, const char *what,
 MoeStatus moe_cuda_table(MoeDeviceCuda *d, int64_t bytes, const char *what, MoeCuPtr *out) {
     MOE_TRY(moe_cuda_enter(d));
     MOE_TRY(check_memory(d, d->cu->mem_alloc(out, (size_t)bytes), bytes, what));
-    return moe_cuda_check(d, d->cu->set_bytes(*out, 0, (size_t)bytes, d->stream), "cuMemsetD8Async");
+    return moe_cuda_check(d, d->cu->set_bytes(*out, 0, (size_t)bytes, d->stream),
+                          "cuMemsetD8Async");
 }
 
 MoeStatus moe_cuda_alloc(MoeDevice *base, int64_t bytes, const char *what, char **out) {
@@ -119,14 +120,8 @@ static MoeStatus map_run(MoeDeviceCuda *d, MoeCudaRegion *r, int64_t first, int6
     MoeCuAccess access = {{MOE_CU_LOCATION_DEVICE, d->device}, MOE_CU_ACCESS_READWRITE};
     MoeCudaChunk c = {first * d->granule, (end - first) * d->granule, 0};
     MoeCuPtr at = r->at + (MoeCuPtr)c.at;
-    if (d->n_chunks == d->cap_chunks) {
-        size_t cap = d->cap_chunks ? 2 * d->cap_chunks : 16;
-        MoeCudaChunk *more = realloc(d->chunks, cap * sizeof *more);
-        if (!more)
-            return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
-        d->chunks = more;
-        d->cap_chunks = cap;
-    }
+    if (!MOE_ROOM(d->chunks, d->n_chunks, d->cap_chunks))
+        return moe_error(MOE_E_NOMEM, "no memory for the plan's tables");
     MOE_TRY(check_memory(d, d->cu->mem_create(&c.memory, (size_t)c.bytes, &p, 0), c.bytes,
                          "rows that routing sends here"));
     MoeStatus st = check_memory(d, d->cu->mem_map(at, (size_t)c.bytes, 0, c.memory, 0), c.bytes,
@@ -150,11 +145,11 @@ static MoeStatus map_run(MoeDeviceCuda *d, MoeCudaRegion *r, int64_t first, int6
 MoeStatus moe_cuda_share_slab(MoeDeviceCuda *d) {
     const MoeCudaRegion *r = slab_of(d);
     for (size_t i = 0; r && i < d->n_chunks; i++)
-        MOE_TRY(moe_cuda_check(d,
-                               d->cu->mem_access(r->at + (MoeCuPtr)d->chunks[i].at,
-                                                 (size_t)d->chunks[i].bytes, d->access,
-                                                 d->n_access),
-                               "cuMemSetAccess"));
+        MOE_TRY(
+            moe_cuda_check(d,
+                           d->cu->mem_access(r->at + (MoeCuPtr)d->chunks[i].at,
+                                             (size_t)d->chunks[i].bytes, d->access, d->n_access),
+                           "cuMemSetAccess"));
     return NULL;
 }
 
@@ -236,8 +231,7 @@ static MoeStatus map_expected(MoeDeviceCuda *d, int64_t fixed) {
         const MoePlanProgram *g = &d->plan->programs[t[i].program];
         const MoePlanValue *v = &g->values[t[i].value];
         size_t first = first_step(g, t[i].value);
-        bool grows =
-            v->elastic && first < g->n_steps && moe_cuda_rows_known(g, t[i].value, first);
+        bool grows = v->elastic && first < g->n_steps && moe_cuda_rows_known(g, t[i].value, first);
         st = moe_cuda_map(d, t[i].at,
                           grows ? moe_cuda_elastic_bytes(v, v->expect / v->row_bytes) : v->bytes);
     }
@@ -279,11 +273,10 @@ MoeStatus moe_cuda_read(MoeDevice *base, const char *at, int64_t bytes) {
     if (d->peers) /* a copy to memory that is not pinned waits by itself, and hears of no failure */
         MOE_TRY(moe_cuda_wait(d));
     MOE_TRY(moe_cuda_nccl_wait(d, d->stream)); /* the driver would wait for ever */
-    MOE_TRY(moe_cuda_check(d,
-                           d->cu->copy_out((void *)(uintptr_t)at, moe_cuda_address(d, at),
-                                           (size_t)bytes, d->stream),
-                           "copying %lld bytes out, behind step %s", (long long)bytes,
-                           d->step ? d->step : "none"));
+    MOE_TRY(moe_cuda_check(
+        d,
+        d->cu->copy_out((void *)(uintptr_t)at, moe_cuda_address(d, at), (size_t)bytes, d->stream),
+        "copying %lld bytes out, behind step %s", (long long)bytes, d->step ? d->step : "none"));
     return moe_cuda_wait(d);
 }
 
@@ -298,7 +291,8 @@ MoeStatus moe_cuda_write(MoeDevice *base, const char *at, int64_t bytes) {
 }
 
 void moe_cuda_forget(MoeDevice *base, char *at, int64_t bytes) {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)at + page - 1) / page * page,
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE),
+              from = ((uintptr_t)at + page - 1) / page * page,
               end = ((uintptr_t)at + (uintptr_t)bytes) / page * page;
     (void)base;
     if (end > from)
@@ -312,7 +306,6 @@ MoeStatus moe_cuda_zero(MoeDevice *base, char *at, int64_t bytes) {
     moe_cuda_forget(base, at, bytes); /* pages that were given back read as zeros */
     memset(at, 0, (size_t)edge);
     memset(at + bytes - edge, 0, (size_t)edge);
-    return moe_cuda_check(
-        d, d->cu->set_bytes(moe_cuda_address(d, at), 0, (size_t)bytes, d->stream),
-        "cuMemsetD8Async of %lld bytes", (long long)bytes);
+    return moe_cuda_check(d, d->cu->set_bytes(moe_cuda_address(d, at), 0, (size_t)bytes, d->stream),
+                          "cuMemsetD8Async of %lld bytes", (long long)bytes);
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mem.h"
 #include "runtime/device_cuda_nccl.h"
 
 #define SLOT_BYTES  ((int64_t)512 << 10)
@@ -88,12 +89,10 @@ static MoeStatus add_block(MoeDeviceCuda *d, int64_t bytes) {
     MoeCudaTransfer *t = &d->transfer;
     MoeCudaBlock b = {.bytes = bytes > BLOCK_BYTES ? bytes : BLOCK_BYTES};
     void *p = NULL;
-    MoeCudaBlock *more = realloc(t->blocks, (t->n_blocks + 1) * sizeof *more);
-    if (more)
-        t->blocks = more;
+    bool room = MOE_ROOM(t->blocks, t->n_blocks, t->cap_blocks);
     b.pinned = d->cu->host_alloc(&p, (size_t)b.bytes, MOE_CU_HOST_PORTABLE) == MOE_CU_SUCCESS;
     b.at = b.pinned ? p : malloc((size_t)b.bytes);
-    if (more && b.at) {
+    if (room && b.at) {
         t->blocks[t->n_blocks++] = b;
         return NULL;
     }

@@ -4,22 +4,16 @@
 
 #include <stdlib.h>
 
+#include "base/mem.h"
 #include "runtime/plan_read.h"
 
 /* ---- lists ---- */
 
 static void push(MoeExecComm *c, MoeBlockList *l, MoeBlock b) {
-    if (l->n == l->cap) {
-        size_t cap = l->cap ? 2 * l->cap : 64;
-        MoeBlock *items = realloc(l->items, sizeof *items * cap);
-        if (!items) {
-            c->failed = true;
-            return;
-        }
-        l->items = items;
-        l->cap = cap;
-    }
-    l->items[l->n++] = b;
+    if (MOE_ROOM(l->items, l->n, l->cap))
+        l->items[l->n++] = b;
+    else
+        c->failed = true;
 }
 
 /* One run of bytes; what goes on where the last block ends becomes part of it. */
@@ -44,17 +38,10 @@ static void push_copy(MoeExecComm *c, char *to, const char *from, int64_t row_by
                       const int32_t *index) {
     if (!n)
         return;
-    if (c->n_copies == c->cap_copies) {
-        size_t cap = c->cap_copies ? 2 * c->cap_copies : 16;
-        MoeExecCopy *items = realloc(c->copies, sizeof *items * cap);
-        if (!items) {
-            c->failed = true;
-            return;
-        }
-        c->copies = items;
-        c->cap_copies = cap;
-    }
-    c->copies[c->n_copies++] = (MoeExecCopy){to, from, row_bytes, n, index};
+    if (MOE_ROOM(c->copies, c->n_copies, c->cap_copies))
+        c->copies[c->n_copies++] = (MoeExecCopy){to, from, row_bytes, n, index};
+    else
+        c->failed = true;
 }
 
 /* ---- whose rows ---- */

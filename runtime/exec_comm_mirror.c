@@ -1,7 +1,6 @@
 /* Exchanges on a device with memory of its own: what an op reads is copied to the mirrors before, what it wrote is copied to the
  * device behind it. See exec_comm.h. */
-#include <stdlib.h>
-
+#include "base/mem.h"
 #include "runtime/exec_comm.h"
 
 /* ---- reading ---- */
@@ -88,14 +87,8 @@ static MoeStatus add_result(MoeExecFlight *f, const char *at, int64_t bytes) {
         last->bytes += bytes;
         return NULL;
     }
-    if (f->n_results == f->cap_results) {
-        size_t cap = f->cap_results ? 2 * f->cap_results : 16;
-        MoeExecRange *more = realloc(f->results, cap * sizeof *more);
-        if (!more)
-            return moe_error(MOE_E_NOMEM, "no memory for the tables of exchanges between ranks");
-        f->results = more;
-        f->cap_results = cap;
-    }
+    if (!MOE_ROOM(f->results, f->n_results, f->cap_results))
+        return moe_error(MOE_E_NOMEM, "no memory for the tables of exchanges between ranks");
     f->results[f->n_results++] = (MoeExecRange){at, bytes};
     return NULL;
 }

@@ -7,6 +7,7 @@
 
 #include "base/io.h"
 #include "base/json.h"
+#include "base/mem.h"
 #include "runtime/emulate.h"
 
 #define MAX_BYTES ((size_t)1 << 30)
@@ -20,16 +21,10 @@ struct MoeProfile {
 
 static void keep(void *ctx, const MoeExecSpan *span) {
     MoeProfile *p = ctx;
-    if (p->n == p->cap) {
-        size_t cap = p->cap ? p->cap * 2 : 1024;
-        MoeExecSpan *more = realloc(p->spans, cap * sizeof *more);
-        p->no_memory |= !more;
-        if (!more)
-            return;
-        p->spans = more;
-        p->cap = cap;
-    }
-    p->spans[p->n++] = *span;
+    if (MOE_ROOM(p->spans, p->n, p->cap))
+        p->spans[p->n++] = *span;
+    else
+        p->no_memory = true;
 }
 
 MoeStatus moe_profile_begin(MoeExec *x, MoeProfile **out) {

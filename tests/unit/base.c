@@ -363,6 +363,26 @@ START_TEST(test_checked_sizes) {
 }
 END_TEST
 
+/* Arrays that grow keep what they hold; where the size does not fit, all is as it was. */
+START_TEST(test_room) {
+    struct {
+        char bytes[24];
+    } *items = NULL;
+    size_t n = 0, cap = 0, huge = SIZE_MAX / 2 + 1;
+    for (; n < 1000; n++) {
+        ck_assert(MOE_ROOM(items, n, cap) && cap > n);
+        memset(items[n].bytes, (int)(n % 251), sizeof items[n].bytes);
+    }
+    for (size_t i = 0; i < n; i++)
+        ck_assert_int_eq((unsigned char)items[i].bytes[23], i % 251);
+    void *before = items;
+    ck_assert(!MOE_ROOM(items, huge, huge) && items == before && huge == SIZE_MAX / 2 + 1);
+    huge = SIZE_MAX / 32;
+    ck_assert(!MOE_ROOM(items, huge, huge) && items == before && huge == SIZE_MAX / 32);
+    free(items);
+}
+END_TEST
+
 START_TEST(test_big) {
     size_t before = moe_rss_bytes(), n = (size_t)1 << 33;
     void *p;
@@ -404,6 +424,7 @@ int main(void) {
     tcase_add_test(c, test_philox);
     tcase_add_test(c, test_distributions);
     tcase_add_test(c, test_checked_sizes);
+    tcase_add_test(c, test_room);
     tcase_add_test(c, test_big);
     suite_add_tcase(s, c);
     return moe_check_main(s);
