@@ -574,6 +574,7 @@ START_TEST(unknown_targets_name_the_nearest) {
 END_TEST
 
 int main(void) {
+    moe_test_compile_plainly();
     Suite *s = suite_create("matrix_kernels");
     TCase *tc = tcase_create("matrix_kernels");
     tcase_set_timeout(tc, 600);

@@ -193,6 +193,7 @@ START_TEST(work_is_that_of_live_rows) {
 END_TEST
 
 int main(void) {
+    moe_test_compile_plainly();
     Suite *s = suite_create("received_kernels");
     TCase *tc = tcase_create("received_kernels");
     tcase_set_timeout(tc, 300);

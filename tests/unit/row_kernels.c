@@ -585,5 +585,6 @@ Suite *suite(void) {
 }
 
 int main(void) {
+    moe_test_compile_plainly();
     return moe_check_main(suite());
 }

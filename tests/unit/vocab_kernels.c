@@ -358,6 +358,7 @@ START_TEST(a_part_is_no_embedding) {
 END_TEST
 
 int main(void) {
+    moe_test_compile_plainly();
     Suite *s = suite_create("vocab_kernels");
     TCase *tc = tcase_create("vocab_kernels");
     tcase_set_timeout(tc, 300);
