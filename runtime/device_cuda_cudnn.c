@@ -24,12 +24,12 @@ static void kind_key(const MoePlanAttn *a, char out[MOE_ATTN_KEY_BYTES]) {
              (long long)(a->heads / a->kv_heads), (long long)a->seq, (long long)a->window);
 }
 
-static MoeAttnKind *find_kind(MoeCudaCudnn *c, const MoePlanAttn *a) {
+static MoeAttnKind *find_kind(MoeAttnKind *kinds, size_t n, const MoePlanAttn *a) {
     char key[MOE_ATTN_KEY_BYTES];
     kind_key(a, key);
-    for (size_t i = 0; i < c->n_kinds; i++)
-        if (!strcmp(c->kinds[i].key, key))
-            return &c->kinds[i];
+    for (size_t i = 0; i < n; i++)
+        if (!strcmp(kinds[i].key, key))
+            return &kinds[i];
     return NULL;
 }
 
@@ -44,14 +44,15 @@ static void add_batch(MoeAttnKind *k, int64_t batch) {
     k->n_batches++;
 }
 
-static MoeStatus add_step(MoeCudaCudnn *c, const MoePlanAttn *a, size_t program, size_t step) {
-    MoeAttnKind *k = find_kind(c, a);
+static MoeStatus add_step(const MoePlanAttn *a, size_t program, size_t step, MoeAttnKind **kinds,
+                          size_t *n) {
+    MoeAttnKind *k = find_kind(*kinds, *n, a);
     if (!k) {
-        MoeAttnKind *more = realloc(c->kinds, sizeof *more * (c->n_kinds + 1));
+        MoeAttnKind *more = realloc(*kinds, sizeof *more * (*n + 1));
         if (!more)
             return no_memory();
-        c->kinds = more;
-        k = &more[c->n_kinds++];
+        *kinds = more;
+        k = &more[(*n)++];
         *k = (MoeAttnKind){.of = a, .program = program, .step = step};
         kind_key(a, k->key);
     }
@@ -64,12 +65,20 @@ static MoeStatus add_step(MoeCudaCudnn *c, const MoePlanAttn *a, size_t program,
     return NULL;
 }
 
-static MoeStatus list_kinds(const MoePlan *p, MoeCudaCudnn *c) {
+MoeStatus moe_attn_kinds(const MoePlan *p, MoeAttnKind **out, size_t *out_n) {
+    MoeStatus st = NULL;
+    *out = NULL;
+    *out_n = 0;
     for (size_t g = 0; g < p->n_programs; g++)
-        for (size_t i = 0; i < p->programs[g].n_steps; i++)
+        for (size_t i = 0; i < p->programs[g].n_steps && !st; i++)
             if (p->programs[g].steps[i].attn)
-                MOE_TRY(add_step(c, p->programs[g].steps[i].attn, g, i));
-    return NULL;
+                st = add_step(p->programs[g].steps[i].attn, g, i, out, out_n);
+    if (!st)
+        return NULL;
+    free(*out);
+    *out = NULL;
+    *out_n = 0;
+    return st;
 }
 
 /* ---- opening, closing ---- */
@@ -100,7 +109,7 @@ MoeStatus moe_cuda_cudnn_open(MoeDeviceCuda *d) {
         st = open_handle(d, c);
     }
     if (!st)
-        st = list_kinds(d->plan, c);
+        st = moe_attn_kinds(d->plan, &c->kinds, &c->n_kinds);
     if (st)
         moe_cuda_cudnn_close(d);
     return st;
@@ -352,7 +361,7 @@ static MoeStatus prepare_program(MoeDeviceCuda *d, const MoeExecProgram *g, MoeC
         return no_memory();
     for (size_t i = 0; i < g->plan->n_steps; i++) {
         const MoePlanAttn *a = g->plan->steps[i].attn;
-        const MoeAttnKind *k = a ? find_kind(d->cudnn, a) : NULL;
+        const MoeAttnKind *k = a ? find_kind(d->cudnn->kinds, d->cudnn->n_kinds, a) : NULL;
         if (!k || !k->choice.library)
             continue;
         MOE_TRY(moe_cudnn_step_prepare(d, g, i, k->choice.form, a->rows / a->seq, p->n_elastic > 0,

@@ -70,6 +70,9 @@ typedef struct MoeCudaCudnn {
 
 /* ---- device_cuda_cudnn.c ---- */
 
+/* The kinds of attention of a plan, in order of first use (malloc'd; NULL: none). */
+MoeStatus moe_attn_kinds(const MoePlan *p, MoeAttnKind **out, size_t *out_n);
+
 /* The library, with a handle on the device's stream, and the plan's kinds of attention (none: n_kinds 0). */
 MoeStatus moe_cuda_cudnn_open(MoeDeviceCuda *d);
 /* Step i of program g by that form, over the first `batch` sequences; no addresses yet. MOE_E_INPUT: cuDNN does not take it. The

@@ -82,7 +82,15 @@ static MoeStatus prove(Choosing *c, const MoeAttnKind *k, const MoeAttnChoice *v
 /* Goes on with what a checkpoint says, if that can be; *done false: it is to be chosen anew. */
 static MoeStatus honour(Choosing *c, const MoeAttnKind *k, const char *text, MoeAttnChoice *out,
                         bool *done) {
-    *done = moe_attn_choice_read(text, out) && (out->library || c->mode != MOE_ATTENTION_CUDNN);
+    *done = moe_attn_choice_read(text, out);
+    if (*done && !out->library && c->mode == MOE_ATTENTION_CUDNN) {
+        moe_warn(
+            "attention %s: the run so far took moec's own kernels; --attention cudnn changes its "
+            "bits",
+            k->key);
+        *done = false;
+        return NULL;
+    }
     if (*done && out->library && out->version != c->d->cudnn->version)
         moe_warn(
             "attention %s: the checkpoint was made with cuDNN %zu, here is %zu: bits may differ "
@@ -141,21 +149,17 @@ static MoeStatus put(Choosing *c, const MoeAttnKind *k) {
     return moe_choices_put(&c->x->choices, MOE_ATTN_KIND, k->key, text);
 }
 
-/* All by the plan's kernels: what a checkpoint says of the library is no longer so. */
-static MoeStatus all_emitted(Choosing *c) {
-    MoeChoices *choices = &c->x->choices;
-    MoeAttnChoice now = {.library = false}, was;
-    char text[MOE_CHOICE_BYTES];
-    moe_attn_choice_text(&now, text);
-    for (size_t i = 0; i < choices->n; i++) {
-        if (strcmp(choices->items[i].kind, MOE_ATTN_KIND))
-            continue;
-        if (c->speaks && moe_attn_choice_read(choices->items[i].value, &was) && was.library)
+/* All by the plan's kernels; also written down, so that a run that goes on where cuDNN is there keeps its bits. */
+static MoeStatus all_emitted(Choosing *c, MoeAttnKind *kinds, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const char *known = moe_choices_get(&c->x->choices, MOE_ATTN_KIND, kinds[i].key);
+        MoeAttnChoice was;
+        if (c->speaks && known && moe_attn_choice_read(known, &was) && was.library)
             moe_warn(
                 "attention %s: of the run so far cuDNN's; it goes on by moec's own kernels, with "
                 "other bits",
-                choices->items[i].key);
-        MOE_TRY(moe_choices_put(choices, MOE_ATTN_KIND, choices->items[i].key, text));
+                kinds[i].key);
+        MOE_TRY(put(c, &kinds[i]));
     }
     return NULL;
 }
@@ -260,38 +264,36 @@ static bool any_library(const MoeCudaCudnn *c) {
     return false;
 }
 
-static bool has_attention(const MoePlan *p) {
-    for (size_t g = 0; g < p->n_programs; g++)
-        for (size_t i = 0; i < p->programs[g].n_steps; i++)
-            if (p->programs[g].steps[i].attn)
-                return true;
-    return false;
+static MoeStatus choose(Choosing *c, MoeAttnKind *kinds, size_t n) {
+    MoeDeviceCuda *d = c->d;
+    bool usable = false;
+    int driver = 0;
+    if (c->mode != MOE_ATTENTION_EMITTED)
+        MOE_TRY(find_library(c, &usable));
+    if (!usable) {
+        moe_cuda_cudnn_close(d);
+        return all_emitted(c, kinds, n);
+    }
+    MOE_TRY(moe_cuda_check(d, d->cu->driver_version(&driver), "cuDriverGetVersion"));
+    snprintf(c->place, sizeof c->place, "%s, driver %d, cuDNN %zu, kernels %s", d->name, driver,
+             d->cudnn->version, d->plan->target);
+    MOE_TRY(share(c));
+    MOE_TRY(settle(c));
+    if (any_library(d->cudnn))
+        return moe_comm_agree(c->x->comm, moe_cuda_cudnn_bind(d, c->x), "attention");
+    moe_cuda_cudnn_close(d);
+    return NULL;
 }
 
 MoeStatus moe_cuda_cudnn_decide(MoeDeviceCuda *d, MoeExec *x) {
     Choosing c = {.d = d, .x = x, .mode = x->attention, .speaks = x->comm->rank == 0};
-    bool usable = false;
-    int driver = 0;
-    if (!has_attention(x->plan)) {
-        if (c.mode == MOE_ATTENTION_CUDNN && c.speaks)
-            moe_note(
-                "the plan has no attention that cuDNN could run: bf16, heads of a multiple of 8 "
-                "columns up to 256");
-        return NULL;
-    }
-    if (c.mode != MOE_ATTENTION_EMITTED)
-        MOE_TRY(find_library(&c, &usable));
-    if (!usable) {
-        moe_cuda_cudnn_close(d);
-        return all_emitted(&c);
-    }
-    MOE_TRY(moe_cuda_check(d, d->cu->driver_version(&driver), "cuDriverGetVersion"));
-    snprintf(c.place, sizeof c.place, "%s, driver %d, cuDNN %zu, kernels %s", d->name, driver,
-             d->cudnn->version, d->plan->target);
-    MOE_TRY(share(&c));
-    MOE_TRY(settle(&c));
-    if (any_library(d->cudnn))
-        return moe_comm_agree(x->comm, moe_cuda_cudnn_bind(d, x), "attention");
-    moe_cuda_cudnn_close(d);
-    return NULL;
+    MoeAttnKind *kinds;
+    size_t n;
+    MOE_TRY(moe_attn_kinds(x->plan, &kinds, &n));
+    MoeStatus st = n ? choose(&c, kinds, n) : NULL;
+    if (!n && c.mode == MOE_ATTENTION_CUDNN && c.speaks)
+        moe_note("the plan has no attention that cuDNN could run: bf16, heads of a multiple of 8 "
+                 "columns up to 256");
+    free(kinds);
+    return st;
 }

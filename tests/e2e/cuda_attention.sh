@@ -105,9 +105,18 @@ rm -rf "$choices"; must train on,slow slow one --steps 1
 expect "auto: cuDNN that is slower is not taken" chosen slow emitted 2
 rm -rf "$choices"; must train on fast one --steps 1
 expect "auto: cuDNN that is faster is" chosen fast cudnn 2
-absent() { unset MOE_SIM_CUDNN; LD_LIBRARY_PATH=$SIM MOEC_CACHE=$choices "$MOEC" run "$WORK/one.plan" --data "$WORK/text.txt" --out "$WORK/absent" --steps 1 --dense emitted -q "$@"; }
+absent() {
+  unset MOE_SIM_CUDNN
+  LD_LIBRARY_PATH=$SIM MOEC_CACHE=$choices "$MOEC" run "$WORK/one.plan" --data "$WORK/text.txt" --out "$WORK/absent" --steps 3 --lr 0.003 --checkpoint-every 1 \
+    --keep 9 --eval-batches 1 --stop-after-step 1 --dense emitted -q "$@"
+}
 expect "auto: no cuDNN" absent
-expect "then moec's own kernels" chosen absent emitted 0
+expect "then moec's own kernels" chosen absent emitted 2
+must train on absent one
+expect "also where the run goes on with one" same_run "$WORK/own" "$WORK/absent"
+must train on absent one --attention cudnn --steps 4
+expect "unless it is asked for: said" said absent "changes its bits"
+rm -rf "$WORK/absent"
 refuses "--attention cudnn without it" 1 'cudnnCreate.*MOE_SIM_CUDNN' absent --attention cudnn
 refuses "a cuDNN that is too old" 1 '9\.5\.1.*9\.11' env MOE_SIM_CUDNN_VERSION=90501 LD_LIBRARY_PATH="$SIM" "$MOEC" run "$WORK/one.plan" --data "$WORK/text.txt" --out "$WORK/old" --steps 1 --attention cudnn
 done_testing
