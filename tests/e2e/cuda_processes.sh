@@ -12,7 +12,7 @@ tiny_config "$WORK/config.json" num_hidden_layers=1
 make_text "$WORK/text.txt" 20000
 compile() { "$MOEC" compile "$WORK/config.json" -o "$WORK/$1.plan" --target=cuda:sm_80 --batch 4 --seq 16 -q "${@:2}"; }
 flags=(--data "$WORK/text.txt" --steps 3 --lr 0.003 --checkpoint-every 3 --eval-batches 1)
-train() { "$MOEC" run "$WORK/$2.plan" --out "$WORK/$1" "${flags[@]}" -q "${@:3}"; } # train NAME PLAN OPTIONS...
+train() { "$MOEC" run "$WORK/$2.plan" --out "$WORK/$1" "${flags[@]}" "${@:3}"; } # train NAME PLAN OPTIONS...
 processes() { # processes HOW N NAME PLAN OPTIONS...: what is said is in $WORK/NAME.said
   ranks "$1" "$2" "$MOEC" run "$WORK/$4.plan" --out "$WORK/$3" "${flags[@]}" "${@:5}" >"$WORK/$3.said" 2>&1 || { cat "$WORK/$3.said"; return 1; }
 }
@@ -28,6 +28,9 @@ expect "2 processes, experts divided: the bits of one rank" over_nccl one tcp 2 
 expect "4 processes, experts divided and sliced" over_nccl one tcp 4 four four --exchange nccl
 expect "experts that move and are copied while training" over_nccl one tcp 2 moved ep2 --placement eplb --placement-every 1 --placement-hysteresis 0
 expect "they did move" grep -q . "$WORK/moved/placement.jsonl"
+apart() { MOE_SIM_NO_PEER=1 train "$1" ep2 >"$WORK/$1.said" 2>&1 && same_end one "$1"; } # ranks that are threads
+expect "threads whose GPUs do not reach each other" apart threads
+expect "... over NCCL" says threads 'exchanges between GPUs go over NCCL'
 reason=$(no_mpi)
 if [ -n "$reason" ]; then skip "mpirun: $reason"
 else expect "mpirun, 2 processes" over_nccl one mpi 2 mpi2 ep2; fi
