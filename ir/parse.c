@@ -163,7 +163,7 @@ static bool parse_graph_facts(MoeParser *p, GraphFacts *f) {
     do {
         MoeTok key = p->tok;
         int which = 0;
-        if (!moe_parser_expect(p, MOE_TOK_WORD, NULL, "'{'"))
+        if (!moe_parser_expect(p, MOE_TOK_WORD, NULL, "leaf_rows or fast_reduce"))
             return false;
         while (which < 2 && strcmp(known[which], key.text) != 0)
             which++;

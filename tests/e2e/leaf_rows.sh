@@ -102,4 +102,5 @@ must train gpu-fast gpu-fast
 must train gpu-fast-again gpu-fast
 expect "GPU, fast-reduce: trained twice" same_run "$WORK/gpu-fast" "$WORK/gpu-fast-again"
 expect "GPU, fast-reduce: near the trees" near gpu-512 gpu-fast
+expect "GPU, fast-reduce: not the trees' bits" other_weights gpu-512 gpu-fast
 done_testing
