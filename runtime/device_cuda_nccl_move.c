@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/mem.h"
 #include "runtime/device_cuda_nccl.h"
 
 #define STAGE_ALIGN 256 /* of a message in the staging memory */
@@ -12,14 +13,8 @@ static MoeStatus no_memory(void) {
 }
 
 static MoeStatus push_message(MoeNcclMessages *l, MoeNcclMessage m) {
-    if (l->n == l->cap) {
-        size_t cap = l->cap ? 2 * l->cap : 32;
-        MoeNcclMessage *more = realloc(l->items, cap * sizeof *more);
-        if (!more)
-            return no_memory();
-        l->items = more;
-        l->cap = cap;
-    }
+    if (!MOE_ROOM(l->items, l->n, l->cap))
+        return no_memory();
     l->items[l->n++] = m;
     return NULL;
 }
@@ -27,14 +22,8 @@ static MoeStatus push_message(MoeNcclMessages *l, MoeNcclMessage m) {
 static MoeStatus push_copy(MoeNcclCopies *l, MoeNcclCopy c) {
     if (c.copy.n <= 0 || c.copy.row_bytes <= 0)
         return NULL;
-    if (l->n == l->cap) {
-        size_t cap = l->cap ? 2 * l->cap : 64;
-        MoeNcclCopy *more = realloc(l->items, cap * sizeof *more);
-        if (!more)
-            return no_memory();
-        l->items = more;
-        l->cap = cap;
-    }
+    if (!MOE_ROOM(l->items, l->n, l->cap))
+        return no_memory();
     l->items[l->n++] = c;
     return NULL;
 }
