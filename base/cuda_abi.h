@@ -91,8 +91,7 @@ typedef struct {
 } MoeRtElastic;
 
 /* Of moe_rt_gather: n rows of row_bytes to `to`, one after another: row i is row index[i] of `from`, or without an index (0) row i.
- * A copy without an index has bytes(row_bytes * n, at least 1) / MOE_RT_PIECE pieces, rounded up, one with it
- * n / moe_rt_piece_rows(row_bytes). */
+ * Blocks of threads take pieces: of MOE_RT_PIECE bytes, or with an index of moe_rt_piece_rows rows. */
 typedef struct {
     uint64_t to, from, index; /* addresses; index: int32[n], or 0 */
     int64_t row_bytes, n;
