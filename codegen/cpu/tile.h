@@ -32,7 +32,8 @@ MoeVal moe_tile_gemm(MoeCpuTarget *t, MoeTileElem elem, int rows, int vectors);
 
 /* void tile(ptr a, i64 a_at, ptr b, i64 b_at, i64 steps, ptr folds, i64 n_folds, i64 offset, i64
  * stride, ptr dest, i64 dest_stride, ptr more, i64 n_more, i64 more_offset[, ptr start, i64 starts])
- * acc = A^T B from zero (with `chains` and starts = 1 from start[offset], rows stride bytes apart, each element's chain going on), over `steps` rows of A and B; then acc = folds[i][offset] + acc for i
+ * acc = A^T B, over `steps` rows of A and B, from zero; with `chains` and starts = 1 each element's
+ * chain goes on from start[offset] (rows stride bytes apart). Then acc = folds[i][offset] + acc for i
  * ascending (rows stride bytes apart), and the same for more[i][more_offset] (rows dest_stride
  * bytes apart); then dest = acc. F32, WIDE: a and b are tables of
  * row pointers, the tile's first columns lie a_at and b_at bytes behind them; up to a tile's width
