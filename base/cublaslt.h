@@ -10,14 +10,15 @@
 #include <stdint.h>
 #include "base/status.h"
 
-#define MOE_LT_LEAST 120000 /* version: major * 10000 + minor * 100 + patch; of 13 and later, as of 12.0 */
+#define MOE_LT_LEAST                                                                               \
+    120000 /* version: major * 10000 + minor * 100 + patch; of 13 and later, as of 12.0 */
 
-typedef int MoeLtResult;                     /* cublasStatus_t */
-typedef struct MoeLtContext *MoeLtHandle;    /* cublasLtHandle_t */
-typedef struct MoeLtDescRep *MoeLtDesc;      /* cublasLtMatmulDesc_t */
-typedef struct MoeLtLayoutRep *MoeLtLayout;  /* cublasLtMatrixLayout_t */
-typedef struct MoeLtPreferRep *MoeLtPrefer;  /* cublasLtMatmulPreference_t */
-typedef struct MoeCuStreamRep *MoeLtStream;  /* cudaStream_t: the driver's */
+typedef int MoeLtResult;                    /* cublasStatus_t */
+typedef struct MoeLtContext *MoeLtHandle;   /* cublasLtHandle_t */
+typedef struct MoeLtDescRep *MoeLtDesc;     /* cublasLtMatmulDesc_t */
+typedef struct MoeLtLayoutRep *MoeLtLayout; /* cublasLtMatrixLayout_t */
+typedef struct MoeLtPreferRep *MoeLtPrefer; /* cublasLtMatmulPreference_t */
+typedef struct MoeCuStreamRep *MoeLtStream; /* cudaStream_t: the driver's */
 
 typedef struct { /* cublasLtMatmulAlgo_t: may be stored, for the same version of the library */
     uint64_t data[8];
@@ -54,7 +55,7 @@ enum { /* cublasLtMatmulDescAttributes_t; cublasOperation_t */
        MOE_LT_OP_T = 1
 };
 
-enum { /* cublasLtMatmulPreferenceAttributes_t */
+enum {                                    /* cublasLtMatmulPreferenceAttributes_t */
        MOE_LT_PREFER_WORKSPACE_BYTES = 1, /* uint64_t */
        MOE_LT_PREFER_REDUCTION_MASK = 3,  /* uint32_t: 0: none */
        MOE_LT_PREFER_ALIGN_A = 5,         /* uint32_t, and B, C, D behind */
@@ -62,7 +63,7 @@ enum { /* cublasLtMatmulPreferenceAttributes_t */
 };
 
 enum { /* cublasLtMatmulAlgoCapAttributes_t, and of cublasLtNumericalImplFlags_t */
-       MOE_LT_CAP_NUMERICS = 15,            /* uint64_t */
+       MOE_LT_CAP_NUMERICS = 15, /* uint64_t */
        MOE_LT_NUMERICS_ACCUMULATORS = 0xff00,
        MOE_LT_NUMERICS_ACCUMULATOR_32F = 0x0200,
        MOE_LT_NUMERICS_INPUTS = 0xff0000,

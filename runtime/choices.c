@@ -120,7 +120,8 @@ MoeStatus moe_choices_take(MoeChoices *c, const json_t *choices, const char *whe
     for (size_t i = 0; !st && i < json_array_size(choices); i++) {
         st = take_one(&taken, json_array_get(choices, i), where);
         if (st && moe_status_code(st) != MOE_E_NOMEM) {
-            MoeStatus damaged = moe_error(MOE_E_CORRUPT, "choices[%zu]: %s", i, moe_status_message(st));
+            MoeStatus damaged =
+                moe_error(MOE_E_CORRUPT, "choices[%zu]: %s", i, moe_status_message(st));
             moe_status_free(st);
             st = damaged;
         }

@@ -37,8 +37,8 @@ static bool is_fixed(const MoePlanProgram *g, const MoePlanStep *s, int b) {
 
 static bool is_product(const MoePlanProgram *g, const MoePlanStep *s) {
     const MoePlanDense *d = s->dense;
-    return d && is_fixed(g, s, d->a) && is_fixed(g, s, d->out) && (d->c < 0 || is_fixed(g, s, d->c)) &&
-           !g->values[s->buf_value[d->b]].elastic;
+    return d && is_fixed(g, s, d->a) && is_fixed(g, s, d->out) &&
+           (d->c < 0 || is_fixed(g, s, d->c)) && !g->values[s->buf_value[d->b]].elastic;
 }
 
 static void add_rows(MoeDenseProduct *p, int64_t rows) {
@@ -157,7 +157,8 @@ bool moe_dense_choice_read(const char *text, MoeDenseChoice *out) {
     *out = (MoeDenseChoice){.library = !strncmp(text, "cublaslt ", 9)};
     const char *at = text + (out->library ? 8 : 7);
     if (!out->library)
-        return !strncmp(text, "emitted ", 8) && read_rate(&at, "emitted", &out->emitted_rate) && !*at;
+        return !strncmp(text, "emitted ", 8) && read_rate(&at, "emitted", &out->emitted_rate) &&
+               !*at;
     if (!read_number(&at, "version", &n) || n < 0 || !read_algo(&at, &out->algo))
         return false;
     out->version = (size_t)n;
@@ -167,5 +168,6 @@ bool moe_dense_choice_read(const char *text, MoeDenseChoice *out) {
     out->config.member = (type)n;
     MOE_LT_CONFIG(X)
 #undef X
-    return read_rate(&at, "rate", &out->rate) && read_rate(&at, "emitted", &out->emitted_rate) && !*at;
+    return read_rate(&at, "rate", &out->rate) && read_rate(&at, "emitted", &out->emitted_rate) &&
+           !*at;
 }

@@ -13,9 +13,9 @@ enum { MOE_DENSE_MAX_ROWS = 16, MOE_DENSE_KEY_BYTES = 96 };
 
 /* Steps of any program that differ in nothing but their rows. */
 typedef struct {
-    MoePlanDense shape; /* of the step with the most rows */
-    size_t program, step; /* that step */
-    char key[MOE_DENSE_KEY_BYTES]; /* "n 4096 k 1024 bf16 to f32 transposed added" */
+    MoePlanDense shape;               /* of the step with the most rows */
+    size_t program, step;             /* that step */
+    char key[MOE_DENSE_KEY_BYTES];    /* "n 4096 k 1024 bf16 to f32 transposed added" */
     int64_t rows[MOE_DENSE_MAX_ROWS]; /* of these steps, each number once, descending */
     int n_rows;
 } MoeDenseProduct;
@@ -40,7 +40,8 @@ typedef struct {
     size_t version; /* of the library */
     MoeLtAlgo algo;
     MoeLtConfig config;
-    double rate, emitted_rate; /* FLOP/s as measured, of the algorithm and of the plan's kernel; 0: unknown */
+    double rate,
+        emitted_rate; /* FLOP/s as measured, of the algorithm and of the plan's kernel; 0: unknown */
 } MoeDenseChoice;
 
 /* "emitted", or "cublaslt version=130100 algo=HEX id=.. ... rate=.. emitted=..". */

@@ -19,7 +19,8 @@ static MoeStatus describe(MoeCudaBlasLt *b, const MoeDenseProduct *of, MoeCudaPr
     const MoePlanDense *s = &of->shape;
     int compute = s->dtype == MOE_PLAN_BF16 ? MOE_LT_COMPUTE_32F : MOE_LT_COMPUTE_32F_PEDANTIC;
     int32_t op = s->transposed ? MOE_LT_OP_T : MOE_LT_OP_N;
-    uint64_t rows = (uint64_t)(s->transposed ? s->k : s->n), cols = (uint64_t)(s->transposed ? s->n : s->k);
+    uint64_t rows = (uint64_t)(s->transposed ? s->k : s->n),
+             cols = (uint64_t)(s->transposed ? s->n : s->k);
     MOE_TRY(moe_cublaslt_status(b->lt->desc_create(&p->desc, compute, MOE_LT_R_32F),
                                 "describing product %s", of->key));
     MOE_TRY(moe_cublaslt_status(b->lt->desc_set(p->desc, MOE_LT_DESC_TRANSA, &op, sizeof op),
@@ -177,10 +178,12 @@ MoeStatus moe_cuda_blaslt_run(MoeDeviceCuda *d, const MoeCudaProgram *c, const M
     bool staged = c->n_elastic > 0;
     MoeCuPtr to = staged ? d->blaslt->staging : p->at_out;
     MoeLtResult r = moe_cuda_blaslt_matmul(d, p, &p->product->choice.algo, p->at_c != 0, to);
-    MOE_TRY(moe_cublaslt_status(r, "GPU %d (%s): launching step %s of program %s (%lld x %lld x %lld)",
+    MOE_TRY(moe_cublaslt_status(r,
+                                "GPU %d (%s): launching step %s of program %s (%lld x %lld x %lld)",
                                 d->ordinal, d->name, s->name, d->program, (long long)s->dense->rows,
                                 (long long)s->dense->n, (long long)s->dense->k));
     uint64_t copy[] = {p->at_out, to, (uint64_t)p->bytes};
-    return staged ? moe_cuda_runtime(d, MOE_RT_ID_moe_rt_copy, d->stream, p->bytes / 16 + 1, copy, 3)
-                  : NULL;
+    return staged
+               ? moe_cuda_runtime(d, MOE_RT_ID_moe_rt_copy, d->stream, p->bytes / 16 + 1, copy, 3)
+               : NULL;
 }

@@ -8,8 +8,9 @@
 #include "runtime/dense.h"
 #include "runtime/device_cuda.h"
 
-#define MOE_BLASLT_WORKSPACE ((int64_t)32 << 20) /* bytes that an algorithm may ask for, of each rank */
-#define MOE_BLASLT_ALIGN     64                  /* of buffers: the slab's and the parameters' */
+#define MOE_BLASLT_WORKSPACE                                                                       \
+    ((int64_t)32 << 20)     /* bytes that an algorithm may ask for, of each rank */
+#define MOE_BLASLT_ALIGN 64 /* of buffers: the slab's and the parameters' */
 
 /* A product as the library sees it. Row-major there is by columns: out^T [n x rows] = b' [n x k] a^T [k x rows]. */
 typedef struct {
@@ -23,7 +24,7 @@ typedef struct MoeCudaDense {
     const MoeCudaProduct *product; /* NULL: the plan's kernel does */
     MoeLtLayout a, out;
     MoeCuPtr at_a, at_b, at_c, at_out; /* c: 0 none */
-    int64_t bytes; /* of out */
+    int64_t bytes;                     /* of out */
 } MoeCudaDense;
 
 typedef struct MoeCudaBlasLt {
@@ -57,8 +58,8 @@ void moe_cuda_blaslt_unbind(MoeDeviceCuda *d);
 /* ---- device_cuda_blaslt_find.c ---- */
 
 /* Adds what the library proposes for product i with the rows of these layouts: out[0 .. *n), each once, `most` in all. */
-MoeStatus moe_cuda_blaslt_find(MoeDeviceCuda *d, size_t i, const MoeCudaDense *layouts, MoeLtAlgo *out,
-                               int most, int *n);
+MoeStatus moe_cuda_blaslt_find(MoeDeviceCuda *d, size_t i, const MoeCudaDense *layouts,
+                               MoeLtAlgo *out, int most, int *n);
 /* Whether an algorithm may be tried at all: no split-K, no reduction, sums in f32 of the product's own dtype. */
 bool moe_cuda_blaslt_allowed(MoeDeviceCuda *d, size_t i, const MoeLtAlgo *algo);
 void moe_cuda_blaslt_config(MoeDeviceCuda *d, const MoeLtAlgo *algo, MoeLtConfig *out);

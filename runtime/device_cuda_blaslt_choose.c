@@ -25,20 +25,22 @@ static const char *key_of(const Choosing *c, size_t i) {
 
 /* With its measurement: what the mode makes of it. */
 static MoeDenseChoice decision(const Choosing *c, const MoeDenseChoice *best) {
-    bool library = best->library &&
-                   (c->mode == MOE_DENSE_CUBLASLT || best->rate > best->emitted_rate);
+    bool library =
+        best->library && (c->mode == MOE_DENSE_CUBLASLT || best->rate > best->emitted_rate);
     return library ? *best : (MoeDenseChoice){.emitted_rate = best->emitted_rate};
 }
 
 static MoeStatus differs(const Choosing *c, size_t i, const char *why) {
     if (c->mode == MOE_DENSE_SAME)
-        return moe_error(MOE_E_INPUT,
-                         "product %s: the checkpoint was made with cuBLASLt, and %s; --dense auto goes on "
-                         "with other bits",
-                         key_of(c, i), why);
-    moe_warn("product %s: the checkpoint was made with cuBLASLt, and %s: bits may differ from those "
-             "of the run so far (--dense same would refuse)",
-             key_of(c, i), why);
+        return moe_error(
+            MOE_E_INPUT,
+            "product %s: the checkpoint was made with cuBLASLt, and %s; --dense auto goes on "
+            "with other bits",
+            key_of(c, i), why);
+    moe_warn(
+        "product %s: the checkpoint was made with cuBLASLt, and %s: bits may differ from those "
+        "of the run so far (--dense same would refuse)",
+        key_of(c, i), why);
     return NULL;
 }
 
@@ -51,9 +53,10 @@ static MoeStatus honour(Choosing *c, size_t i, const char *text, MoeDenseChoice 
     if (!out->library) { /* a wish for the library goes before what was */
         *done = c->mode != MOE_DENSE_CUBLASLT;
         if (!*done)
-            moe_warn("product %s: the run so far took moec's own kernel; --dense cublaslt changes its "
-                     "bits",
-                     key_of(c, i));
+            moe_warn(
+                "product %s: the run so far took moec's own kernel; --dense cublaslt changes its "
+                "bits",
+                key_of(c, i));
         return NULL;
     }
     if (out->version != c->d->blaslt->version) {
@@ -78,13 +81,15 @@ static MoeStatus decide_one(Choosing *c, size_t i, MoeDenseChoice *out) {
         MOE_TRY(honour(c, i, known, out, &done));
     if (done)
         return NULL;
-    if (moe_choices_cached(MOE_DENSE_KIND, c->place, key, text) && moe_dense_choice_read(text, &best))
+    if (moe_choices_cached(MOE_DENSE_KIND, c->place, key, text) &&
+        moe_dense_choice_read(text, &best))
         done = !best.library;
     if (best.library)
         MOE_TRY(moe_cuda_blaslt_verify(c->d, c->x, i, &best, &done));
     if (!done) {
         if (!c->n_measured++)
-            moe_note("measuring the plan's %zu dense products, with cuBLASLt %s and by moec's own kernels",
+            moe_note("measuring the plan's %zu dense products, with cuBLASLt %s and by moec's own "
+                     "kernels",
                      c->d->blaslt->n_products, c->version);
         MOE_TRY(moe_cuda_blaslt_measure(c->d, c->x, i, &best));
         moe_dense_choice_text(&best, text);
@@ -119,7 +124,8 @@ static MoeStatus all_emitted(Choosing *c, const MoeDenseProduct *products, size_
         MOE_TRY(moe_choices_put(&c->x->choices, MOE_DENSE_KIND, products[i].key, text));
     }
     if (changed && c->speaks)
-        moe_warn("%zu dense products of the run so far were cuBLASLt's; they go on by moec's own kernels, "
+        moe_warn("%zu dense products of the run so far were cuBLASLt's; they go on by moec's own "
+                 "kernels, "
                  "with other bits",
                  changed);
     return NULL;
@@ -129,7 +135,8 @@ static MoeStatus all_emitted(Choosing *c, const MoeDenseProduct *products, size_
 static MoeStatus find_library(Choosing *c, bool *out_usable) {
     MoeComm *comm = c->x->comm;
     MoeStatus st = moe_cuda_blaslt_open(c->d);
-    int64_t mine = st ? 0 : (int64_t)c->d->blaslt->version, *all = malloc(sizeof mine * (size_t)comm->size);
+    int64_t mine = st ? 0 : (int64_t)c->d->blaslt->version,
+            *all = malloc(sizeof mine * (size_t)comm->size);
     MoeStatus gathered = all ? NULL : moe_error(MOE_E_NOMEM, "no memory for versions");
     gathered = moe_comm_agree(comm, gathered, "cuBLASLt's version");
     if (!gathered)
@@ -139,7 +146,8 @@ static MoeStatus find_library(Choosing *c, bool *out_usable) {
         if (!all[r] || all[r] != all[0])
             *out_usable = false;
     if (!gathered && !*out_usable && !st)
-        st = moe_error(MOE_E_INPUT, "cuBLASLt is not the same on all ranks: here %lld, on rank 0 %lld",
+        st = moe_error(MOE_E_INPUT,
+                       "cuBLASLt is not the same on all ranks: here %lld, on rank 0 %lld",
                        (long long)mine, (long long)all[0]);
     free(all);
     if (gathered) {
@@ -217,9 +225,10 @@ static MoeStatus settle(Choosing *c) {
             moe_dense_choice_text(&b->run[i].choice, text);
             st = moe_choices_put(&c->x->choices, MOE_DENSE_KIND, key_of(c, i), text);
             if (c->speaks)
-                moe_warn("product %s: rank %d's GPU does not run rank 0's algorithm of cuBLASLt with "
-                         "bits that do not depend on the rows around: moec's own kernel is used",
-                         key_of(c, i), refused);
+                moe_warn(
+                    "product %s: rank %d's GPU does not run rank 0's algorithm of cuBLASLt with "
+                    "bits that do not depend on the rows around: moec's own kernel is used",
+                    key_of(c, i), refused);
         }
         if (c->speaks)
             say(c, i, &b->run[i].choice);
@@ -247,14 +256,15 @@ static MoeStatus choose(Choosing *c, const MoeDenseProduct *products, size_t n) 
     if (!usable) {
         moe_cuda_blaslt_close(c->d);
         if (c->mode == MOE_DENSE_SAME && is_wanted(c, products, n))
-            return moe_error(MOE_E_INPUT, "--dense same: the checkpoint was made with cuBLASLt, which cannot "
-                                          "be used here; --dense auto goes on with other bits");
+            return moe_error(MOE_E_INPUT,
+                             "--dense same: the checkpoint was made with cuBLASLt, which cannot "
+                             "be used here; --dense auto goes on with other bits");
         return all_emitted(c, products, n);
     }
     MOE_TRY(moe_cuda_check(c->d, c->d->cu->driver_version(&driver), "cuDriverGetVersion"));
     moe_cublaslt_version_text(c->d->blaslt->version, c->version);
-    snprintf(c->place, sizeof c->place, "%s, driver %d, cuBLASLt %zu, kernels %s", c->d->name, driver,
-             c->d->blaslt->version, c->d->plan->target);
+    snprintf(c->place, sizeof c->place, "%s, driver %d, cuBLASLt %zu, kernels %s", c->d->name,
+             driver, c->d->blaslt->version, c->d->plan->target);
     MOE_TRY(share(c));
     MOE_TRY(settle(c));
     if (any_library(c->d->blaslt))
@@ -264,7 +274,8 @@ static MoeStatus choose(Choosing *c, const MoeDenseProduct *products, size_t n) 
 }
 
 MoeStatus moe_cuda_decide(MoeDevice *base, MoeExec *x) {
-    Choosing c = {.d = (MoeDeviceCuda *)base, .x = x, .mode = x->dense, .speaks = x->comm->rank == 0};
+    Choosing c = {
+        .d = (MoeDeviceCuda *)base, .x = x, .mode = x->dense, .speaks = x->comm->rank == 0};
     MoeDenseProduct *products;
     size_t n;
     MOE_TRY(moe_cuda_enter(c.d));

@@ -8,7 +8,8 @@ enum { ASKED = 12 };
 static MoeLtResult set_preferences(const MoeCublasLt *lt, MoeLtPrefer prefer) {
     uint64_t workspace = (uint64_t)MOE_BLASLT_WORKSPACE;
     uint32_t none = 0, align = MOE_BLASLT_ALIGN;
-    MoeLtResult r = lt->prefer_set(prefer, MOE_LT_PREFER_WORKSPACE_BYTES, &workspace, sizeof workspace);
+    MoeLtResult r =
+        lt->prefer_set(prefer, MOE_LT_PREFER_WORKSPACE_BYTES, &workspace, sizeof workspace);
     if (!r)
         r = lt->prefer_set(prefer, MOE_LT_PREFER_REDUCTION_MASK, &none, sizeof none);
     for (int a = MOE_LT_PREFER_ALIGN_A; a <= MOE_LT_PREFER_ALIGN_D && !r; a++)
@@ -56,7 +57,8 @@ bool moe_cuda_blaslt_allowed(MoeDeviceCuda *d, size_t i, const MoeLtAlgo *algo) 
         return false;
     if (lt->cap_get(algo, MOE_LT_CAP_NUMERICS, &numerics, sizeof numerics, &n))
         numerics = 0;
-    uint64_t inputs = numerics & MOE_LT_NUMERICS_INPUTS, sums = numerics & MOE_LT_NUMERICS_ACCUMULATORS,
+    uint64_t inputs = numerics & MOE_LT_NUMERICS_INPUTS,
+             sums = numerics & MOE_LT_NUMERICS_ACCUMULATORS,
              own = d->blaslt->products[i].shape.dtype == MOE_PLAN_BF16 ? MOE_LT_NUMERICS_INPUT_16BF
                                                                        : MOE_LT_NUMERICS_INPUT_32F;
     return (!inputs || inputs == own) && (!sums || sums == MOE_LT_NUMERICS_ACCUMULATOR_32F);
@@ -72,15 +74,17 @@ void moe_cuda_blaslt_config(MoeDeviceCuda *d, const MoeLtAlgo *algo, MoeLtConfig
 #undef X
 }
 
-bool moe_cuda_blaslt_rebuild(MoeDeviceCuda *d, size_t i, const MoeLtConfig *config, MoeLtAlgo *out) {
+bool moe_cuda_blaslt_rebuild(MoeDeviceCuda *d, size_t i, const MoeLtConfig *config,
+                             MoeLtAlgo *out) {
     const MoeCudaBlasLt *b = d->blaslt;
     const MoePlanDense *p = &b->products[i].shape;
     bool half = p->dtype == MOE_PLAN_BF16;
     int in = half ? MOE_LT_R_16BF : MOE_LT_R_32F,
         result = p->out_dtype == MOE_PLAN_BF16 ? MOE_LT_R_16BF : MOE_LT_R_32F;
     memset(out, 0, sizeof *out);
-    MoeLtResult r = b->lt->algo_init(b->handle, half ? MOE_LT_COMPUTE_32F : MOE_LT_COMPUTE_32F_PEDANTIC,
-                                     MOE_LT_R_32F, in, in, result, result, config->id, out);
+    MoeLtResult r =
+        b->lt->algo_init(b->handle, half ? MOE_LT_COMPUTE_32F : MOE_LT_COMPUTE_32F_PEDANTIC,
+                         MOE_LT_R_32F, in, in, result, result, config->id, out);
 #define X(member, value, type)                                                                     \
     if (!r && value != MOE_LT_CONFIG_id)                                                           \
         r = b->lt->config_set(out, value, &config->member, sizeof config->member);

@@ -22,12 +22,12 @@ typedef struct {
     const MoeCudaProduct *run;
     const MoePlanStep *s;
     const MoeCudaLaunch *kernel;
-    MoeCudaDense at; /* addresses, and the layouts of tries[0] */
+    MoeCudaDense at;          /* addresses, and the layouts of tries[0] */
     int64_t tries[MAX_TRIES]; /* rows, the most first */
     MoeCudaDense each[MAX_TRIES];
     int n_tries;
     int64_t period, row_bytes; /* different rows of the operand; of a row of the result */
-    bool parameter; /* b is one */
+    bool parameter;            /* b is one */
     MoeCuPtr want, flag;
     float *emitted, *plain; /* [period][n]: the result by the plan's kernel; without c */
 } Trial;
@@ -53,10 +53,9 @@ static MoeStatus prepare(const Trial *t) {
     int64_t rows = t->tries[0];
     if (t->at.at_c == t->at.at_out)
         return fill(t, t->at.at_c, rows, t->of->shape.n, t->period, 3, MOE_PLAN_F32, PLAIN);
-    return moe_cuda_check(t->d,
-                          t->d->cu->set_bytes(t->at.at_out, 0xff, (size_t)(rows * t->row_bytes),
-                                              t->d->stream),
-                          "cuMemsetD8Async of a product");
+    return moe_cuda_check(
+        t->d, t->d->cu->set_bytes(t->at.at_out, 0xff, (size_t)(rows * t->row_bytes), t->d->stream),
+        "cuMemsetD8Async of a product");
 }
 
 /* The first `period` rows of the result, as floats. */
@@ -87,10 +86,9 @@ static MoeStatus set_live(const Trial *t, const MoeExec *x) {
         return moe_error(MOE_E_NOMEM, "no memory for a table of rows");
     for (int64_t i = 1; i < n; i++)
         table[i] = (int32_t)t->tries[0];
-    MoeStatus st = moe_cuda_check(t->d,
-                                  t->d->cu->copy_in(t->kernel->args[1 + buf], table, (size_t)n * 4,
-                                                    t->d->stream),
-                                  "copying a table of rows");
+    MoeStatus st = moe_cuda_check(
+        t->d, t->d->cu->copy_in(t->kernel->args[1 + buf], table, (size_t)n * 4, t->d->stream),
+        "copying a table of rows");
     if (!st)
         st = moe_cuda_wait(t->d);
     free(table);
@@ -125,8 +123,9 @@ static MoeStatus fill_factors(const Trial *t, bool nothing) {
     int mirror = p->transposed ? MIRROR_COLS : MIRROR_ROWS;
     MOE_TRY(fill(t, t->at.at_a, p->rows, p->k, t->period, 1, p->dtype,
                  nothing ? MIRROR_SIGNED : PLAIN));
-    return t->parameter ? NULL
-                        : fill(t, t->at.at_b, rows, cols, rows, 2, p->dtype, nothing ? mirror : PLAIN);
+    return t->parameter
+               ? NULL
+               : fill(t, t->at.at_b, rows, cols, rows, 2, p->dtype, nothing ? mirror : PLAIN);
 }
 
 static MoeStatus fill_operands(const Trial *t, const MoeExec *x) {
@@ -205,8 +204,8 @@ static bool fits(const Trial *t, const MoeLtAlgo *algo, int k) {
     const MoeCudaBlasLt *b = t->d->blaslt;
     const MoeCudaDense *s = &t->each[k];
     MoeLtFound found = {.state = MOE_LT_SUCCESS};
-    MoeLtResult r = b->lt->algo_check(b->handle, t->run->desc, t->run->b, s->a, s->out, s->out, algo,
-                                      &found);
+    MoeLtResult r =
+        b->lt->algo_check(b->handle, t->run->desc, t->run->b, s->a, s->out, s->out, algo, &found);
     return r == MOE_LT_SUCCESS && found.workspace_bytes <= (size_t)MOE_BLASLT_WORKSPACE;
 }
 
@@ -218,12 +217,8 @@ static MoeStatus launch(const Trial *t, const MoeLtAlgo *algo, int k, bool add, 
 }
 
 static MoeStatus compare(const Trial *t, int k) {
-    uint64_t bufs[] = {t->at.at_out,
-                       t->want,
-                       (uint64_t)t->tries[k],
-                       (uint64_t)t->row_bytes,
-                       (uint64_t)t->period,
-                       t->flag};
+    uint64_t bufs[] = {t->at.at_out,        t->want, (uint64_t)t->tries[k], (uint64_t)t->row_bytes,
+                       (uint64_t)t->period, t->flag};
     return moe_cuda_runtime(t->d, MOE_RT_ID_moe_rt_rows_differ, t->d->stream,
                             t->tries[k] * t->row_bytes / 2, bufs, 6);
 }
@@ -236,10 +231,9 @@ static MoeStatus check_rows(const Trial *t, const MoeLtAlgo *algo, bool *good) {
     MOE_TRY(launch(t, algo, 0, add, good));
     if (!*good)
         return NULL;
-    MOE_TRY(moe_cuda_check(t->d,
-                           cu->copy(t->want, t->at.at_out, (size_t)(t->period * t->row_bytes),
-                                    t->d->stream),
-                           "copying rows of a product"));
+    MOE_TRY(moe_cuda_check(
+        t->d, cu->copy(t->want, t->at.at_out, (size_t)(t->period * t->row_bytes), t->d->stream),
+        "copying rows of a product"));
     MOE_TRY(moe_cuda_check(t->d, cu->set_bytes(t->flag, 0, sizeof differ, t->d->stream),
                            "cuMemsetD8Async"));
     for (int k = 0; k < 2 * t->n_tries && *good; k++) {
@@ -302,7 +296,8 @@ static MoeStatus check(const Trial *t, const MoeLtAlgo *algo, bool *good) {
         return NULL;
     MOE_TRY(check_rows(t, algo, good));
     if (*good && t->of->shape.out_dtype == MOE_PLAN_BF16 && !t->parameter) {
-        MOE_TRY(fill_factors(t, true)); /* rounded to bf16, other sums hide nearly all that they do */
+        MOE_TRY(
+            fill_factors(t, true)); /* rounded to bf16, other sums hide nearly all that they do */
         MOE_TRY(check_rows(t, algo, good));
         MOE_TRY(fill_factors(t, false));
     }
@@ -377,7 +372,8 @@ static MoeStatus measure(const Trial *t, MoeDenseChoice *out) {
     MOE_TRY(rate_of(t, NULL, &out->emitted_rate));
     for (int k = 0; k < t->n_tries; k++) /* the choice for other rows may do for all */
         if (k < t->of->n_rows || t->tries[k] == 1 || t->tries[k] == 128)
-            MOE_TRY(moe_cuda_blaslt_find(t->d, t->product, &t->each[k], candidates, MAX_CANDIDATES, &n));
+            MOE_TRY(moe_cuda_blaslt_find(t->d, t->product, &t->each[k], candidates, MAX_CANDIDATES,
+                                         &n));
     for (int i = 0; i < n; i++) {
         bool good;
         double rate;

@@ -17,24 +17,24 @@ enum { BLOCK = 32, TILE = 12, PLACE = 10, WORKSPACE_BIG = 64 << 20 };
 
 /* What is peculiar about an algorithm. */
 typedef enum {
-    GOOD,    /* sums of blocks of 32 products, one after another */
-    FAST,    /* four interleaved sums: other bits, as good */
-    SPLIT_K, /* k in two parts, whatever the caller said of reductions */
-    BY_ROWS, /* FAST's order for more than 12 rows, GOOD's for fewer */
+    GOOD,     /* sums of blocks of 32 products, one after another */
+    FAST,     /* four interleaved sums: other bits, as good */
+    SPLIT_K,  /* k in two parts, whatever the caller said of reductions */
+    BY_ROWS,  /* FAST's order for more than 12 rows, GOOD's for fewer */
     BY_PLACE, /* FAST's order for rows from 10 on */
-    COARSE,  /* inputs rounded to 10 bits, as TF32 */
-    BIG,     /* wants 64 MiB of workspace */
-    FEW,     /* does not run with fewer than 8 rows, and says so at the launch alone */
-    CHAINED, /* what is added goes into the sum before the products */
-    NONE     /* writes nothing */
+    COARSE,   /* inputs rounded to 10 bits, as TF32 */
+    BIG,      /* wants 64 MiB of workspace */
+    FEW,      /* does not run with fewer than 8 rows, and says so at the launch alone */
+    CHAINED,  /* what is added goes into the sum before the products */
+    NONE      /* writes nothing */
 } Kind;
 
 static const struct {
     const char *name;
     Kind kind;
-} kinds[] = {{"good", GOOD},       {"fast", FAST},     {"split_k", SPLIT_K}, {"by_rows", BY_ROWS},
-             {"by_place", BY_PLACE}, {"coarse", COARSE}, {"big", BIG},       {"few", FEW},
-             {"chained", CHAINED}, {"none", NONE}};
+} kinds[] = {{"good", GOOD},         {"fast", FAST},     {"split_k", SPLIT_K}, {"by_rows", BY_ROWS},
+             {"by_place", BY_PLACE}, {"coarse", COARSE}, {"big", BIG},         {"few", FEW},
+             {"chained", CHAINED},   {"none", NONE}};
 #define N_KINDS (int)(sizeof kinds / sizeof *kinds)
 
 struct MoeLtContext {
@@ -162,18 +162,19 @@ static bool shapes_fit(const struct MoeLtDescRep *desc, MoeLtLayout a, MoeLtLayo
     uint64_t m = desc->transposed ? a->cols : a->rows, k = desc->transposed ? a->rows : a->cols;
     return a->type == b->type && c->type == d->type && b->rows == k && d->rows == m &&
            d->cols == b->cols && c->rows == d->rows && c->cols == d->cols &&
-           desc->compute == (a->type == MOE_LT_R_16BF ? MOE_LT_COMPUTE_32F
-                                                      : MOE_LT_COMPUTE_32F_PEDANTIC);
+           desc->compute ==
+               (a->type == MOE_LT_R_16BF ? MOE_LT_COMPUTE_32F : MOE_LT_COMPUTE_32F_PEDANTIC);
 }
 
 static size_t workspace_of(const MoeLtAlgo *algo) {
     return algo->data[WORD_KIND] == BIG ? WORKSPACE_BIG : 1024;
 }
 
-MOE_SIM_EXPORT MoeLtResult cublasLtMatmulAlgoGetHeuristic(MoeLtHandle h, MoeLtDesc desc, MoeLtLayout a,
-                                                          MoeLtLayout b, MoeLtLayout c,
-                                                          MoeLtLayout d, MoeLtPrefer p, int most,
-                                                          MoeLtFound *out, int *out_n) {
+MOE_SIM_EXPORT MoeLtResult cublasLtMatmulAlgoGetHeuristic(MoeLtHandle h, MoeLtDesc desc,
+                                                          MoeLtLayout a, MoeLtLayout b,
+                                                          MoeLtLayout c, MoeLtLayout d,
+                                                          MoeLtPrefer p, int most, MoeLtFound *out,
+                                                          int *out_n) {
     Kind kind;
     double seconds;
     *out_n = 0;
@@ -191,8 +192,8 @@ MOE_SIM_EXPORT MoeLtResult cublasLtMatmulAlgoGetHeuristic(MoeLtHandle h, MoeLtDe
     return *out_n ? MOE_LT_SUCCESS : MOE_LT_NOT_SUPPORTED;
 }
 
-MOE_SIM_EXPORT MoeLtResult cublasLtMatmulAlgoInit(MoeLtHandle h, int compute, int scale, int a, int b,
-                                                  int c, int d, int id, MoeLtAlgo *out) {
+MOE_SIM_EXPORT MoeLtResult cublasLtMatmulAlgoInit(MoeLtHandle h, int compute, int scale, int a,
+                                                  int b, int c, int d, int id, MoeLtAlgo *out) {
     double seconds;
     (void)compute, (void)scale, (void)a, (void)b, (void)c, (void)d;
     memset(out, 0, sizeof *out);
@@ -215,7 +216,8 @@ MOE_SIM_EXPORT MoeLtResult cublasLtMatmulAlgoCheck(MoeLtHandle h, MoeLtDesc desc
 }
 
 MOE_SIM_EXPORT MoeLtResult cublasLtMatmulAlgoCapGetAttribute(const MoeLtAlgo *algo, int attribute,
-                                                             void *out, size_t bytes, size_t *written) {
+                                                             void *out, size_t bytes,
+                                                             size_t *written) {
     (void)algo, (void)attribute, (void)out, (void)bytes, (void)written;
     return MOE_LT_NOT_SUPPORTED;
 }
@@ -237,9 +239,9 @@ static int word_of(int attribute, size_t *bytes) {
     }
 }
 
-MOE_SIM_EXPORT MoeLtResult cublasLtMatmulAlgoConfigGetAttribute(const MoeLtAlgo *algo, int attribute,
-                                                                void *out, size_t bytes,
-                                                                size_t *written) {
+MOE_SIM_EXPORT MoeLtResult cublasLtMatmulAlgoConfigGetAttribute(const MoeLtAlgo *algo,
+                                                                int attribute, void *out,
+                                                                size_t bytes, size_t *written) {
     size_t want;
     int word = word_of(attribute, &want);
     uint64_t value = word < 0 ? 0 : algo->data[word];
@@ -316,7 +318,8 @@ static float term(const Product *p, int64_t row, int64_t col, int64_t k) {
     return p->algo.data[WORD_KIND] == COARSE ? coarse(a) * coarse(b) : a * b;
 }
 
-static float in_blocks(const Product *p, int64_t row, int64_t col, int64_t from, int64_t to, float sum) {
+static float in_blocks(const Product *p, int64_t row, int64_t col, int64_t from, int64_t to,
+                       float sum) {
     for (int64_t k = from; k < to; k += BLOCK) {
         float part = 0;
         for (int64_t i = k; i < k + BLOCK && i < to; i++)
@@ -335,12 +338,15 @@ static float interleaved(const Product *p, int64_t row, int64_t col) {
 
 static float product(const Product *p, int64_t row, int64_t col, float c) {
     Kind kind = (Kind)p->algo.data[WORD_KIND];
-    bool other = kind == FAST || (kind == BY_ROWS && p->rows > TILE) || (kind == BY_PLACE && row >= PLACE);
+    bool other =
+        kind == FAST || (kind == BY_ROWS && p->rows > TILE) || (kind == BY_PLACE && row >= PLACE);
     if (other)
         return interleaved(p, row, col) + c;
     if (kind == SPLIT_K)
-        return in_blocks(p, row, col, 0, p->k / 2, 0) + in_blocks(p, row, col, p->k / 2, p->k, 0) + c;
-    return kind == CHAINED ? in_blocks(p, row, col, 0, p->k, c) : in_blocks(p, row, col, 0, p->k, 0) + c;
+        return in_blocks(p, row, col, 0, p->k / 2, 0) + in_blocks(p, row, col, p->k / 2, p->k, 0) +
+               c;
+    return kind == CHAINED ? in_blocks(p, row, col, 0, p->k, c)
+                           : in_blocks(p, row, col, 0, p->k, 0) + c;
 }
 
 static double now(void) {
@@ -371,8 +377,8 @@ static CUresult run(void *ctx) {
     return CUDA_SUCCESS;
 }
 
-MOE_SIM_EXPORT MoeLtResult cublasLtMatmul(MoeLtHandle h, MoeLtDesc desc, const void *alpha, uint64_t a,
-                                          MoeLtLayout la, uint64_t b, MoeLtLayout lb,
+MOE_SIM_EXPORT MoeLtResult cublasLtMatmul(MoeLtHandle h, MoeLtDesc desc, const void *alpha,
+                                          uint64_t a, MoeLtLayout la, uint64_t b, MoeLtLayout lb,
                                           const void *beta, uint64_t c, MoeLtLayout lc, uint64_t d,
                                           MoeLtLayout ld, const MoeLtAlgo *algo, uint64_t workspace,
                                           size_t workspace_bytes, MoeLtStream stream) {

@@ -27,10 +27,12 @@ enum { ROWS = 150, N = 24, K = 40 };
 static const char *const body =
     "using namespace moe;\n"
     "const int rows = buf<const i32>(a, 4)[4], N = 24, K = 40;\n"
-    "for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < rows * N; i += gridDim.x * blockDim.x) {\n"
+    "for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < rows * N; i += gridDim.x * "
+    "blockDim.x) {\n"
     "    float s = 0;\n"
     "    for (int k = 0; k < K; k++)\n"
-    "        s = fmaf(load(buf<const T>(a, 0) + i / N * K + k), load(buf<const T>(a, 1) + i % N * K + k), s);\n"
+    "        s = fmaf(load(buf<const T>(a, 0) + i / N * K + k), load(buf<const T>(a, 1) + i % N * "
+    "K + k), s);\n"
     "    buf<float>(a, 3)[i] = ADD ? s + buf<const float>(a, 2)[i] : s;\n"
     "}\n";
 
@@ -42,15 +44,15 @@ static void code_of(void **out, size_t *n) {
     MoeCudaTarget *t = (MoeCudaTarget *)base;
     for (int half = 0; half < 2; half++)
         for (int add = 0; add < 2; add++)
-            moe_cuda_kernel(t, &(MoeCudaKernelText){
-                                   .prefix = moe_arena_printf(t->arena, "k_%d%d", half, add),
-                                   .exact = true,
-                                   .n_bufs = 5,
-                                   .threads = 64,
-                                   .body = moe_arena_printf(t->arena,
-                                                            "using T = %s; const bool ADD = %s;\n%s",
-                                                            half ? "moe::bf16" : "float",
-                                                            add ? "true" : "false", body)});
+            moe_cuda_kernel(
+                t, &(MoeCudaKernelText){
+                       .prefix = moe_arena_printf(t->arena, "k_%d%d", half, add),
+                       .exact = true,
+                       .n_bufs = 5,
+                       .threads = 64,
+                       .body = moe_arena_printf(t->arena, "using T = %s; const bool ADD = %s;\n%s",
+                                                half ? "moe::bf16" : "float",
+                                                add ? "true" : "false", body)});
     st = base->finish(base, false, out, n, &text);
     MOE_ASSERT(!st, "%s", moe_status_message(st));
     free(text);
@@ -58,17 +60,19 @@ static void code_of(void **out, size_t *n) {
 }
 
 static void add_step(MoeStr *s, bool half, bool add, bool in_place, int rows) {
-    moe_str_printf(s,
-                   "%s{\"name\": \"p\", \"kernel\": \"k_%d%d\", \"phase\": \"forward\", \"count\": false, "
-                   "\"kind\": \"gemm\", \"layer\": 0, \"bufs\": [[0, 0], [1, 0], [%d, 0], [3, 0], [4, 0]], "
-                   "\"grid\": 4, \"block\": 64, \"dense\": {\"a\": 0, \"b\": 1, ",
-                   s->len ? ", " : "", half, add, in_place ? 3 : 2);
+    moe_str_printf(
+        s,
+        "%s{\"name\": \"p\", \"kernel\": \"k_%d%d\", \"phase\": \"forward\", \"count\": false, "
+        "\"kind\": \"gemm\", \"layer\": 0, \"bufs\": [[0, 0], [1, 0], [%d, 0], [3, 0], [4, 0]], "
+        "\"grid\": 4, \"block\": 64, \"dense\": {\"a\": 0, \"b\": 1, ",
+        s->len ? ", " : "", half, add, in_place ? 3 : 2);
     if (add)
         moe_str_append(s, "\"c\": 2, ");
-    moe_str_printf(s,
-                   "\"out\": 3, \"live\": 4, \"dtype\": \"%s\", \"out_dtype\": \"f32\", \"rows\": %d, "
-                   "\"n\": %d, \"k\": %d, \"transposed\": true}}",
-                   half ? "bf16" : "f32", rows, N, K);
+    moe_str_printf(
+        s,
+        "\"out\": 3, \"live\": 4, \"dtype\": \"%s\", \"out_dtype\": \"f32\", \"rows\": %d, "
+        "\"n\": %d, \"k\": %d, \"transposed\": true}}",
+        half ? "bf16" : "f32", rows, N, K);
 }
 
 static void *code; /* of all plans, made before the tests, which have a cache of their own */
@@ -80,17 +84,23 @@ static MoePlan *plan_of(const char *steps, int ranks) {
     MoePlan *p = NULL;
     moe_str_printf(
         &s,
-        "{\"format_version\": 1, \"abi\": 1, \"target\": \"cuda:sm_80\", \"compile\": \"by hand\",\n"
+        "{\"format_version\": 1, \"abi\": 1, \"target\": \"cuda:sm_80\", \"compile\": \"by "
+        "hand\",\n"
         " \"model\": {\"model_type\": \"mixtral\", \"vocab_size\": 16}, \"tokenizer\": \"byte\",\n"
-        " \"ranks\": %d, \"mesh\": {\"dp\": %d, \"shard\": 1, \"ep\": 1, \"tp\": 1, \"dense_shard\": 1},\n"
-        " \"vocab_size\": 16, \"batch\": 4, \"seq\": 4, \"virtual_shards\": 4, \"micro_batches\": 1,\n"
+        " \"ranks\": %d, \"mesh\": {\"dp\": %d, \"shard\": 1, \"ep\": 1, \"tp\": 1, "
+        "\"dense_shard\": 1},\n"
+        " \"vocab_size\": 16, \"batch\": 4, \"seq\": 4, \"virtual_shards\": 4, \"micro_batches\": "
+        "1,\n"
         " \"dtype\": \"f32\", \"moe_layers\": [], \"experts\": 0, \"experts_per_token\": 0,\n"
         " \"flops_per_token\": 1.0, \"kernels_xxh3\": \"00\", \"params\": [], \"buffers\": [],\n"
-        " \"programs\": {\"p\": {\"slab_bytes\": 131136, \"slab_lower_bound\": 1, \"scratch_bytes\": 0,\n"
+        " \"programs\": {\"p\": {\"slab_bytes\": 131136, \"slab_lower_bound\": 1, "
+        "\"scratch_bytes\": 0,\n"
         "  \"values\": [{\"slab\": 0, \"bytes\": 24000}, {\"slab\": 24000, \"bytes\": 3840}, "
-        "{\"slab\": 32000, \"bytes\": 14400}, {\"slab\": 48000, \"bytes\": 14400}, {\"input\": \"tok\", "
+        "{\"slab\": 32000, \"bytes\": 14400}, {\"slab\": 48000, \"bytes\": 14400}, {\"input\": "
+        "\"tok\", "
         "\"bytes\": 20}],\n"
-        "  \"inputs\": [{\"name\": \"tok\", \"value\": 4, \"dtype\": \"i32\", \"dims\": [5], \"ragged\": "
+        "  \"inputs\": [{\"name\": \"tok\", \"value\": 4, \"dtype\": \"i32\", \"dims\": [5], "
+        "\"ragged\": "
         "false}],\n"
         "  \"outputs\": [], \"steps\": [%s], \"batch_sums\": [], \"accumulates\": []}}}",
         ranks, ranks, steps);
@@ -178,12 +188,14 @@ START_TEST(test_fastest) {
     offer("good:1000000,fast:2000000", "130100");
     ck_assert_int_eq(choose(p, MOE_DENSE_AUTO), GOOD);
     begin();
-    offer("chained:1,good:2000000", "130100"); /* another number with what is added, the same without */
+    offer("chained:1,good:2000000",
+          "130100"); /* another number with what is added, the same without */
     ck_assert_int_eq(choose(p, MOE_DENSE_AUTO), _i & 2 ? GOOD : CHAINED);
     begin();
     offer("good:20000000,fast:30000000", "130100"); /* slower than moec's own */
     ck_assert_int_eq(choose(p, MOE_DENSE_AUTO), EMITTED);
-    ck_assert_int_eq(choose(p, MOE_DENSE_CUBLASLT), GOOD); /* of the same measurement, by the cache */
+    ck_assert_int_eq(choose(p, MOE_DENSE_CUBLASLT),
+                     GOOD); /* of the same measurement, by the cache */
     ck_assert_int_eq(choose(p, MOE_DENSE_EMITTED), EMITTED);
     moe_plan_free(p);
 }
@@ -263,7 +275,8 @@ START_TEST(test_checkpoint) {
     offer("good:2000000,fast:1000000", "130200"); /* rebuilt from its attributes, with a warning */
     OK(resume(p, library, MOE_DENSE_AUTO, &id));
     ck_assert_int_eq(id, GOOD);
-    FAILS(resume(p, library, MOE_DENSE_SAME, &id), MOE_E_INPUT, "version 13.1.0", "13.2.0", "--dense auto");
+    FAILS(resume(p, library, MOE_DENSE_SAME, &id), MOE_E_INPUT, "version 13.1.0", "13.2.0",
+          "--dense auto");
     offer("fast:1000000", "130100"); /* what was chosen is not there */
     OK(resume(p, library, MOE_DENSE_AUTO, &id));
     ck_assert_int_eq(id, FAST);
