@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/mem.h"
 
 static MoeStatus no_memory(void) {
     return moe_error(MOE_E_NOMEM, "no memory for the plan's attention");
@@ -122,7 +123,7 @@ static void forget_plans(MoeCudaCudnn *c) {
     }
     free(c->plans);
     c->plans = NULL;
-    c->n_plans = 0;
+    c->n_plans = c->cap_plans = 0;
 }
 
 static void unbind(MoeDeviceCuda *d) {
@@ -179,10 +180,8 @@ static MoeStatus make_plan(MoeDeviceCuda *d, const MoeAttnShape *shape, MoeCudnn
             *out = c->plans[i];
             return NULL;
         }
-    MoeCudaAttnPlan *p = calloc(1, sizeof *p),
-                    **more = realloc(c->plans, sizeof *more * (c->n_plans + 1));
-    c->plans = more ? more : c->plans;
-    if (!p || !more) {
+    MoeCudaAttnPlan *p = calloc(1, sizeof *p);
+    if (!p || !MOE_ROOM(c->plans, c->n_plans, c->cap_plans)) {
         free(p);
         return no_memory();
     }

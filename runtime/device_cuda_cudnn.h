@@ -63,7 +63,7 @@ typedef struct MoeCudaCudnn {
     MoeCuPtr staging;
     int64_t staging_bytes;
     MoeCudaAttnPlan **plans; /* [n_plans] */
-    size_t n_plans;
+    size_t n_plans, cap_plans;
     MoeAttnKind *kinds;
     size_t n_kinds;
 } MoeCudaCudnn;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/mem.h"
 
 #define ALIGNMENT     16   /* bytes, of every tensor's memory */
 #define FIRST_VIRTUAL 1000 /* uids below are of memory */
@@ -25,18 +26,12 @@ void moe_cudnn_build_free(MoeCudnnBuild *b) {
 /* ---- descriptors ---- */
 
 static void keep(MoeCudnnBuild *b, MoeCudnnDesc d) {
-    if (b->n == b->cap) {
-        size_t cap = b->cap ? 2 * b->cap : 64;
-        MoeCudnnDesc *more = realloc(b->all, cap * sizeof *more);
-        if (!more) {
-            (void)b->c->desc_destroy(d);
-            b->st = moe_error(MOE_E_NOMEM, "no memory for %zu descriptors of cuDNN", cap);
-            return;
-        }
-        b->all = more;
-        b->cap = cap;
+    if (MOE_ROOM(b->all, b->n, b->cap)) {
+        b->all[b->n++] = d;
+        return;
     }
-    b->all[b->n++] = d;
+    (void)b->c->desc_destroy(d);
+    b->st = moe_error(MOE_E_NOMEM, "no memory for descriptors of cuDNN");
 }
 
 MoeCudnnDesc moe_cudnn_new(MoeCudnnBuild *b, int type, const char *what) {
