@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include "base/dynlib.h"
 #include "base/str.h"
 
@@ -35,6 +36,8 @@ static MoeStatus init(void) {
     MOE_TRY(moe_dynlib_open(&library));
     if (ready)
         return NULL;
+    /* Streams of one device that wait for each other by words in memory must not share a queue; the default is 8. */
+    setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
     MOE_TRY(moe_cuda_status(driver.init(0), "cuInit"));
     ready = true;
     return NULL;
