@@ -20,6 +20,9 @@ STEP = dict(architectures=["MixtralForCausalLM"], model_type="mixtral", vocab_si
             initializer_range=0.02, tie_word_embeddings=False, torch_dtype="bfloat16", use_cache=False)
 
 
+MOST_SECONDS = 600  # of one process of moec: more is an error, not a measurement
+
+
 class Failed(Exception):
     pass
 
@@ -46,7 +49,10 @@ class Moec:
         self.program, self.work, self.target = program, work, target
 
     def run(self, args, env=None):
-        done = subprocess.run([self.program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        try:
+            done = subprocess.run([self.program, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, timeout=MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"moec {args[0]}: not done after {MOST_SECONDS} s") from None
         if done.returncode:
             raise Failed(f"moec {args[0]}: {(done.stderr.strip() or 'status %d' % done.returncode)[-400:]}")
         return done.stdout
@@ -99,8 +105,11 @@ class Moec:
         with open(os.path.join(self.work, "moec.err"), "w+") as err:
             process = subprocess.Popen([self.program, "run", plan, "--data", data, "--format", "u16", "--out", out, "--steps", str(total + 100000), "--lr", lr,
                                         "--min-lr", lr, "--warmup", "0", "--eval-fraction", "0", "--profile-step", str(total)], stdout=err, stderr=err)
+            began = time.monotonic()
             try:
                 while process.poll() is None and not (len(lines) >= total and os.path.exists(profile)):
+                    if time.monotonic() - began > MOST_SECONDS:
+                        raise Failed(f"moec run: {len(lines)} of {total} steps after {MOST_SECONDS} s")
                     time.sleep(0.02)
                     if os.path.exists(log):
                         with open(log) as f:
