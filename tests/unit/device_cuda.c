@@ -12,28 +12,16 @@
 #include "runtime/ranks.h"
 #include "tests/support/check_main.h"
 #include "tests/support/fake_cuda.h"
+#include "tests/support/fake_steps.h"
 #include "tests/support/gpu.h"
 #include "tests/support/status_checks.h"
 
 enum { SEQ = 5, BATCH = 19, V = 8, STEPS = 3, MOST = 128 * SEQ };
 
-static const MoeHyper hyper = {.lr = 0.01,
-                               .beta1 = 0.9,
-                               .beta2 = 0.95,
-                               .eps = 1e-8,
-                               .weight_decay = 0.1,
-                               .max_grad_norm = 1.0,
-                               .step = 1};
-
 static int32_t ids[MOST], labels[MOST];
 
 static void make_batch(int step) {
-    unsigned s = 12345u + (unsigned)step;
-    for (int i = 0; i < MOST; i++) {
-        s = s * 1664525u + 1013904223u;
-        ids[i] = (int32_t)(s >> 24);
-        labels[i] = s % 17 == 0 ? -100 : (int32_t)((s >> 16) & 255);
-    }
+    fake_batch(step, ids, labels, MOST);
 }
 
 static FakePlanOptions options(const char *target) {
@@ -46,16 +34,11 @@ static MoePlan *plan_of(const FakePlanOptions *o) {
 }
 
 static MoeExec *exec_of(const MoePlan *p) {
-    MoeExec *x;
-    OK(moe_exec_create(p, NULL, 1, &x));
-    OK(moe_init_params(p, x, 7));
-    OK(moe_init_states(p, x));
-    return x;
+    return fake_exec(p, NULL, NULL);
 }
 
 static MoeStatus step(MoeExec *x, int s, int64_t n_seqs, MoeStepResult *r) {
-    MoeHyper h = hyper;
-    h.step = s + 1;
+    MoeHyper h = fake_hyper(s);
     make_batch(s);
     return moe_exec_train_step(x, &(MoeBatch){ids, labels, n_seqs}, &h, r);
 }
@@ -141,8 +124,7 @@ static MoeStatus run_rank(void *ctx, MoeComm *comm) {
     memset(o, 0, sizeof *o);
     for (int s = 0; s < STEPS; s++) {
         static int32_t all[STEPS][2][MOST]; /* as make_batch would have it, which ranks may not share */
-        MoeHyper h = hyper;
-        h.step = s + 1;
+        MoeHyper h = fake_hyper(s);
         if (comm->rank == 0) {
             make_batch(s);
             memcpy(all[s][0], ids, sizeof ids);
@@ -301,8 +283,7 @@ static MoeStatus lose_rank(void *ctx, MoeComm *comm) {
     MOE_TRY(moe_exec_create(ctx, comm, 1, &x));
     MoeStatus st = moe_init_params(ctx, x, 7);
     for (int s = 0; s < 50 && !st; s++) {
-        MoeHyper h = hyper;
-        h.step = s + 1;
+        MoeHyper h = fake_hyper(s);
         st = moe_exec_train_step(x, &(MoeBatch){ids, labels, BATCH}, &h, &r);
     }
     moe_exec_destroy(x);
