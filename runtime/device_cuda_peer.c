@@ -29,8 +29,8 @@ MoeStatus moe_cuda_peers_await(MoeDeviceCuda *d, MoeCuEvent e) {
         if (moe_now() - began > SPIN_SECONDS)
             usleep(20);
     }
-    return moe_cuda_check(d, r, "running program %s up to step %s", d->program ? d->program : "none",
-                          d->step ? d->step : "none");
+    return moe_cuda_check(d, r, "running program %s up to step %s",
+                          d->program ? d->program : "none", d->step ? d->step : "none");
 }
 
 /* ---- who can ---- */
@@ -70,7 +70,8 @@ static const char *out_of_reach(const MoeDeviceCuda *d, const Offer *all, int n)
         here += 2 * (all[i].device->device == d->device);
         if (all[i].device->device == d->device)
             continue;
-        if (d->cu->can_access_peer(&can, d->device, all[i].device->device) != MOE_CU_SUCCESS || !can)
+        if (d->cu->can_access_peer(&can, d->device, all[i].device->device) != MOE_CU_SUCCESS ||
+            !can)
             return "devices do not reach each other's memory";
     }
     return here > STREAMS ? "more than 16 ranks share a device" : NULL;
@@ -80,7 +81,8 @@ static const char *out_of_reach(const MoeDeviceCuda *d, const Offer *all, int n)
 static MoeStatus agree(MoeExec *x, Offer *all, const char *mine, const char **out) {
     Offer me = all[x->rank];
     *out = mine;
-    if (strcmp(x->comm->ops->name, "threads")) /* all say the same, and texts of other processes are not here */
+    if (strcmp(x->comm->ops->name,
+               "threads")) /* all say the same, and texts of other processes are not here */
         return NULL;
     me.why = mine;
     MOE_TRY(moe_comm_all_gather(x->comm, &me, sizeof me, all, "devices"));
@@ -143,8 +145,8 @@ static MoeStatus make_own(MoeDeviceCuda *d, MoeExec *x, const Offer *all, struct
     MOE_TRY(give_access(d, all, x->plan->ranks));
     MOE_TRY(make_streams(d, p));
     *me = (MoePeerRank){d, x, NULL, d->device, 0, false};
-    MOE_TRY(moe_cuda_check(d, d->cu->context_retain(&context, d->device),
-                           "cuDevicePrimaryCtxRetain"));
+    MOE_TRY(
+        moe_cuda_check(d, d->cu->context_retain(&context, d->device), "cuDevicePrimaryCtxRetain"));
     me->context = context;
     return make_words(d, x, &me->words);
 }
@@ -180,8 +182,8 @@ static void free_hub(const MoeCudaDriver *cu, MoePeerHub *h, bool keep_memory) {
 static MoeStatus share_hub(MoeExec *x, MoePeerHub **out) {
     MoePeerHub *mine = x->rank ? NULL : make_hub(x->plan->ranks);
     MoePeerHub **all = calloc((size_t)x->plan->ranks, sizeof(MoePeerHub *));
-    MoeStatus st = all ? moe_comm_all_gather(x->comm, &mine, sizeof(MoePeerHub *), all, "peers")
-                       : no_memory();
+    MoeStatus st =
+        all ? moe_comm_all_gather(x->comm, &mine, sizeof(MoePeerHub *), all, "peers") : no_memory();
     if (!st && !all[0])
         st = no_memory();
     if (!st)

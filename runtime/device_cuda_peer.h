@@ -13,9 +13,9 @@
 
 /* The words (int32 each) of a rank. */
 enum {
-    MOE_PEER_ZERO,    /* always 0: a stop flag for kernels that must always run */
+    MOE_PEER_ZERO, /* always 0: a stop flag for kernels that must always run */
     MOE_PEER_STOPPED, /* whether this rank was stopped when it came to the exchange under way; peers read it */
-    MOE_PEER_MICRO,   /* the micro-batch, and how many there are */
+    MOE_PEER_MICRO, /* the micro-batch, and how many there are */
     MOE_PEER_MICROS,
     MOE_PEER_WORDS /* then ready[ranks], pulled[ranks], done[ranks], by who says so; then skipped[steps] of each program */
 };
@@ -55,8 +55,8 @@ typedef struct {
         clear;       /* once nobody reads this rank's memory any more */
     MoeCuPtr flags;  /* addresses of the peers' words STOPPED, and this rank's own */
     MoeCuEvent over;
-    bool guarded;    /* a guard may stop a rank before it */
-    bool open;       /* started, and not yet waited for */
+    bool guarded; /* a guard may stop a rank before it */
+    bool open;    /* started, and not yet waited for */
 } MoePeerExchange;
 
 typedef struct {

@@ -245,8 +245,8 @@ static void rejoin(Table *t, const MoePlanComm *o, const MoeExecSum *s, MoePeerE
 static void sum(Table *t, const MoePlanComm *o, MoePeerExchange *e) {
     const MoeExecSum *s = find_sum(t->x, o);
     bool integers = o->dtype == MOE_PLAN_I32,
-         twice = moe_sum_shares(s->slices * s->copies, s->slices, o->elements, o->unit, o->outer)
-                     .twice;
+         twice =
+             moe_sum_shares(s->slices * s->copies, s->slices, o->elements, o->unit, o->outer).twice;
     int self = t->x->between->groups[o->group].self;
     MoeSlice slice = slice_of(s, o, self), mine = share_of(s, o, self, twice);
     MoeRtPeerOp *r = add(t, integers ? MOE_PEER_SUM_I32 : MOE_PEER_SUM, &e->pull,

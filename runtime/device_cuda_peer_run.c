@@ -20,8 +20,8 @@
 
 #include "runtime/device_cuda_peer.h"
 
-#define BYTES_A_THREAD 64   /* of what kernels move, roughly */
-#define MOST_BLOCKS    264  /* the rest of the device computes meanwhile */
+#define BYTES_A_THREAD 64  /* of what kernels move, roughly */
+#define MOST_BLOCKS    264 /* the rest of the device computes meanwhile */
 
 bool moe_cuda_carries(const MoeDevice *base, const MoeExec *x, const MoeExecProgram *g, size_t i) {
     const MoePlanStep *s = &g->plan->steps[i];
@@ -31,7 +31,8 @@ bool moe_cuda_carries(const MoeDevice *base, const MoeExec *x, const MoeExecProg
     return s->n_comm || (s->wait >= 0 && g->plan->steps[s->wait].n_comm);
 }
 
-static MoePeerProgram *program_of(const MoeDeviceCuda *d, const MoeExec *x, const MoeExecProgram *g) {
+static MoePeerProgram *program_of(const MoeDeviceCuda *d, const MoeExec *x,
+                                  const MoeExecProgram *g) {
     return &d->peers->programs[g - x->programs];
 }
 
@@ -223,8 +224,7 @@ static bool any_open(const MoePeerProgram *q, size_t n_steps) {
 
 static MoeStatus read_skipped(MoeDeviceCuda *d, const MoePeerProgram *q, size_t n_steps,
                               int32_t *out) {
-    MOE_TRY(moe_cuda_check(d,
-                           d->cu->copy_out(out, q->skipped, n_steps * sizeof *out, d->stream),
+    MOE_TRY(moe_cuda_check(d, d->cu->copy_out(out, q->skipped, n_steps * sizeof *out, d->stream),
                            "reading which exchanges did not take place"));
     return moe_cuda_wait(d);
 }

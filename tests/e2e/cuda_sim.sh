@@ -82,7 +82,7 @@ refuses "another GPU" 1 "cuda:sm_80.*capability 9.0.*--target=cuda:native" train
 refuses "a GPU that is not there" 2 "no GPU 3" gpu "$MOEC" run "$WORK/one.plan" --data "$WORK/text.txt" --out "$WORK/none" --device 3 -q
 refuses "no memory" 1 "GPU 0.*parameters and optimiser states.*--memory-limit" train_with "$SIM" one MOE_SIM_MEMORY=100000
 refuses "a lost GPU" 1 "GPU 0.*program train" train_with "$SIM" one MOE_SIM_LOST_AFTER=60 MOE_SIM_QUIET=1
-refuses "a lost GPU ends both ranks" 1 "GPU 0" train_with "$SIM" ep2 MOE_SIM_LOST_AFTER=2000 MOE_SIM_QUIET=1
+refuses "a lost GPU ends both ranks" 1 "GPU 0" train_with "$SIM" ep2 MOE_SIM_LOST_AFTER=500 MOE_SIM_QUIET=1
 refuses "a kernel that fails" 1 "GPU 0" train_with "$SIM" one MOE_SIM_FAIL_LAUNCH=gemm MOE_SIM_QUIET=1
 cp -r "$WORK/one.plan" "$WORK/damaged.plan"
 truncate -s 4000 "$WORK/damaged.plan/kernels.cubin"
