@@ -37,7 +37,8 @@ static MoeStatus check_memory(MoeDeviceCuda *d, MoeCuResult r, int64_t bytes, co
         d, r,
         "%s for %s (the plan takes %s for parameters and optimiser states and %s for activations "
         "and gradients, which --batch, --micro-batches, --recompute and --memory-limit of moec "
-        "compile decide)",
+        "compile decide; --hybrid-shard-degree and --expert-parallel-degree share parameters and "
+        "states out over ranks)",
         moe_format_bytes((double)bytes, size), what, moe_format_bytes((double)states, params),
         moe_format_bytes((double)moe_plan_fixed_bytes(d->plan), work));
 }
