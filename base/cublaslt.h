@@ -2,7 +2,7 @@
  * need (base/dynlib.h). Interface of CUDA 12.0 and newer; names and values are those of cublasLt.h (13.1), which says of each attribute
  * what it holds. Matrices are by columns there: a row-major [rows][n] is its n x rows of leading dimension n.
  *
- * Used by runtime/device_cuda_blaslt*.c (dense products) and by moec doctor. */
+ * Used by runtime/cuda/blaslt*.c (dense products) and by moec doctor. */
 #ifndef MOE_BASE_CUBLASLT_H
 #define MOE_BASE_CUBLASLT_H
 

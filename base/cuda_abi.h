@@ -1,6 +1,6 @@
 /* The binary interface between the runtime and the kernels of plans for NVIDIA GPUs (docs/GPU.md): what every plan's
  * kernels.cubin has beside the kernels of its steps. Made by codegen/cuda/runtime_kernels.c, launched by
- * runtime/device_cuda_*.c; their text is in codegen/cuda/device/runtime.cuh.
+ * runtime/cuda/; their text is in codegen/cuda/device/runtime.cuh.
  *
  * A kernel gets one struct by value: the address of the stop flag (int32), then its buffers, each a 64-bit address or, where it
  * says so, a number in its place. */

@@ -5,7 +5,7 @@
  * The lowest version is 9.11: the first in which a reduction can be asked to be repeatable, after the ones (9.6, 9.10) that
  * changed who clears the sums of dq and where masks stand in the gradient's graph.
  *
- * Used by runtime/device_cuda_cudnn*.c (attention) and by moec doctor. */
+ * Used by runtime/cuda/cudnn*.c (attention) and by moec doctor. */
 #ifndef MOE_BASE_CUDNN_H
 #define MOE_BASE_CUDNN_H
 

@@ -1,4 +1,4 @@
-/* Where an execution's memory is, and what runs its kernels: the process itself (device_cpu.c), or a GPU (device_cuda.c,
+/* Where an execution's memory is, and what runs its kernels: the process itself (device_cpu.c), or a GPU (cuda/device.c,
  * docs/GPU.md). Nothing else in the runtime knows on what a plan runs.
  *
  * All memory has an address for the host. On the CPU that is the memory itself. On a device with memory of its own it is

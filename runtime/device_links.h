@@ -1,7 +1,7 @@
 /* Exchanges that a device does itself, from its memory to that of other ranks' devices, once links to them are open: no bytes go
  * through the host. The host makes the same lists of blocks as for a communicator (exec_comm_blocks.c) and says where a step's
  * exchange begins and ends; nothing waits for the device in between. Addresses are the host's, as everywhere (device.h).
- * Implemented over NCCL by device_cuda_nccl*.c; used by exec_comm_device.c. */
+ * Implemented over NCCL by runtime/cuda/nccl*.c; used by exec_comm_device.c. */
 #ifndef MOE_RUNTIME_DEVICE_LINKS_H
 #define MOE_RUNTIME_DEVICE_LINKS_H
 

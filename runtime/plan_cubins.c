@@ -1,5 +1,5 @@
 /* The device code of a plan for GPUs: kernels.cubin in memory, with every kernel that the plan's steps and the runtime launch.
- * The driver gets it when an execution is made (device_cuda.c). */
+ * The driver gets it when an execution is made (cuda/device.c). */
 #include <stdlib.h>
 #include <string.h>
 

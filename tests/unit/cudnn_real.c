@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "codegen/cuda/nvrtc.h"
-#include "runtime/device_cuda_cudnn_attn.h"
+#include "runtime/cuda/cudnn_attn.h"
 #include "tests/support/check_main.h"
 #include "tests/support/status_checks.h"
 

@@ -1,4 +1,4 @@
-/* What runs dense products (runtime/device_cuda_blaslt*.c), on the simulated GPU with the simulated cuBLASLt: which of its algorithms may
+/* What runs dense products (runtime/cuda/blaslt*.c), on the simulated GPU with the simulated cuBLASLt: which of its algorithms may
  * be used, which is taken, what the cache and a checkpoint change, and that all ranks do the same. */
 #include <check.h>
 #include <stdio.h>

@@ -1,4 +1,4 @@
-/* runtime/device_cuda*.c on the simulated GPU, over a tiny plan (fake_cuda.h): the CPU's bits, micro-batches, ranks that share a
+/* runtime/cuda/ on the simulated GPU, over a tiny plan (fake_cuda.h): the CPU's bits, micro-batches, ranks that share a
  * device, graphs, guards, elastic memory that grows, and everything that can be wrong with driver, device or code. */
 #include <check.h>
 #include <math.h>

@@ -1,4 +1,4 @@
-/* runtime/device_cuda_transfer.c and what a step asks of the device, on the simulated GPU: a step without exchanges waits for the device
+/* runtime/cuda/transfer.c and what a step asks of the device, on the simulated GPU: a step without exchanges waits for the device
  * once, for its results; inputs and results keep their values however late they are copied; memory is what the plan says. */
 #include <check.h>
 #include <dlfcn.h>
@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/kernel_abi.h"
-#include "runtime/device_cuda.h"
+#include "runtime/cuda/device.h"
 #include "runtime/touched.h"
 #include "tests/support/check_main.h"
 #include "tests/support/fake_cuda.h"

@@ -5,7 +5,7 @@
 #include <string.h>
 #include "base/half.h"
 #include "base/rng.h"
-#include "runtime/device_cuda_cudnn_attn.h"
+#include "runtime/cuda/cudnn_attn.h"
 #include "tests/support/check_main.h"
 #include "tests/support/gpu_kernel.h"
 #include "tests/support/status_checks.h"

@@ -1,11 +1,11 @@
 /* Transfers that the host does not wait for: what goes in leaves from a ring of pinned memory, what comes out lands in pinned memory,
  * and is waited for once for all of it. Where the host has no pinned memory to give, copies go from and to ordinary memory, and the
- * driver waits. See device_cuda.h. */
+ * driver waits. See cuda/device.h. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
-#include "runtime/device_cuda_nccl.h"
+#include "runtime/cuda/nccl.h"
 
 #define SLOT_BYTES  ((int64_t)512 << 10)
 #define BLOCK_BYTES ((int64_t)256 << 10) /* of answers, at least */

@@ -1,11 +1,11 @@
 /* What each exchange of a plan pulls: tables of MoeRtPeerOp (base/cuda_abi.h), made once, with the addresses of all members' values. See
- * device_cuda_peer.h. The arithmetic is that of exec_comm_blocks.c, exec_comm_sum.c and exec_comm_copies.c, seen from who receives. */
+ * cuda/peer.h. The arithmetic is that of exec_comm_blocks.c, exec_comm_sum.c and exec_comm_copies.c, seen from who receives. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/assert.h"
 #include "base/split.h"
-#include "runtime/device_cuda_peer.h"
+#include "runtime/cuda/peer.h"
 #include "runtime/plan_read.h"
 
 _Static_assert(MOE_RT_PEER_FOLD_BYTES == 8 + 12 * MOE_COPY_ROOTS * MOE_RT_PEERS, "PeerFold");

@@ -1,9 +1,9 @@
-/* The library, plans for steps, and their launches. See device_cuda_cudnn.h.
+/* The library, plans for steps, and their launches. See cuda/cudnn.h.
  *
  * cuDNN's log-sum-exp is the plan's, in natural units, but head by head in a sequence; its gradients are bf16, the plan's f32. Small
  * kernels of the runtime stand between: they heed the stop flag, which cuDNN does not know. Where a guard may have stopped the program
  * (elastic values), o comes out of memory of its own, too: what cuDNN would overwrite may be needed again. */
-#include "runtime/device_cuda_cudnn.h"
+#include "runtime/cuda/cudnn.h"
 
 #include <stdio.h>
 #include <stdlib.h>

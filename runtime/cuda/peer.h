@@ -1,14 +1,14 @@
 /* Exchanges between ranks that are threads of this process, by kernels that read the other ranks' memory (docs/GPU.md, "Exchanges between
- * peers"): device_cuda_peer.c (finding each other, leaving, waiting), device_cuda_peer_ops.c (what each exchange pulls),
- * device_cuda_peer_run.c (starting and ending one, and what a stop means). Nothing of it asks or tells the host.
+ * peers"): cuda/peer.c (finding each other, leaving, waiting), cuda/peer_ops.c (what each exchange pulls),
+ * cuda/peer_run.c (starting and ending one, and what a stop means). Nothing of it asks or tells the host.
  *
  * A rank has a second stream for exchanges, and a block of words in its device's memory: */
-#ifndef MOE_RUNTIME_DEVICE_CUDA_PEER_H
-#define MOE_RUNTIME_DEVICE_CUDA_PEER_H
+#ifndef MOE_RUNTIME_CUDA_PEER_H
+#define MOE_RUNTIME_CUDA_PEER_H
 
 #include <pthread.h>
 
-#include "runtime/device_cuda.h"
+#include "runtime/cuda/device.h"
 #include "runtime/exec_comm.h"
 
 /* The words (int32 each) of a rank. */
@@ -87,13 +87,13 @@ void moe_cuda_peers_close(MoeDeviceCuda *d, MoeExec *x);
 /* While a device works on what other ranks must do their part of: a rank that failed ends it. */
 MoeStatus moe_cuda_peers_await(MoeDeviceCuda *d, MoeCuEvent e);
 
-/* device_cuda_peer_ops.c */
+/* cuda/peer_ops.c */
 /* NULL, or why exchanges of this plan cannot be carried. Static text. */
 const char *moe_peer_refuses(const MoeExec *x);
 MoeStatus moe_peer_tables(MoeDeviceCuda *d, MoeExec *x, struct MoeCudaPeers *p);
 void moe_peer_free_tables(MoeDeviceCuda *d, struct MoeCudaPeers *p);
 
-/* device_cuda_peer_run.c */
+/* cuda/peer_run.c */
 bool moe_cuda_carries(const MoeDevice *d, const MoeExec *x, const MoeExecProgram *g, size_t i);
 MoeStatus moe_cuda_exchange(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
 /* Before steps of a micro-batch are launched (in a graph, too). */

@@ -1,4 +1,4 @@
-/* Exchanges by kernels that read the other ranks' memory: started, waited for, and what a stop means for them. See device_cuda_peer.h.
+/* Exchanges by kernels that read the other ranks' memory: started, waited for, and what a stop means for them. See cuda/peer.h.
  *
  * Words. A rank says `ready` to a peer by 1 in the peer's word; the peer waits for it and puts it back to 0. Before it says `ready` again it
  * has waited for the peer's `done`, which the peer says behind that 0 in its stream: so a 1 is never lost, no counter is needed, and
@@ -18,7 +18,7 @@
  *   Loss or norm that are not finite stop all ranks, which have the same bits, at the same place; nothing is run again. */
 #include <stdlib.h>
 
-#include "runtime/device_cuda_peer.h"
+#include "runtime/cuda/peer.h"
 
 #define BYTES_A_THREAD 64  /* of what kernels move, roughly */
 #define MOST_BLOCKS    264 /* the rest of the device computes meanwhile */

@@ -1,11 +1,11 @@
-/* Attention of a GPU by cuDNN (docs/GPU.md, "Attention"): what device_cuda_cudnn.c (the library, plans, launches),
- * device_cuda_cudnn_try.c (whether a form may be used, how fast it is) and device_cuda_cudnn_choose.c (which runs an attention, on
- * all ranks) share. Graphs and plans themselves: device_cuda_cudnn_attn.h. */
-#ifndef MOE_RUNTIME_DEVICE_CUDA_CUDNN_H
-#define MOE_RUNTIME_DEVICE_CUDA_CUDNN_H
+/* Attention of a GPU by cuDNN (docs/GPU.md, "Attention"): what cuda/cudnn.c (the library, plans, launches),
+ * cuda/cudnn_try.c (whether a form may be used, how fast it is) and cuda/cudnn_choose.c (which runs an attention, on
+ * all ranks) share. Graphs and plans themselves: cuda/cudnn_attn.h. */
+#ifndef MOE_RUNTIME_CUDA_CUDNN_H
+#define MOE_RUNTIME_CUDA_CUDNN_H
 
-#include "runtime/device_cuda.h"
-#include "runtime/device_cuda_cudnn_attn.h"
+#include "runtime/cuda/device.h"
+#include "runtime/cuda/cudnn_attn.h"
 
 #define MOE_ATTN_KIND "attention" /* of choices */
 
@@ -68,7 +68,7 @@ typedef struct MoeCudaCudnn {
     size_t n_kinds;
 } MoeCudaCudnn;
 
-/* ---- device_cuda_cudnn.c ---- */
+/* ---- cuda/cudnn.c ---- */
 
 /* The kinds of attention of a plan, in order of first use (malloc'd; NULL: none). */
 MoeStatus moe_attn_kinds(const MoePlan *p, MoeAttnKind **out, size_t *out_n);
@@ -87,14 +87,14 @@ void moe_cudnn_step_release(MoeCudaAttn *a);
 /* From now on steps whose kind's choice is the library go by it, in place of what was so before. */
 MoeStatus moe_cuda_cudnn_bind(MoeDeviceCuda *d, MoeExec *x);
 
-/* ---- device_cuda_cudnn_try.c ---- */
+/* ---- cuda/cudnn_try.c ---- */
 
 /* Whether the form computes kind k on this device: near the plan's kernels, with bits of a sequence that depend on that sequence
  * alone, twice the same. *out_seconds: of a run with the most rows; *out_emitted: of the plan's kernels. */
 MoeStatus moe_cuda_cudnn_try(MoeDeviceCuda *d, MoeExec *x, const MoeAttnKind *k, MoeCudnnForm form,
                              bool *out_good, double *out_seconds, double *out_emitted);
 
-/* ---- device_cuda_cudnn_choose.c ---- */
+/* ---- cuda/cudnn_choose.c ---- */
 
 /* "emitted seconds=..", or "cudnn whole version=92600 seconds=.. emitted=..". */
 void moe_attn_choice_text(const MoeAttnChoice *c, char out[MOE_CHOICE_BYTES]);

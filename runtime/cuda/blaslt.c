@@ -1,5 +1,5 @@
-/* The library, the plan's products and their launches. See device_cuda_blaslt.h. */
-#include "runtime/device_cuda_blaslt.h"
+/* The library, the plan's products and their launches. See cuda/blaslt.h. */
+#include "runtime/cuda/blaslt.h"
 
 #include <stdlib.h>
 #include <string.h>

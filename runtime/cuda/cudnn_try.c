@@ -1,11 +1,11 @@
 /* Trying a form of cuDNN's attention: on the buffers of the plan's own step, which nothing needs between runs. See
- * device_cuda_cudnn.h.
+ * cuda/cudnn.h.
  *
  * A form may be used if the rows of a sequence have the same bits wherever it stands, among however many others, each time: ranks and
  * micro-batches share sequences out in different ways, and must not change a bit (docs/NUMBERS.md). So all sequences are given the same
  * numbers, and every one's results are compared with the first's, for each number of sequences that the plan has and a few others, twice
  * each. And it must compute what the plan's kernels do, as far as bf16 goes: every row is compared. */
-#include "runtime/device_cuda_cudnn.h"
+#include "runtime/cuda/cudnn.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 /* Graphs of operations for cuDNN's backend interface (base/cudnn.h), and plans of them: tensors of four dims, operations that
  * make a virtual tensor each, the graph, an engine, the plan with its workspace. What is in a graph is written by
- * device_cuda_cudnn_attn.c. The first error sticks: after it calls do nothing, and the caller looks at `st` at the end. */
-#ifndef MOE_RUNTIME_DEVICE_CUDA_CUDNN_DESC_H
-#define MOE_RUNTIME_DEVICE_CUDA_CUDNN_DESC_H
+ * cuda/cudnn_attn.c. The first error sticks: after it calls do nothing, and the caller looks at `st` at the end. */
+#ifndef MOE_RUNTIME_CUDA_CUDNN_DESC_H
+#define MOE_RUNTIME_CUDA_CUDNN_DESC_H
 
 #include "base/cudnn.h"
 

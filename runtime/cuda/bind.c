@@ -1,9 +1,9 @@
 /* Code and arguments of launches, worked out once: modules, functions, addresses of buffers, tensor maps, the tables of elastic
- * values. See device_cuda.h. */
+ * values. See cuda/device.h. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/device_cuda.h"
+#include "runtime/cuda/device.h"
 
 #define USUAL_SHARED 49152 /* bytes of shared memory that a kernel may have without asking */
 

@@ -1,11 +1,11 @@
 /* What runs each dense product: rank 0 decides, by the checkpoint that the run goes on from, else by the cache, else by measuring; all
- * ranks prove that they can, and all do the same. See device_cuda_blaslt.h, choices.h. */
+ * ranks prove that they can, and all do the same. See cuda/blaslt.h, choices.h. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
-#include "runtime/device_cuda_blaslt.h"
+#include "runtime/cuda/blaslt.h"
 
 typedef struct {
     MoeDeviceCuda *d;

@@ -4,13 +4,13 @@
  *
  * An exchange is one group of sends and receives, a message for each op and pair of ranks. Bytes that lie together go where they
  * are; others are packed into staging memory before, or unpacked from it behind, by one kernel launch each (moe_rt_gather)
- * that walks a table of copies. device_cuda_nccl.c opens and closes links and waits; device_cuda_nccl_move.c has exchanges,
- * device_cuda_nccl_sum.c sums. */
-#ifndef MOE_RUNTIME_DEVICE_CUDA_NCCL_H
-#define MOE_RUNTIME_DEVICE_CUDA_NCCL_H
+ * that walks a table of copies. cuda/nccl.c opens and closes links and waits; cuda/nccl_move.c has exchanges,
+ * cuda/nccl_sum.c sums. */
+#ifndef MOE_RUNTIME_CUDA_NCCL_H
+#define MOE_RUNTIME_CUDA_NCCL_H
 
 #include "base/nccl.h"
-#include "runtime/device_cuda.h"
+#include "runtime/cuda/device.h"
 #include "runtime/device_links.h"
 
 typedef struct {
@@ -74,7 +74,7 @@ struct MoeCudaNccl {
     double told;        /* when the host's communicator was asked last */
 };
 
-/* device_cuda_nccl.c. Collective: opens links unless a rank cannot, two ranks share a GPU, or the run is in one process and does not
+/* cuda/nccl.c. Collective: opens links unless a rank cannot, two ranks share a GPU, or the run is in one process and does not
  * ask for it (then nothing happens, which rank 0 says where that may surprise). place->exchange = MOE_EXCHANGE_NCCL: that is an
  * error then. */
 MoeStatus moe_cuda_nccl_open(MoeDeviceCuda *d, MoeExec *x, MoeExchange asked);
@@ -90,12 +90,12 @@ MoeStatus moe_cuda_nccl_check(MoeDeviceCuda *d, int result, const char *what);
 MoeStatus moe_cuda_nccl_ready(MoeDeviceCuda *d, const char *what);
 MoeStatus moe_cuda_nccl_grow(MoeDeviceCuda *d, MoeNcclMemory *m, int64_t bytes, const char *what);
 
-/* device_cuda_nccl_move.c */
+/* cuda/nccl_move.c */
 MoeStatus moe_cuda_nccl_add(MoeDevice *d, MoeExec *x, const MoeDeviceBlocks *b);
 MoeStatus moe_cuda_nccl_start(MoeDevice *d, MoeExec *x, int flight, const char *what);
 MoeStatus moe_cuda_nccl_finish(MoeDevice *d, MoeExec *x, int flight);
 
-/* device_cuda_nccl_sum.c */
+/* cuda/nccl_sum.c */
 MoeStatus moe_cuda_nccl_sum(MoeDevice *d, const MoeDeviceTerms *t);
 MoeStatus moe_cuda_nccl_fold(MoeDevice *d, const float *const *roots, const uint8_t *program,
                              int n_program, float *out, int64_t n);

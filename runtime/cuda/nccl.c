@@ -1,6 +1,6 @@
 /* Links between GPUs over NCCL: whether there can be any, opening them, waiting with an eye on the other ranks, closing. See
- * device_cuda_nccl.h. */
-#include "runtime/device_cuda_nccl.h"
+ * cuda/nccl.h. */
+#include "runtime/cuda/nccl.h"
 
 #include <limits.h>
 #include <sched.h>

@@ -1,7 +1,7 @@
-/* The library's algorithms for a product: what it proposes, which of that may be tried, attributes. See device_cuda_blaslt.h. */
+/* The library's algorithms for a product: what it proposes, which of that may be tried, attributes. See cuda/blaslt.h. */
 #include <string.h>
 
-#include "runtime/device_cuda_blaslt.h"
+#include "runtime/cuda/blaslt.h"
 
 enum { ASKED = 12 };
 

@@ -1,5 +1,5 @@
-/* Descriptors of cuDNN's backend interface, made and kept. See device_cuda_cudnn_desc.h. */
-#include "runtime/device_cuda_cudnn_desc.h"
+/* Descriptors of cuDNN's backend interface, made and kept. See cuda/cudnn_desc.h. */
+#include "runtime/cuda/cudnn_desc.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -1,10 +1,10 @@
-/* Attention's graphs: see device_cuda_cudnn_attn.h. The engines of cuDNN that fuse attention look for certain graphs; these are
+/* Attention's graphs: see cuda/cudnn_attn.h. The engines of cuDNN that fuse attention look for certain graphs; these are
  * the ones that NVIDIA's cudnn-frontend makes of its SDPA nodes (github.com/NVIDIA/cudnn-frontend,
  * node/scaled_dot_product_flash_attention.h), where also the engines and knobs of ORDERED are from.
  *
  * Forward:  s = q k^T * scale, masked; m = max s; z = sum e^(s - m); stats = m + ln z; p = e^(s - m) / z; o = p v
  * Backward: d = sum do * o; p = e^(s - stats); dv = p^T do; ds = (do v^T - d) * p * scale; dk = ds^T q; dq = ds k */
-#include "runtime/device_cuda_cudnn_attn.h"
+#include "runtime/cuda/cudnn_attn.h"
 
 #include <float.h>
 

@@ -1,10 +1,10 @@
-/* Exchanges over NCCL: blocks become messages and copies, these become one group between two events. See device_cuda_nccl.h. */
+/* Exchanges over NCCL: blocks become messages and copies, these become one group between two events. See cuda/nccl.h. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/assert.h"
 #include "base/mem.h"
-#include "runtime/device_cuda_nccl.h"
+#include "runtime/cuda/nccl.h"
 
 #define STAGE_ALIGN 256 /* of a message in the staging memory */
 

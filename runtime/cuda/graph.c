@@ -1,6 +1,6 @@
 /* Steps of a range of phases that the device does alone (kernels, and exchanges that it carries), captured once as a CUDA graph and
- * launched as one. See device_cuda.h. */
-#include "runtime/device_cuda_peer.h"
+ * launched as one. See cuda/device.h. */
+#include "runtime/cuda/peer.h"
 
 #include "runtime/emulate.h"
 

@@ -1,7 +1,7 @@
-/* A GPU as a device (device.h): what device_cuda.c (opening, errors), device_cuda_memory.c, device_cuda_transfer.c, device_cuda_bind.c (code, and the
- * arguments of launches), device_cuda_run.c and device_cuda_graph.c share. All calls go to one stream, in order. */
-#ifndef MOE_RUNTIME_DEVICE_CUDA_H
-#define MOE_RUNTIME_DEVICE_CUDA_H
+/* A GPU as a device (device.h): what cuda/device.c (opening, errors), cuda/memory.c, cuda/transfer.c, cuda/bind.c (code, and the
+ * arguments of launches), cuda/run.c and cuda/graph.c share. All calls go to one stream, in order. */
+#ifndef MOE_RUNTIME_CUDA_DEVICE_H
+#define MOE_RUNTIME_CUDA_DEVICE_H
 
 #include "base/cuda_abi.h"
 #include "base/cuda_driver.h"
@@ -57,8 +57,8 @@ typedef struct {
     bool stale;             /* the device's limits are older */
     MoeCudaGraph graphs[MOE_CUDA_MAX_GRAPHS];
     int n_graphs;
-    struct MoeCudaDense *dense; /* [n_steps]: what cuBLASLt runs (device_cuda_blaslt.h); NULL: nothing */
-    struct MoeCudaAttn *attn;   /* [n_steps]: what cuDNN runs (device_cuda_cudnn.h); NULL: nothing */
+    struct MoeCudaDense *dense; /* [n_steps]: what cuBLASLt runs (cuda/blaslt.h); NULL: nothing */
+    struct MoeCudaAttn *attn;   /* [n_steps]: what cuDNN runs (cuda/cudnn.h); NULL: nothing */
 } MoeCudaProgram;
 
 enum { MOE_CUDA_SLOTS = 16 };
@@ -112,27 +112,27 @@ typedef struct {
     MoeCuPtr stop; /* int32 */
     MoeExchange exchange; /* asked for */
     bool met;             /* links were opened, or not */
-    MoeCudaNccl *nccl;    /* device_cuda_nccl.h; NULL: no such links */
+    MoeCudaNccl *nccl;    /* cuda/nccl.h; NULL: no such links */
     bool looked;   /* rows were looked at since the program was settled */
     bool guarded;  /* a guard may have stopped what was launched since */
     bool no_graphs;
     MoeCudaProgram *programs; /* like plan->programs */
     struct MoeCudaBlasLt *blaslt; /* NULL: not open */
     struct MoeCudaCudnn *cudnn;   /* the same */
-    struct MoeCudaPeers *peers; /* device_cuda_peer.h; NULL: exchanges do not go so */
+    struct MoeCudaPeers *peers; /* cuda/peer.h; NULL: exchanges do not go so */
     MoeComm *comm;            /* with peers: the ranks without which this device may wait for ever */
     MoeCuAccess *access;      /* [n_access]: devices that reach the slab; NULL: this one alone */
     size_t n_access;
     bool keep_memory;         /* a rank that did not end may still touch it: it is the process's until its end */
 } MoeDeviceCuda;
 
-/* device_cuda.c: before any call; a result as a status, remembered unless it is that memory is short. */
+/* cuda/device.c: before any call; a result as a status, remembered unless it is that memory is short. */
 MoeStatus moe_cuda_enter(MoeDeviceCuda *d);
 MoeStatus moe_cuda_check(MoeDeviceCuda *d, MoeCuResult r, const char *what, ...) MOE_PRINTF(3, 4);
 MoeStatus moe_cuda_wait(MoeDeviceCuda *d); /* for all that was launched */
 MoeStatus moe_cuda_await(MoeDeviceCuda *d, MoeCuEvent e, const char *what);
 
-/* device_cuda_memory.c */
+/* cuda/memory.c */
 MoeStatus moe_cuda_alloc(MoeDevice *d, int64_t bytes, const char *what, char **out);
 MoeStatus moe_cuda_slab(MoeDevice *d, int64_t bytes, int64_t fixed, char **out);
 void moe_cuda_release(MoeDevice *d, char *at, int64_t bytes);
@@ -156,7 +156,7 @@ int64_t moe_cuda_elastic_bytes(const MoePlanValue *v, int64_t rows);
 /* Rows that `bytes` of memory are enough for. */
 int64_t moe_cuda_elastic_rows(const MoePlanValue *v, int64_t bytes);
 
-/* device_cuda_transfer.c. Close: nothing is under way. */
+/* cuda/transfer.c. Close: nothing is under way. */
 MoeStatus moe_cuda_transfer_open(MoeDeviceCuda *d);
 void moe_cuda_transfer_close(MoeDeviceCuda *d);
 /* The bytes at `from`, as they are now, behind what was started so far; does not wait for that, but for copies in long before. */
@@ -165,13 +165,13 @@ MoeStatus moe_cuda_ask(MoeDevice *d, const char *at, int64_t bytes, const void *
 MoeStatus moe_cuda_asked(MoeDevice *d);
 MoeStatus moe_cuda_answers(MoeDevice *d);
 
-/* device_cuda_bind.c */
+/* cuda/bind.c */
 MoeStatus moe_cuda_bind(MoeDevice *d, MoeExec *x);
 void moe_cuda_unbind(MoeDeviceCuda *d);
 /* Whether the rows of elastic value v of program g are known before step i, the first that has it. */
 bool moe_cuda_rows_known(const MoePlanProgram *g, int v, size_t i);
 
-/* device_cuda_run.c */
+/* cuda/run.c */
 /* A kernel of the runtime (base/cuda_abi.h) on a stream, over n elements. */
 MoeStatus moe_cuda_runtime(MoeDeviceCuda *d, MoeRtKernel k, MoeCuStream stream, int64_t n,
                            const uint64_t *bufs, size_t n_bufs);
@@ -194,21 +194,21 @@ MoeStatus moe_cuda_timed(MoeDevice *d, double *out_seconds);
 MoeStatus moe_cuda_settle(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t *out_again);
 MoeStatus moe_cuda_guard(MoeDevice *d, MoeExec *x, MoeExecProgram *g);
 
-/* device_cuda_blaslt.c: step i by the library, where c->dense says so. Close: nothing is under way. */
+/* cuda/blaslt.c: step i by the library, where c->dense says so. Close: nothing is under way. */
 MoeStatus moe_cuda_blaslt_run(MoeDeviceCuda *d, const MoeCudaProgram *c, const MoePlanStep *s,
                               size_t i);
 bool moe_cuda_blaslt_has(const MoeCudaProgram *c, size_t i);
 void moe_cuda_blaslt_close(MoeDeviceCuda *d);
-/* device_cuda_cudnn.c: step i by cuDNN, where c->attn says so, or as a part of one before it. Close: nothing is under way. */
+/* cuda/cudnn.c: step i by cuDNN, where c->attn says so, or as a part of one before it. Close: nothing is under way. */
 bool moe_cuda_cudnn_has(const MoeCudaProgram *c, size_t i);
 MoeStatus moe_cuda_cudnn_run(MoeDeviceCuda *d, const MoeCudaProgram *c, size_t i);
 void moe_cuda_cudnn_close(MoeDeviceCuda *d);
-/* device_cuda_cudnn_choose.c: behind moe_cuda_decide. Collective. */
+/* cuda/cudnn_choose.c: behind moe_cuda_decide. Collective. */
 MoeStatus moe_cuda_cudnn_decide(MoeDeviceCuda *d, MoeExec *x);
-/* device_cuda_blaslt_choose.c */
+/* cuda/blaslt_choose.c */
 MoeStatus moe_cuda_decide(MoeDevice *d, MoeExec *x);
 
-/* device_cuda_graph.c */
+/* cuda/graph.c */
 MoeStatus moe_cuda_replay(MoeDevice *d, MoeExec *x, MoeExecProgram *g, MoePlanPhase lo,
                           MoePlanPhase hi, bool counting, bool *out_done);
 /* Graphs that were captured hold what ran then: they are captured again. */

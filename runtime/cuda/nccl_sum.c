@@ -1,7 +1,7 @@
-/* Sums of what came over NCCL: the trees over ranks and over the roots of experts' copies, by kernels. See device_cuda_nccl.h. */
+/* Sums of what came over NCCL: the trees over ranks and over the roots of experts' copies, by kernels. See cuda/nccl.h. */
 #include "base/assert.h"
 #include "base/split_rows.h"
-#include "runtime/device_cuda_nccl.h"
+#include "runtime/cuda/nccl.h"
 
 MoeStatus moe_cuda_nccl_sum(MoeDevice *base, const MoeDeviceTerms *t) {
     MoeDeviceCuda *d = (MoeDeviceCuda *)base;

@@ -1,9 +1,9 @@
-/* Launches: kernels of steps, what the runtime itself does to values, and guards. See device_cuda.h. */
+/* Launches: kernels of steps, what the runtime itself does to values, and guards. See cuda/device.h. */
 #include <string.h>
 
 #include "base/assert.h"
-#include "runtime/device_cuda_nccl.h"
-#include "runtime/device_cuda_peer.h"
+#include "runtime/cuda/nccl.h"
+#include "runtime/cuda/peer.h"
 
 #define MOST_BLOCKS 4096 /* of a kernel of the runtime */
 

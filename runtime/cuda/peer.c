@@ -1,4 +1,4 @@
-/* Ranks of one process whose devices reach each other's memory: finding out, leaving, waiting. See device_cuda_peer.h. */
+/* Ranks of one process whose devices reach each other's memory: finding out, leaving, waiting. See cuda/peer.h. */
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -6,7 +6,7 @@
 
 #include "base/log.h"
 #include "base/pool.h"
-#include "runtime/device_cuda_peer.h"
+#include "runtime/cuda/peer.h"
 #include "runtime/emulate.h"
 
 #define LEAVE_SECONDS 10    /* that a rank which failed waits for the others */

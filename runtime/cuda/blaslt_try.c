@@ -1,11 +1,11 @@
 /* Trying the library's algorithms on one product: on the buffers of the plan's own step, which nothing needs between runs. See
- * device_cuda_blaslt.h.
+ * cuda/blaslt.h.
  *
  * An algorithm may be used if a row of the result has the same bits wherever it stands, among whatever other rows, however many there
  * are: ranks and micro-batches share rows out in different ways, and must not change a bit (docs/NUMBERS.md). So the operand's rows
  * repeat a few random ones, and the rows of each result are compared with those of the first. Nothing of split-K, which sums in another
  * order with another number of parts, is tried at all. */
-#include "runtime/device_cuda_blaslt.h"
+#include "runtime/cuda/blaslt.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,11 +1,11 @@
 /* What runs each kind of attention: rank 0 decides, by the checkpoint that the run goes on from, else by the cache, else by measuring;
- * all ranks prove that they can, and all do the same. See device_cuda_cudnn.h, choices.h. */
+ * all ranks prove that they can, and all do the same. See cuda/cudnn.h, choices.h. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
-#include "runtime/device_cuda_cudnn.h"
+#include "runtime/cuda/cudnn.h"
 
 typedef struct {
     MoeDeviceCuda *d;

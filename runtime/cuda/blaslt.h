@@ -1,12 +1,11 @@
-/* Dense products of a GPU by cuBLASLt (docs/GPU.md, "Dense products"): what device_cuda_blaslt.c (the library, products and their
- * launches), device_cuda_blaslt_find.c (algorithms: which there are), device_cuda_blaslt_try.c (whether a row's bits depend on its
- * neighbours, how fast) and
- * device_cuda_blaslt_choose.c (which runs a product, on all ranks) share. */
-#ifndef MOE_RUNTIME_DEVICE_CUDA_BLASLT_H
-#define MOE_RUNTIME_DEVICE_CUDA_BLASLT_H
+/* Dense products of a GPU by cuBLASLt (docs/GPU.md, "Dense products"): what cuda/blaslt.c (the library, products and their
+ * launches), cuda/blaslt_find.c (algorithms: which there are), cuda/blaslt_try.c (whether a row's bits depend on its
+ * neighbours, how fast) and cuda/blaslt_choose.c (which runs a product, on all ranks) share. */
+#ifndef MOE_RUNTIME_CUDA_BLASLT_H
+#define MOE_RUNTIME_CUDA_BLASLT_H
 
 #include "runtime/dense.h"
-#include "runtime/device_cuda.h"
+#include "runtime/cuda/device.h"
 
 #define MOE_BLASLT_WORKSPACE                                                                       \
     ((int64_t)32 << 20)     /* bytes that an algorithm may ask for, of each rank */
@@ -40,7 +39,7 @@ typedef struct MoeCudaBlasLt {
     size_t n_products;
 } MoeCudaBlasLt;
 
-/* ---- device_cuda_blaslt.c ---- */
+/* ---- cuda/blaslt.c ---- */
 
 /* The library, with a handle and workspace of this device, and descriptors of the plan's products (d->blaslt->products). */
 MoeStatus moe_cuda_blaslt_open(MoeDeviceCuda *d);
@@ -55,7 +54,7 @@ MoeLtResult moe_cuda_blaslt_matmul(MoeDeviceCuda *d, const MoeCudaDense *s, cons
 MoeStatus moe_cuda_blaslt_bind(MoeDeviceCuda *d, MoeExec *x);
 void moe_cuda_blaslt_unbind(MoeDeviceCuda *d);
 
-/* ---- device_cuda_blaslt_find.c ---- */
+/* ---- cuda/blaslt_find.c ---- */
 
 /* Adds what the library proposes for product i with the rows of these layouts: out[0 .. *n), each once, `most` in all. */
 MoeStatus moe_cuda_blaslt_find(MoeDeviceCuda *d, size_t i, const MoeCudaDense *layouts,
@@ -66,7 +65,7 @@ void moe_cuda_blaslt_config(MoeDeviceCuda *d, const MoeLtAlgo *algo, MoeLtConfig
 /* The algorithm of these attributes in this version of the library; false: there is none. */
 bool moe_cuda_blaslt_rebuild(MoeDeviceCuda *d, size_t i, const MoeLtConfig *config, MoeLtAlgo *out);
 
-/* ---- device_cuda_blaslt_try.c ---- */
+/* ---- cuda/blaslt_try.c ---- */
 
 /* Whether the choice's algorithm runs product i at all its rows with the same bits for a row wherever it stands: *out_good. */
 MoeStatus moe_cuda_blaslt_verify(MoeDeviceCuda *d, MoeExec *x, size_t i, const MoeDenseChoice *c,

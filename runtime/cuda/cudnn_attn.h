@@ -3,10 +3,10 @@
  * q, o, do, dq: bf16 [batch * seq, heads * head_dim]; k, v, dk, dv: bf16 [batch * seq, kv_heads * head_dim]; query head h reads
  * key head h / (heads / kv_heads); window > 0: a query sees its last `window` keys, its own included. stats: f32 [batch, heads,
  * seq], the natural logarithm of the sum of e^(scale q.k): what the kernels of plans call lse, [batch * seq, heads]. */
-#ifndef MOE_RUNTIME_DEVICE_CUDA_CUDNN_ATTN_H
-#define MOE_RUNTIME_DEVICE_CUDA_CUDNN_ATTN_H
+#ifndef MOE_RUNTIME_CUDA_CUDNN_ATTN_H
+#define MOE_RUNTIME_CUDA_CUDNN_ATTN_H
 
-#include "runtime/device_cuda_cudnn_desc.h"
+#include "runtime/cuda/cudnn_desc.h"
 
 typedef struct {
     int64_t heads, kv_heads, head_dim, seq, window;

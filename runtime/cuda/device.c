@@ -1,7 +1,7 @@
 /* An NVIDIA GPU as a device: opened through the driver API, in the primary context of the device, which ranks that are threads
- * share. See device_cuda.h. */
-#include "runtime/device_cuda_nccl.h"
-#include "runtime/device_cuda_peer.h"
+ * share. See cuda/device.h. */
+#include "runtime/cuda/nccl.h"
+#include "runtime/cuda/peer.h"
 
 #include <ctype.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-/* Memory of a GPU and its mirrors in the host's address space. See device_cuda.h. */
+/* Memory of a GPU and its mirrors in the host's address space. See cuda/device.h. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -7,7 +7,7 @@
 #include "base/assert.h"
 #include "base/mem.h"
 #include "base/str.h"
-#include "runtime/device_cuda_nccl.h"
+#include "runtime/cuda/nccl.h"
 
 /* ---- regions ---- */
 
