@@ -46,6 +46,8 @@ typedef struct {
     /* Behind step i of a program with elastic values: how much of those that it begins is used. */
     MoeStatus (*stepped)(MoeDevice *d, MoeExec *x, MoeExecProgram *g, size_t i);
     /* The rest may be NULL. */
+    /* Bytes that libraries and exchanges take of the device's memory at this time, beside what the execution asked for. */
+    int64_t (*beside)(const MoeDevice *d);
     /* While steps are timed: waits for the one that was just started; *out: how long it ran, < 0: the host's clock knows. */
     MoeStatus (*timed)(MoeDevice *d, double *out_seconds);
     /* Waits for what was started. *out_again: the step from which on nothing has run, since rows outgrew their memory;

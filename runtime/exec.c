@@ -419,6 +419,8 @@ int64_t moe_exec_memory_bytes(const MoeExec *x) {
                 (x->elastic_used ? x->elastic_used : x->elastic_expect);
     for (size_t i = 0; i < x->n_inputs; i++)
         n += x->inputs[i].bytes;
+    if (x->device->ops->beside)
+        n += x->device->ops->beside(x->device);
     return n + (x->store ? moe_store_memory(x->store) : 0);
 }
 

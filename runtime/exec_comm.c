@@ -155,7 +155,8 @@ void moe_exec_comm_destroy(MoeExec *x) {
 int64_t moe_exec_comm_bytes(const MoeExec *x) {
     int64_t n = 0;
     for (int f = 0; x->between && f < x->between->n_flights; f++)
-        n += x->between->flights[f].bytes;
+        if (moe_device_is_host(x->device) || x->between->flights[f].on_device)
+            n += x->between->flights[f].bytes;
     return n;
 }
 

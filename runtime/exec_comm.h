@@ -22,7 +22,7 @@ bool moe_exec_is_filled(const MoeExec *x, const MoeExecProgram *g, size_t i);
 void moe_exec_set_filled(MoeExec *x, const MoeExecProgram *g, size_t i, bool filled);
 /* Step i of the program, an exchange or a wait. */
 MoeStatus moe_exec_comm_step(MoeExec *x, MoeExecProgram *g, size_t i);
-int64_t moe_exec_comm_bytes(const MoeExec *x); /* of staging memory */
+int64_t moe_exec_comm_bytes(const MoeExec *x); /* of staging memory, the device's */
 
 /* exec_collect.c: what rank 0 gets from all after a run. Every rank calls. */
 MoeStatus moe_exec_collect_load(MoeExec *x); /* x->load, of every shard */

@@ -119,7 +119,11 @@ void moe_cuda_blaslt_unbind(MoeDeviceCuda *d) {
     if (b && b->staging)
         (void)d->cu->mem_free(b->staging);
     if (b)
-        b->staging = 0;
+        b->staging = 0, b->staging_bytes = 0;
+}
+
+int64_t moe_cuda_blaslt_bytes(const MoeDeviceCuda *d) {
+    return d->blaslt ? MOE_BLASLT_WORKSPACE + d->blaslt->staging_bytes : 0;
 }
 
 static MoeStatus bind_step(MoeDeviceCuda *d, MoeCudaProgram *c, const MoePlanStep *s, size_t i,
@@ -156,7 +160,10 @@ MoeStatus moe_cuda_blaslt_bind(MoeDeviceCuda *d, MoeExec *x) {
             if (p->steps[i].dense)
                 MOE_TRY(bind_step(d, c, &p->steps[i], i, &staging));
     }
-    return staging ? moe_cuda_table(d, staging, "products by cuBLASLt", &d->blaslt->staging) : NULL;
+    if (staging)
+        MOE_TRY(moe_cuda_table(d, staging, "products by cuBLASLt", &d->blaslt->staging));
+    d->blaslt->staging_bytes = staging;
+    return NULL;
 }
 
 MoeLtResult moe_cuda_blaslt_matmul(MoeDeviceCuda *d, const MoeCudaDense *s, const MoeLtAlgo *algo,

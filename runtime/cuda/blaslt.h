@@ -34,6 +34,7 @@ typedef struct MoeCudaBlasLt {
     /* In programs with elastic values results go here first, and from here by a kernel that does nothing once a guard has stopped the
      * program: the library knows no stop flag, and what it would overwrite may be needed again. */
     MoeCuPtr staging;
+    int64_t staging_bytes;
     MoeDenseProduct *products;
     MoeCudaProduct *run; /* like products */
     size_t n_products;

@@ -272,6 +272,10 @@ MoeStatus moe_cudnn_step_staging(MoeDeviceCuda *d, int64_t bytes) {
     return NULL;
 }
 
+int64_t moe_cuda_cudnn_bytes(const MoeDeviceCuda *d) {
+    return d->cudnn ? d->cudnn->staging_bytes : 0;
+}
+
 static void *at(MoeCuPtr p, int64_t bytes) {
     return (void *)(uintptr_t)(p + (MoeCuPtr)bytes);
 }

@@ -153,8 +153,15 @@ static void cuda_leave(MoeDevice *base, MoeExec *x) {
     moe_cuda_nccl_close((MoeDeviceCuda *)base);
 }
 
+static int64_t cuda_beside(const MoeDevice *base) {
+    const MoeDeviceCuda *d = (const MoeDeviceCuda *)base;
+    return moe_cuda_blaslt_bytes(d) + moe_cuda_cudnn_bytes(d) + moe_cuda_nccl_bytes(d) +
+           moe_cuda_peers_bytes(d);
+}
+
 static const MoeDeviceOps ops = {
     .close = cuda_close,
+    .beside = cuda_beside,
     .meet = cuda_meet,
     .decide = moe_cuda_decide,
     .leave = cuda_leave,

@@ -199,10 +199,12 @@ MoeStatus moe_cuda_blaslt_run(MoeDeviceCuda *d, const MoeCudaProgram *c, const M
                               size_t i);
 bool moe_cuda_blaslt_has(const MoeCudaProgram *c, size_t i);
 void moe_cuda_blaslt_close(MoeDeviceCuda *d);
+int64_t moe_cuda_blaslt_bytes(const MoeDeviceCuda *d); /* that it takes of the device's memory */
 /* cuda/cudnn.c: step i by cuDNN, where c->attn says so, or as a part of one before it. Close: nothing is under way. */
 bool moe_cuda_cudnn_has(const MoeCudaProgram *c, size_t i);
 MoeStatus moe_cuda_cudnn_run(MoeDeviceCuda *d, const MoeCudaProgram *c, size_t i);
 void moe_cuda_cudnn_close(MoeDeviceCuda *d);
+int64_t moe_cuda_cudnn_bytes(const MoeDeviceCuda *d); /* that it takes of the device's memory */
 /* cuda/cudnn_choose.c: behind moe_cuda_decide. Collective. */
 MoeStatus moe_cuda_cudnn_decide(MoeDeviceCuda *d, MoeExec *x);
 /* cuda/blaslt_choose.c */

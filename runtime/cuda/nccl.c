@@ -146,6 +146,14 @@ MoeStatus moe_cuda_nccl_grow(MoeDeviceCuda *d, MoeNcclMemory *m, int64_t bytes, 
     return NULL;
 }
 
+int64_t moe_cuda_nccl_bytes(const MoeDeviceCuda *d) {
+    const MoeCudaNccl *c = d->nccl;
+    int64_t n = c ? c->stage.bytes + c->sums.bytes : 0;
+    for (int i = 0; c && i < c->n_flights; i++)
+        n += c->flights[i].table.bytes;
+    return n;
+}
+
 /* ---- whether there can be links ---- */
 
 /* What each rank tells all others. */

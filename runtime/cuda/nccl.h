@@ -79,6 +79,7 @@ struct MoeCudaNccl {
  * error then. */
 MoeStatus moe_cuda_nccl_open(MoeDeviceCuda *d, MoeExec *x, MoeExchange asked);
 void moe_cuda_nccl_close(MoeDeviceCuda *d); /* with or without links */
+int64_t moe_cuda_nccl_bytes(const MoeDeviceCuda *d); /* of the device's memory, NCCL's own aside */
 
 /* Waits until the stream (event) is through, as long as the other ranks live: a rank that is lost, an error of NCCL or no end in
  * sight ends the links, and the status says which. Without links nothing happens. */

@@ -63,6 +63,7 @@ typedef struct {
     MoePeerExchange *exchanges; /* [n_steps] */
     MoeCuPtr ops, lists;        /* the tables; NULL: no exchanges */
     MoeCuPtr work;              /* of folds */
+    int64_t work_bytes;
     MoeCuPtr skipped;           /* words [n_steps] */
 } MoePeerProgram;
 
@@ -88,6 +89,7 @@ void moe_cuda_peers_close(MoeDeviceCuda *d, MoeExec *x);
 MoeStatus moe_cuda_peers_await(MoeDeviceCuda *d, MoeCuEvent e);
 
 /* cuda/peer_ops.c */
+int64_t moe_cuda_peers_bytes(const MoeDeviceCuda *d); /* of the device's memory, tables aside */
 /* NULL, or why exchanges of this plan cannot be carried. Static text. */
 const char *moe_peer_refuses(const MoeExec *x);
 MoeStatus moe_peer_tables(MoeDeviceCuda *d, MoeExec *x, struct MoeCudaPeers *p);

@@ -403,6 +403,7 @@ static MoeStatus make_program(Table *t, MoePeerProgram *out) {
         return moe_error(MOE_E_NOMEM, "no memory for the tables of exchanges between ranks");
     if (t->work)
         MOE_TRY(moe_cuda_table(t->d, t->work, "gradients of experts' copies", &out->work));
+    out->work_bytes = t->work;
     for (size_t k = 0; k < t->n; k++)
         t->ops[k].work = out->work;
     return t->n ? send(t->d, t->ops, t->n * sizeof *t->ops, &out->ops) : NULL;
@@ -424,6 +425,13 @@ MoeStatus moe_peer_tables(MoeDeviceCuda *d, MoeExec *x, struct MoeCudaPeers *p) 
         free(t.ops);
     }
     return st;
+}
+
+int64_t moe_cuda_peers_bytes(const MoeDeviceCuda *d) {
+    int64_t n = 0;
+    for (size_t g = 0; d->peers && d->peers->programs && g < d->plan->n_programs; g++)
+        n += d->peers->programs[g].work_bytes;
+    return n;
 }
 
 void moe_peer_free_tables(MoeDeviceCuda *d, struct MoeCudaPeers *p) {

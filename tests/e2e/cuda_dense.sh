@@ -40,6 +40,13 @@ for dtype in f32 bf16; do
   expect "$dtype: the fastest good algorithm, for all products" one_algorithm lib.$dtype 1
   expect "$dtype: near moec's own kernels" near own.$dtype lib.$dtype $([ $dtype = f32 ] && echo 1e-5 || echo 2e-2)
 done
+takes_more() { # takes_more A B: B's run reports the library's workspace of 32 MiB, and where its results wait
+  python3 -c 'import json, sys
+a, b = (json.loads(open(p + "/log.jsonl").readline())["memory_bytes"] for p in sys.argv[1:])
+print(a, b)
+assert 32 << 20 <= b - a < 33 << 20' "$WORK/$1" "$WORK/$2"
+}
+expect "the library's memory is in what the run reports" takes_more own.bf16 lib.bf16
 expect "what runs where is said" grep -q "dense product n 32 k 32 bf16 to f32 transposed: cuBLASLt: .* TFLOP/s, moec's own kernel" "$WORK/said"
 must compile two.bf16 --dtype bf16 --micro-batches 2
 must compile ep2.bf16 --dtype bf16 --ranks 2 --expert-parallel-degree 2

@@ -191,7 +191,7 @@ MOE_SIM_EXPORT CUresult moe_sim_stream_call(CUstream s, const char *name,
                                             size_t bytes);
 /* In such a call: it took so much longer than the clock says (or less), for events. */
 MOE_SIM_EXPORT void moe_sim_clock_add(double seconds);
-/* Everything that was asked of this context's streams (NULL: of all). */
+/* Everything that was asked of this context's streams. */
 CUresult moe_sim_flush(CUcontext c);
 CUresult moe_sim_no_capture(
     void); /* CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED while a stream is captured globally */

@@ -261,11 +261,12 @@ MOE_SIM_EXPORT CUresult cuMemHostAlloc(void **out, size_t bytes, unsigned flags)
 MOE_SIM_EXPORT CUresult cuMemFreeHost(void *p) {
     CUcontext c;
     CUresult r = moe_sim_enter("cuMemFreeHost", &c);
+    if (c)
+        moe_sim_flush(c); /* first: who waits lets other threads in, which allocate and free */
     Region *g = find(p);
     if (!p || !g || g->kind != HOST || g->at != p)
         return moe_sim_leave(moe_sim_complain(
             CUDA_ERROR_INVALID_VALUE, "cuMemFreeHost of memory that no cuMemHostAlloc returned"));
-    moe_sim_flush(NULL);
     munmap(g->pages, g->page_bytes);
     *g = regions[--n_regions];
     return moe_sim_leave(r);

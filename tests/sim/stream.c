@@ -164,14 +164,34 @@ CUresult moe_sim_run_until(CUstream s, uint64_t number) {
     return r ? r : s->context->error;
 }
 
-CUresult moe_sim_flush(CUcontext c) {
-    CUresult r = c ? c->error : CUDA_SUCCESS;
-    for (CUstream s = moe_sim_streams; s; s = s->after)
-        if (!c || s->context == c) {
-            CUresult one = moe_sim_run_until(s, s->issued);
-            r = r ? r : one;
+/* One op of a stream of c. *out_left: there are any. */
+static CUresult step_any(CUcontext c, bool *out_left, bool *out_moved) {
+    CUresult r = CUDA_SUCCESS;
+    *out_left = *out_moved = false;
+    for (CUstream s = moe_sim_streams; s && !r && !*out_moved; s = s->after)
+        if (s->context == c && s->next < s->queue.n) {
+            *out_left = true;
+            r = moe_sim_step(s, out_moved);
         }
     return r;
+}
+
+/* No stream is kept in hand over a wait: its thread may destroy it meanwhile. */
+CUresult moe_sim_flush(CUcontext c) {
+    CUresult r = c->error, one = CUDA_SUCCESS;
+    int slept = 0; /* milliseconds in which nothing happened */
+    for (bool left = true, moved = true; left && (moved || !one);) {
+        one = step_any(c, &left, &moved);
+        r = r ? r : one;
+        if (one || moved || !left || drive(NULL))
+            continue;
+        moe_sim_memory_leave();
+        slept = moe_sim_wait_change(0.02) ? 0 : slept + 20;
+        if (slept >= 1000 * PATIENCE)
+            r = one = moe_sim_complain(CUDA_ERROR_UNKNOWN, "a stream waits for what never happens");
+    }
+    moe_sim_memory_leave();
+    return r ? r : c->error;
 }
 
 /* ---- asking ---- */
