@@ -57,6 +57,17 @@ typedef struct {
     Outcome *o; /* of each rank */
 } Job;
 
+/* What does not depend on the clock, member by member: outcomes are compared byte by byte, and bytes between members hold anything. */
+static void keep(const MoeStepResult *r, MoeStepResult *out) {
+    out->loss = r->loss;
+    out->ce_loss = r->ce_loss;
+    out->aux_loss = r->aux_loss;
+    out->grad_norm = r->grad_norm;
+    out->tokens = r->tokens;
+    out->has_aux = r->has_aux;
+    out->updated = r->updated;
+}
+
 static MoeStatus run_rank(void *ctx, MoeComm *comm) {
     const Job *job = ctx;
     Outcome *o = &job->o[comm->rank];
@@ -70,10 +81,10 @@ static MoeStatus run_rank(void *ctx, MoeComm *comm) {
     for (int s = 0; s < STEPS; s++) {
         MoeHyper h = hyper;
         h.step = s + 1;
-        OK(moe_exec_train_step(x, &(MoeBatch){all_ids[s], all_labels[s], job->n_seqs}, &h,
-                               &o->r[s]));
-        o->r[s].seconds = o->r[s].compute_seconds = 0;
-        ck_assert(o->r[s].updated);
+        MoeStepResult r;
+        OK(moe_exec_train_step(x, &(MoeBatch){all_ids[s], all_labels[s], job->n_seqs}, &h, &r));
+        ck_assert(r.updated);
+        keep(&r, &o->r[s]);
     }
     copy_out(x, o);
     double nll;
