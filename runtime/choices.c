@@ -94,6 +94,43 @@ MoeStatus moe_choices_share(MoeChoices *c, MoeComm *comm, const char *kind, cons
     return st;
 }
 
+MoeStatus moe_choices_same_library(MoeComm *comm, const char *name, int64_t version,
+                                   MoeStatus *opened, bool *out_usable) {
+    char what[64];
+    int64_t mine = *opened ? 0 : version, *all = malloc(sizeof mine * (size_t)comm->size);
+    snprintf(what, sizeof what, "%s's version", name);
+    MoeStatus st = moe_comm_agree(comm, all ? NULL : no_memory(), what);
+    if (!st)
+        st = moe_comm_all_gather(comm, &mine, sizeof mine, all, what);
+    *out_usable = !st;
+    for (int r = 0; r < comm->size && !st; r++)
+        *out_usable = *out_usable && all[r] && all[r] == all[0];
+    if (!st && !*out_usable && !*opened)
+        *opened = moe_error(MOE_E_INPUT, "%s is not the same on all ranks: here %lld, on rank 0 %lld",
+                            name, (long long)mine, (long long)all[0]);
+    if (st) {
+        moe_status_free(*opened);
+        *opened = NULL;
+    }
+    free(all);
+    return st;
+}
+
+MoeStatus moe_choices_refused(MoeComm *comm, MoeStatus proved, const uint8_t *ok, size_t n,
+                              const char *what, int *out) {
+    uint8_t *all = calloc(n * (size_t)comm->size + 1, 1);
+    MoeStatus st = moe_comm_agree(comm, proved || all ? proved : no_memory(), what);
+    if (!st)
+        st = moe_comm_all_gather(comm, ok, (int64_t)n, all, what);
+    for (size_t i = 0; i < n && !st; i++) {
+        out[i] = -1;
+        for (int r = comm->size - 1; r >= 0; r--)
+            out[i] = all[(size_t)r * n + i] ? out[i] : r;
+    }
+    free(all);
+    return st;
+}
+
 json_t *moe_choices_json(const MoeChoices *c) {
     json_t *a = json_array();
     for (size_t i = 0; i < c->n; i++)

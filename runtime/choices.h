@@ -11,7 +11,7 @@
  *       moe_choices_share(c, comm, kind, key, v);                 all ranks: rank 0's
  *   }
  *
- * Used by runtime/dense.c. Not for several threads at once: each rank has its own. */
+ * Used by runtime/dense.c and runtime/cuda/. Not for several threads at once: each rank has its own. */
 #ifndef MOE_RUNTIME_CHOICES_H
 #define MOE_RUNTIME_CHOICES_H
 
@@ -41,6 +41,16 @@ MoeStatus moe_choices_put(MoeChoices *c, const char *kind, const char *key, cons
 /* Collective: rank 0's value (others pass NULL) is put on all ranks, for the same kind and key on all. */
 MoeStatus moe_choices_share(MoeChoices *c, MoeComm *comm, const char *kind, const char *key,
                             const char *value);
+
+/* What a library that can be chosen must be: there on every rank, and the same. Collective. version: this rank's; *opened: what
+ * opening it said (NULL: it is open), in whose place comes, where versions differ, a status that says so. *out_usable is every
+ * rank's; it is true only where *opened is NULL. After an error *opened is NULL. */
+MoeStatus moe_choices_same_library(MoeComm *comm, const char *name, int64_t version,
+                                   MoeStatus *opened, bool *out_usable);
+/* Of n choices, out[i]: the lowest rank that cannot do what rank 0 chose, -1: all can. Collective, and takes proved, this rank's
+ * status; ok [n]: what it can do. `what` is for errors. */
+MoeStatus moe_choices_refused(MoeComm *comm, MoeStatus proved, const uint8_t *ok, size_t n,
+                              const char *what, int *out);
 
 /* The array of a manifest: [{"kind", "key", "value"}], in the order of decision; never NULL. */
 json_t *moe_choices_json(const MoeChoices *c);

@@ -279,17 +279,8 @@ static bool moves_rows(const MoePlanStep *s) {
     return s->comm[0].op == MOE_PLAN_A2A_DISPATCH || s->comm[0].op == MOE_PLAN_A2A_COMBINE;
 }
 
-static MoeStatus finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
-                        MoeExecFlight *f) {
-    MoeRequest *request = f->request;
-    const char *stage = f->stage;
-    if (x->device->links)
-        return moe_exec_device_finish(x, g, s, f);
-    f->request = NULL;
-    moe_emulate_mark(x->comm, moves_rows(s));
-    MoeStatus st = request ? moe_comm_wait(x->comm, request) : NULL;
-    moe_emulate_mark(x->comm, false);
-    MOE_TRY(st);
+MoeStatus moe_exec_fold_terms(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+                              const char *stage) {
     for (size_t i = 0; i < s->n_comm; i++) {
         if (moe_exec_is_sum(&s->comm[i]))
             MOE_TRY(moe_exec_sum_fold(x, g, &s->comm[i], stage));
@@ -297,6 +288,20 @@ static MoeStatus finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *
             MOE_TRY(moe_exec_copies_fold(x, g, &s->comm[i], stage));
         stage += moe_exec_op_stage(x, g, &s->comm[i]);
     }
+    return NULL;
+}
+
+static MoeStatus finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+                        MoeExecFlight *f) {
+    MoeRequest *request = f->request;
+    if (x->device->links)
+        return moe_exec_device_finish(x, g, s, f);
+    f->request = NULL;
+    moe_emulate_mark(x->comm, moves_rows(s));
+    MoeStatus st = request ? moe_comm_wait(x->comm, request) : NULL;
+    moe_emulate_mark(x->comm, false);
+    MOE_TRY(st);
+    MOE_TRY(moe_exec_fold_terms(x, g, s, f->stage));
     MOE_TRY(rejoin(x, g, s));
     return moe_exec_mirror_results(x, f);
 }

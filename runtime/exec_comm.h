@@ -90,6 +90,10 @@ struct MoeExecComm {
 /* exec_comm.c: staging memory of an op, now that its tables are there. */
 int64_t moe_exec_op_stage(const MoeExec *x, const MoeExecProgram *g, const MoePlanComm *o);
 
+/* What arrived in the flight's staging memory goes into sums and into the gradients of experts' copies. */
+MoeStatus moe_exec_fold_terms(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
+                              const char *stage);
+
 /* exec_comm_device.c: the exchange of step s over the device's links; its end, with sums. */
 MoeStatus moe_exec_device_begin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
                                 const MoeExecFlight *f);

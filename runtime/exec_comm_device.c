@@ -54,15 +54,8 @@ static MoeStatus rejoin(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *
 
 MoeStatus moe_exec_device_finish(MoeExec *x, const MoeExecProgram *g, const MoePlanStep *s,
                                  const MoeExecFlight *f) {
-    const char *stage = f->stage;
     MOE_TRY(x->device->links->finish(x->device, x, number_of(x, f)));
-    for (size_t i = 0; i < s->n_comm; i++) {
-        if (moe_exec_is_sum(&s->comm[i]))
-            MOE_TRY(moe_exec_sum_fold(x, g, &s->comm[i], stage));
-        if (s->comm[i].op == MOE_PLAN_FOLD_COPIES)
-            MOE_TRY(moe_exec_copies_fold(x, g, &s->comm[i], stage));
-        stage += moe_exec_op_stage(x, g, &s->comm[i]);
-    }
+    MOE_TRY(moe_exec_fold_terms(x, g, s, f->stage));
     MOE_TRY(rejoin(x, g, s, f));
     return x->profile || x->watch ? x->device->links->settle(x->device) : NULL;
 }

@@ -135,25 +135,8 @@ static MoeStatus all_emitted(Choosing *c, const MoeDenseProduct *products, size_
 static MoeStatus find_library(Choosing *c, bool *out_usable) {
     MoeComm *comm = c->x->comm;
     MoeStatus st = moe_cuda_blaslt_open(c->d);
-    int64_t mine = st ? 0 : (int64_t)c->d->blaslt->version,
-            *all = malloc(sizeof mine * (size_t)comm->size);
-    MoeStatus gathered = all ? NULL : moe_error(MOE_E_NOMEM, "no memory for versions");
-    gathered = moe_comm_agree(comm, gathered, "cuBLASLt's version");
-    if (!gathered)
-        gathered = moe_comm_all_gather(comm, &mine, sizeof mine, all, "cuBLASLt's version");
-    *out_usable = !gathered;
-    for (int r = 0; r < comm->size && !gathered; r++)
-        if (!all[r] || all[r] != all[0])
-            *out_usable = false;
-    if (!gathered && !*out_usable && !st)
-        st = moe_error(MOE_E_INPUT,
-                       "cuBLASLt is not the same on all ranks: here %lld, on rank 0 %lld",
-                       (long long)mine, (long long)all[0]);
-    free(all);
-    if (gathered) {
-        moe_status_free(st);
-        return gathered;
-    }
+    MOE_TRY(moe_choices_same_library(comm, "cuBLASLt", st ? 0 : (int64_t)c->d->blaslt->version, &st,
+                                     out_usable));
     if (*out_usable || c->mode == MOE_DENSE_CUBLASLT)
         return moe_comm_agree(comm, st, "cuBLASLt");
     if (c->speaks && st)
@@ -207,20 +190,15 @@ static MoeStatus prove(Choosing *c, uint8_t *ok) {
 
 /* A product that some rank cannot do is the kernel's on all. */
 static MoeStatus settle(Choosing *c) {
-    MoeComm *comm = c->x->comm;
     MoeCudaBlasLt *b = c->d->blaslt;
     size_t n = b->n_products;
-    uint8_t *ok = calloc(n + 1, 1), *all = calloc(n * (size_t)comm->size + 1, 1);
-    MoeStatus st = ok && all ? prove(c, ok) : moe_error(MOE_E_NOMEM, "no memory for choices");
-    st = moe_comm_agree(comm, st, "proving what runs dense products");
-    if (!st)
-        st = moe_comm_all_gather(comm, ok, (int64_t)n, all, "proving what runs dense products");
+    uint8_t *ok = calloc(n + 1, 1);
+    int *refused = calloc(n + 1, sizeof *refused);
+    MoeStatus st = ok && refused ? prove(c, ok) : moe_error(MOE_E_NOMEM, "no memory for choices");
+    st = moe_choices_refused(c->x->comm, st, ok, n, "proving what runs dense products", refused);
     for (size_t i = 0; i < n && !st; i++) {
-        int refused = -1;
         char text[MOE_CHOICE_BYTES];
-        for (int r = comm->size - 1; r >= 0; r--)
-            refused = all[(size_t)r * n + i] ? refused : r;
-        if (refused >= 0) {
+        if (refused[i] >= 0) {
             b->run[i].choice = (MoeDenseChoice){.emitted_rate = b->run[i].choice.emitted_rate};
             moe_dense_choice_text(&b->run[i].choice, text);
             st = moe_choices_put(&c->x->choices, MOE_DENSE_KIND, key_of(c, i), text);
@@ -228,13 +206,13 @@ static MoeStatus settle(Choosing *c) {
                 moe_warn(
                     "product %s: rank %d's GPU does not run rank 0's algorithm of cuBLASLt with "
                     "bits that do not depend on the rows around: moec's own kernel is used",
-                    key_of(c, i), refused);
+                    key_of(c, i), refused[i]);
         }
         if (c->speaks)
             say(c, i, &b->run[i].choice);
     }
     free(ok);
-    free(all);
+    free(refused);
     return st;
 }
 

@@ -167,24 +167,9 @@ static MoeStatus all_emitted(Choosing *c, MoeAttnKind *kinds, size_t n) {
 /* The library on this rank, and whether it is the same on all. *usable: on every rank alike. */
 static MoeStatus find_library(Choosing *c, bool *usable) {
     MoeComm *comm = c->x->comm;
-    MoeStatus st = moe_cuda_cudnn_open(c->d), got;
-    int64_t mine = st ? 0 : (int64_t)c->d->cudnn->version,
-            *all = malloc(sizeof mine * (size_t)comm->size);
-    got = moe_comm_agree(comm, all ? NULL : moe_error(MOE_E_NOMEM, "no memory for versions"),
-                         "cuDNN's version");
-    if (!got)
-        got = moe_comm_all_gather(comm, &mine, sizeof mine, all, "cuDNN's version");
-    *usable = !got;
-    for (int r = 0; r < comm->size && !got; r++)
-        *usable = *usable && all[r] && all[r] == all[0];
-    if (!got && !*usable && !st)
-        st = moe_error(MOE_E_INPUT, "cuDNN is not the same on all ranks: here %lld, on rank 0 %lld",
-                       (long long)mine, (long long)all[0]);
-    free(all);
-    if (got) {
-        moe_status_free(st);
-        return got;
-    }
+    MoeStatus st = moe_cuda_cudnn_open(c->d);
+    MOE_TRY(moe_choices_same_library(comm, "cuDNN", st ? 0 : (int64_t)c->d->cudnn->version, &st,
+                                     usable));
     if (c->mode == MOE_ATTENTION_CUDNN)
         return moe_comm_agree(comm, st, "cuDNN");
     if (c->speaks && st)
@@ -228,32 +213,28 @@ static MoeStatus prove_all(Choosing *c, uint8_t *ok) {
 
 /* A kind that some rank cannot run so is the plan's kernels' on all. */
 static MoeStatus settle(Choosing *c) {
-    MoeComm *comm = c->x->comm;
     MoeCudaCudnn *lib = c->d->cudnn;
     size_t n = lib->n_kinds;
-    uint8_t *ok = calloc(n + 1, 1), *all = calloc(n * (size_t)comm->size + 1, 1);
-    MoeStatus st = ok && all ? prove_all(c, ok) : moe_error(MOE_E_NOMEM, "no memory for choices");
-    st = moe_comm_agree(comm, st, "proving what runs attention");
-    if (!st)
-        st = moe_comm_all_gather(comm, ok, (int64_t)n, all, "proving what runs attention");
+    uint8_t *ok = calloc(n + 1, 1);
+    int *refused = calloc(n + 1, sizeof *refused);
+    MoeStatus st =
+        ok && refused ? prove_all(c, ok) : moe_error(MOE_E_NOMEM, "no memory for choices");
+    st = moe_choices_refused(c->x->comm, st, ok, n, "proving what runs attention", refused);
     for (size_t i = 0; i < n && !st; i++) {
-        int refused = -1;
-        for (int r = comm->size - 1; r >= 0; r--)
-            refused = all[(size_t)r * n + i] ? refused : r;
-        if (refused >= 0) {
+        if (refused[i] >= 0) {
             lib->kinds[i].choice.library = false;
             st = put(c, &lib->kinds[i]);
             if (c->speaks)
                 moe_warn("attention %s: rank %d's GPU does not run rank 0's form of cuDNN with "
                          "bits that "
                          "do not depend on the sequences around: moec's own kernels are used",
-                         lib->kinds[i].key, refused);
+                         lib->kinds[i].key, refused[i]);
         }
         if (c->speaks)
             say(&lib->kinds[i]);
     }
     free(ok);
-    free(all);
+    free(refused);
     return st;
 }
 
