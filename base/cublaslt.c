@@ -17,21 +17,7 @@ static const MoeDynSymbol symbols[] = {
 static const char *const sonames[] = {"libcublasLt.so.13", "libcublasLt.so.12", NULL};
 
 /* A toolkit, or the wheels nvidia-cublas and nvidia-cublas-cu12. */
-static const char *const dirs[] = {
-    "$MOEC_CUDA_PATH/lib64",
-    "$MOEC_CUDA_PATH/lib",
-    "$MOEC_CUDA_PATH",
-    "$CUDA_HOME/lib64",
-    "/usr/local/cuda/lib64",
-    "/usr/local/cuda-*/lib64",
-    "$VIRTUAL_ENV/lib/python3*/site-packages/nvidia/cu13/lib",
-    "$VIRTUAL_ENV/lib/python3*/site-packages/nvidia/cublas/lib",
-    "$HOME/.local/lib/python3*/site-packages/nvidia/cu13/lib",
-    "$HOME/.local/lib/python3*/site-packages/nvidia/cublas/lib",
-    "/usr/local/lib/python3*/dist-packages/nvidia/cu13/lib",
-    "/usr/local/lib/python3*/dist-packages/nvidia/cublas/lib",
-    NULL,
-};
+static const char *const dirs[] = {MOE_DYNLIB_TOOLKIT_DIRS("cublas"), NULL};
 
 #define INSTALL                                                                                    \
     "`pip install nvidia-cublas` in an active virtual environment, or install CUDA 12 or 13, or "  \

@@ -49,21 +49,7 @@ static const MoeDynSymbol symbols[] = {
 static const char *const sonames[] = {"libnvrtc.so.13", "libnvrtc.so.12", NULL};
 
 /* A toolkit, or the wheels nvidia-cuda-nvrtc (CUDA 13) and nvidia-cuda-nvrtc-cu12. */
-static const char *const dirs[] = {
-    "$MOEC_CUDA_PATH/lib64",
-    "$MOEC_CUDA_PATH/lib",
-    "$MOEC_CUDA_PATH",
-    "$CUDA_HOME/lib64",
-    "/usr/local/cuda/lib64",
-    "/usr/local/cuda-*/lib64",
-    "$VIRTUAL_ENV/lib/python3*/site-packages/nvidia/cu13/lib",
-    "$VIRTUAL_ENV/lib/python3*/site-packages/nvidia/cuda_nvrtc/lib",
-    "$HOME/.local/lib/python3*/site-packages/nvidia/cu13/lib",
-    "$HOME/.local/lib/python3*/site-packages/nvidia/cuda_nvrtc/lib",
-    "/usr/local/lib/python3*/dist-packages/nvidia/cu13/lib",
-    "/usr/local/lib/python3*/dist-packages/nvidia/cuda_nvrtc/lib",
-    NULL,
-};
+static const char *const dirs[] = {MOE_DYNLIB_TOOLKIT_DIRS("cuda_nvrtc"), NULL};
 
 static MoeDynLib library = {
     .what = "NVRTC, NVIDIA's compiler for kernels",
